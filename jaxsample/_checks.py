@@ -1,0 +1,95 @@
+"""The door: every public function turns its arguments into arrays of known dtype and shape here.
+
+Shapes and dtypes are wrong at trace time, with an error that names the argument. Relations are
+asserted, never a fixed rank, so that the same functions run on one row, on a batch and under
+`vmap`. Python numbers become arrays of one dtype, so that a value never compiles anew.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
+MAX_VOCAB = 2**21
+"""Up to here the mass of a row is counted without overflow."""
+
+
+def logits(value: ArrayLike, name: str = "logits") -> Array:
+    """Logits `[..., vocab]`, float32, bfloat16 or float16."""
+    array = jnp.asarray(value)
+    if array.dtype not in FLOATS:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16, got {array.dtype}")
+    if array.ndim < 1 or not 1 <= array.shape[-1] <= MAX_VOCAB:
+        raise ValueError(
+            f"{name} must have shape [..., vocab] with vocab in [1, {MAX_VOCAB}], got {array.shape}"
+        )
+    return array
+
+
+def real(name: str, value: ArrayLike, rows: Array) -> Array:
+    """A real parameter, float32, a scalar or broadcastable to the rows of `rows [..., vocab]`."""
+    return _parameter(name, value, rows, "iuf", jnp.float32, "a real number")
+
+
+def integer(name: str, value: ArrayLike, rows: Array) -> Array:
+    """An integer parameter, int32, a scalar or broadcastable to the rows of `rows [..., vocab]`."""
+    return _parameter(name, value, rows, "iu", jnp.int32, "an integer")
+
+
+def tokens(name: str, value: ArrayLike, rows: Array) -> Array:
+    """Token ids, int32, one a row of `rows [..., vocab]`."""
+    array = integer(name, value, rows)
+    chex.assert_shape(
+        array,
+        rows.shape[:-1],
+        custom_message=f"{name} must hold one token id a row",
+        exception_type=ValueError,
+    )
+    return array
+
+
+def keys(value: Any, rows: Array) -> Array:
+    """Threefry keys, one a row: a single key is split over the rows, an array of keys is kept.
+
+    Only threefry makes the bits of a key the same alone and under `vmap`, so a key of another
+    implementation lends its first two words to a threefry key.
+    """
+    shape = rows.shape[:-1]
+    array = jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if array.dtype != jnp.uint32 or array.ndim < 1:
+            raise TypeError(f"key must be a jax.random.key or raw uint32 keys, got {array.dtype}")
+        array = jax.random.wrap_key_data(array)
+    if array.shape not in ((), shape):
+        raise ValueError(
+            f"key must be one key or an array of keys of shape {shape}, one a row, got {array.shape}"
+        )
+    if jax.random.key_impl(array) != "threefry2x32":
+        array = jax.random.wrap_key_data(jax.random.key_data(array)[..., :2], impl="threefry2x32")
+    return array if array.shape == shape else jax.random.split(array, shape)
+
+
+def to_rows(parameter: Array, rows: Array) -> Array:
+    """A parameter broadcast to one value a row."""
+    return jnp.broadcast_to(parameter, rows.shape[:-1])
+
+
+def _parameter(
+    name: str, value: ArrayLike, rows: Array, kinds: str, dtype: Any, expected: str
+) -> Array:
+    array = value if isinstance(value, Array) else np.asarray(value)
+    kind = "f" if array.dtype in FLOATS else np.dtype(array.dtype).kind
+    if kind not in kinds:
+        raise TypeError(f"{name} must be {expected}, a scalar or one a row, got {array.dtype}")
+    chex.assert_is_broadcastable(
+        array.shape,
+        rows.shape[:-1],
+        custom_message=f"{name} must be a scalar or broadcast to one value a row",
+        exception_type=ValueError,
+    )
+    return jnp.asarray(array, dtype)

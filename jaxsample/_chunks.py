@@ -1,0 +1,212 @@
+"""One pass over a row: what its chunks of consecutive token ids hold.
+
+Every rule asks here for its reductions along the vocabulary. A pass reads the logits where they
+lie, in their own dtype, and turns each value into the float32 logit of the rule (`Rows.read`) on
+the way, so that nothing of the size of the logits is ever written.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxsample import _mass
+from jaxsample._mass import Mass, Scale
+
+BLOCK = 64
+"""The chunks that the ranking looks through."""
+
+CHUNK = 256
+"""The chunks of the draw."""
+
+_FOLDS = 8
+"""Slices of a chunk that are combined before the reduction: XLA compiles an elementwise operation
+and a short reduction to one vectorised loop, where a long one of integers is split in two passes
+with a copy between them."""
+
+_NAN_KEY = np.int32(0x7FFFFFFF)
+
+
+class Rows(NamedTuple):
+    """Logits that were looked over once.
+
+    Attributes:
+      logits: `[..., vocab]`, as they were given.
+      rate: float32 `[...]`, what each row is multiplied by (1 / temperature), or None.
+      block_max: float32 `[..., blocks]`, the largest logit of each block, times the rate.
+      row_max: float32 `[...]`, the largest logit of the row, times the rate; 0 on a bad row.
+      bad: bool `[...]`, rows with a NaN, with +inf or without a finite logit.
+    """
+
+    logits: Array
+    rate: Array | None
+    block_max: Array
+    row_max: Array
+    bad: Array
+
+    @property
+    def vocab(self) -> int:
+        return self.logits.shape[-1]
+
+    def read(self, raw: Array) -> Array:
+        """The float32 logits that the raw values `[..., *]` stand for."""
+        return _read(raw, self.rate)
+
+
+def look_over(logits: Array, rate: Array | None = None) -> Rows:
+    """Reads the logits once, for what every rule needs to know."""
+    raw = Rows(logits, None, *3 * (jnp.zeros(()),))
+    keys = fold(raw, lambda x, _: to_key(x), lax.max, np.int32(-(2**31)), size=BLOCK)
+    block_max = from_key(keys)
+    row_max = jnp.max(block_max, axis=-1)
+    if rate is not None:
+        # Rounding is monotone, so the largest scaled logit is the scaled largest logit.
+        block_max = _read(block_max.astype(logits.dtype), rate)
+        row_max = _round(row_max * rate, logits.dtype)
+    bad = ~jnp.isfinite(row_max)
+    return Rows(logits, rate, block_max, jnp.where(bad, 0, row_max), bad)
+
+
+def fold(
+    rows: Rows,
+    element: Callable[..., Array],
+    combine: Callable[[Any, Any], Any],
+    identity: np.generic,
+    *per_chunk: Array,
+    size: int = CHUNK,
+) -> Array:
+    """Combines `element(x, ids, *per_chunk)` over every chunk: `[..., ceil(vocab / size)]`.
+
+    `x` and `ids` are the logits and the ids of some tokens of a chunk; `per_chunk` are arrays
+    `[..., chunks]`, handed over so that they broadcast against them. The last chunk may be short.
+    """
+    lead, whole = rows.logits.shape[:-1], rows.vocab // size
+    lanes = size // _FOLDS
+
+    def part(raw: Array, first: Array, chunks: slice) -> Array:
+        ids = first + lax.broadcasted_iota(jnp.int32, raw.shape[len(lead) :], 1)
+        return element(rows.read(raw), ids, *(a[..., chunks, None] for a in per_chunk))
+
+    def reduce(x: Array) -> Array:
+        return lax.reduce(x, identity, combine, (x.ndim - 1,))
+
+    results = []
+    if whole:
+        body = rows.logits[..., : whole * size].reshape(*lead, whole, _FOLDS, lanes)
+        starts = size * jnp.arange(whole, dtype=jnp.int32)[:, None]
+        parts = [
+            part(body[..., i, :], starts + i * lanes, slice(0, whole)) for i in range(_FOLDS)
+        ]
+        results.append(reduce(functools.reduce(combine, parts)))
+    if whole * size < rows.vocab:
+        tail = rows.logits[..., None, whole * size :]
+        start = jnp.full((1, 1), whole * size, jnp.int32)
+        results.append(reduce(part(tail, start, slice(whole, None))))
+    return jnp.concatenate(results, axis=-1)
+
+
+def weigh(
+    rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None
+) -> Array:
+    """The weights of each chunk's tokens added up, int32 `[..., chunks]` for `_mass.place`.
+
+    `keep(x, ids)` tells which tokens count; without it all do.
+    """
+    row_max = None if scale.row_max is None else scale.row_max[..., None, None]
+
+    def element(x: Array, ids: Array, shift: Array) -> Array:
+        weights = _mass.weights(x, row_max, shift)
+        return weights if keep is None else jnp.where(keep(x, ids), weights, 0)
+
+    return fold(rows, element, lax.add, np.int32(0), scale.shifts)
+
+
+def mass(
+    rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None
+) -> Mass:
+    """The mass of each row's tokens, `[...]`."""
+    return _mass.total(_mass.place(weigh(rows, scale, keep), scale.shifts))
+
+
+def probability(rows: Rows) -> Scale:
+    """The scale on which tokens weigh as much as they are likely."""
+    per_chunk = CHUNK // BLOCK
+    missing = -rows.block_max.shape[-1] % per_chunk
+    widths = [(0, 0)] * (rows.block_max.ndim - 1) + [(0, missing)]
+    padded = jnp.pad(rows.block_max, widths, constant_values=-np.inf)
+    chunk_max = jnp.max(padded.reshape(*padded.shape[:-1], -1, per_chunk), axis=-1)
+    return Scale(_mass.shifts(chunk_max, rows.row_max), rows.row_max)
+
+
+def tally(rows: Rows) -> Scale:
+    """The scale on which every token weighs one unit."""
+    chunks = -(-rows.vocab // CHUNK)
+    return Scale(jnp.full((*rows.row_max.shape, chunks), _mass.NO_SHIFT, jnp.int32), None)
+
+
+def take_blocks(rows: Rows, blocks: Array, size: int) -> Array:
+    """The logits of whole chunks of a size, by their indices `[..., n]`: float32 `[..., n, size]`."""
+
+    def take(row: Array, starts: Array) -> Array:
+        return jax.vmap(lambda start: lax.dynamic_slice_in_dim(row, start, size))(starts)
+
+    raw = jnp.vectorize(take, signature="(v),(n)->(n,s)")(rows.logits, blocks * size)
+    return rows.read(raw)
+
+
+def take_chunk(rows: Rows, chunk: Array, size: int = CHUNK) -> tuple[Array, Array]:
+    """The logits of one chunk a row, by its index `[...]`, -inf beyond the vocabulary.
+
+    Returns:
+      The logits, float32 `[..., size]`, and the ids of the tokens, int32 `[..., size]`.
+    """
+    whole, short = divmod(rows.vocab, size)
+    ids = (chunk * size)[..., None] + jnp.arange(size, dtype=jnp.int32)
+    x = jnp.full(ids.shape, -jnp.inf, jnp.float32)
+    if short:
+        tail = rows.read(rows.logits[..., whole * size :])
+        widths = [(0, 0)] * (tail.ndim - 1) + [(0, size - short)]
+        x = jnp.pad(tail, widths, constant_values=-np.inf)
+    if whole:
+        inside = take_blocks(rows, chunk[..., None], size)[..., 0, :]
+        x = jnp.where((chunk < whole)[..., None], inside, x)
+    return x, ids
+
+
+def first_true(mask: Array) -> Array:
+    """The lowest index along the last axis that is True, int32 `[...]`; its length where none is."""
+    index = lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
+    return jnp.min(jnp.where(mask, index, mask.shape[-1]), axis=-1, initial=mask.shape[-1])
+
+
+def to_key(x: Array) -> Array:
+    """int32 keys in the order of the float32 values, NaN above everything."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    return jnp.where(jnp.isnan(x), _NAN_KEY, bits ^ ((bits >> 31) & _NAN_KEY))
+
+
+def from_key(key: Array) -> Array:
+    """The float32 value of a key."""
+    return lax.bitcast_convert_type(key ^ ((key >> 31) & _NAN_KEY), jnp.float32)
+
+
+def _read(raw: Array, rate: Array | None) -> Array:
+    x = raw.astype(jnp.float32)
+    if rate is not None:
+        x = x * rate.reshape(rate.shape + (1,) * (x.ndim - rate.ndim))
+        # A bound that only +inf exceeds keeps the compiler from contracting the product with a
+        # later subtraction: the logit would be rounded in one path and not in another.
+        x = jnp.minimum(x, np.finfo(np.float32).max)
+    return _round(x, raw.dtype)
+
+
+def _round(x: Array, dtype: Any) -> Array:
+    """Rounds float32 to the values of a dtype (a pair of casts could be optimised away)."""
+    if dtype == jnp.float32:
+        return x
+    info = jnp.finfo(dtype)
+    return lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=info.nmant)

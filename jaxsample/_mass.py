@@ -1,0 +1,132 @@
+"""Probability mass in exact integers, so that no sum depends on the order of its terms.
+
+A float sum rounds differently in every order, so a kept set or a draw that rests on one would
+change with the path taken, the sharding or the compiler's mood. Here the weight of a token is
+`exp(x - row_max)` rounded to an integer, and a sum of integers is the same in every order.
+
+Unit and range: a weight is kept to 23 bits below the largest weight of its chunk (`shift` says how
+far that chunk stands below the row's maximum), but never finer than `2**-FRACTION_BITS` of the
+likeliest token: a token more than 29 nats below it weighs nothing. A chunk's sum fits in 32 bits,
+a row's in two words of 32.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+_WEIGHT_BITS = 23
+"""256 weights of at most 2**23 sum to at most 2**31."""
+
+FRACTION_BITS = 42
+"""A mass counts units of 2**-42, so that 2**21 tokens of weight 1 stay below 2**63."""
+
+NO_SHIFT = FRACTION_BITS - _WEIGHT_BITS
+"""The shift at which a weight of one unit is a mass of one unit."""
+
+_LOG2_E = 1.4426950408889634
+_LIMB = 0xFFFF
+
+
+class Mass(NamedTuple):
+    """An exact mass: `high * 2**32 + low` units, both uint32 and of one shape."""
+
+    high: Array
+    low: Array
+
+
+class Scale(NamedTuple):
+    """What a token of a row weighs.
+
+    Attributes:
+      shifts: int32 `[..., chunks]`, how many powers of two below 1 each chunk's weights start.
+      row_max: float32 `[...]`, the logit of weight 1, or None: every token weighs one unit.
+    """
+
+    shifts: Array
+    row_max: Array | None
+
+
+def shifts(chunk_max: Array, row_max: Array) -> Array:
+    """The shifts `[..., chunks]` that suit the largest logits of the chunks."""
+    octaves = jnp.floor((row_max[..., None] - chunk_max) * _LOG2_E)
+    return jnp.clip(octaves, 0, NO_SHIFT).astype(jnp.int32)
+
+
+def weights(x: Array, row_max: Array | None, shift: Array) -> Array:
+    """The weights of the logits `x`, int32 in units of `2**-(23 + shift)`; ones without `row_max`."""
+    if row_max is None:
+        return jnp.ones_like(x, jnp.int32)
+    # The product with a power of two is exact, so contracting it with the sum changes nothing.
+    return (jnp.exp(x - row_max) * _power_of_two(_WEIGHT_BITS + shift) + 0.5).astype(jnp.int32)
+
+
+def place(sums: Array, shift: Array) -> Mass:
+    """The mass of `sums` (weights added up, in 32 bits) that were counted at `shift`."""
+    sums = lax.bitcast_convert_type(sums, jnp.uint32)
+    up = (NO_SHIFT - shift).astype(jnp.uint32)
+    return Mass(high=(sums >> 1) >> (31 - up), low=sums << up)
+
+
+def total(mass: Mass) -> Mass:
+    """The sum of masses along the last axis."""
+    return _carry([jnp.sum(limb, axis=-1, dtype=jnp.uint32) for limb in _limbs(mass)])
+
+
+def cumulative(mass: Mass) -> Mass:
+    """The running sums of masses along the last axis, each with its own term."""
+    return _carry([jnp.cumsum(limb, axis=-1, dtype=jnp.uint32) for limb in _limbs(mass)])
+
+
+def add(a: Mass, b: Mass) -> Mass:
+    """The sum of two masses."""
+    low = a.low + b.low
+    return Mass(a.high + b.high + (low < a.low).astype(jnp.uint32), low)
+
+
+def reaches(a: Mass, b: Mass) -> Array:
+    """Whether `a >= b`."""
+    return (a.high > b.high) | ((a.high == b.high) & (a.low >= b.low))
+
+
+def fraction(mass: Mass, p: Array) -> Mass:
+    """The share `p` (in [0, 1]) of a mass, never more than the mass itself."""
+    units = to_float(mass) * p
+    high = jnp.floor(units * 2.0**-32)
+    share = Mass(high.astype(jnp.uint32), (units - high * 2.0**32).astype(jnp.uint32))
+    whole = reaches(share, mass)
+    return Mass(*(jnp.where(whole, m, s) for m, s in zip(mass, share, strict=True)))
+
+
+def to_float(mass: Mass) -> Array:
+    """The mass in units, float32."""
+    return mass.high.astype(jnp.float32) * 2.0**32 + mass.low.astype(jnp.float32)
+
+
+def log(mass: Mass) -> Array:
+    """The logarithm of a mass relative to the likeliest token's weight, -inf where it is empty."""
+    return jnp.log(to_float(mass) * 2.0**-FRACTION_BITS)
+
+
+def log_sums(sums: Array, shift: Array) -> Array:
+    """`log(place(sums, shift))` of one chunk each."""
+    # Scaled before the logarithm and not after it: `log(s) - shift * log(2)` could be contracted.
+    scale = _power_of_two(-_WEIGHT_BITS - shift)
+    return jnp.log(lax.bitcast_convert_type(sums, jnp.uint32).astype(jnp.float32) * scale)
+
+
+def _power_of_two(exponent: Array) -> Array:
+    """`2.0**exponent`, exact (`exp2` is not)."""
+    return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
+
+
+def _limbs(mass: Mass) -> list[Array]:
+    """Four limbs of 16 bits, lowest first: 2**16 of them add up in 32 bits."""
+    return [mass.low & _LIMB, mass.low >> 16, mass.high & _LIMB, mass.high >> 16]
+
+
+def _carry(limbs: list[Array]) -> Mass:
+    for i in range(3):
+        limbs[i + 1] = limbs[i + 1] + (limbs[i] >> 16)
+    a, b, c, d = (limb & _LIMB for limb in limbs)
+    return Mass(high=c | (d << 16), low=a | (b << 16))

@@ -1,0 +1,46 @@
+"""The log of the sum of exponentials: its value from exact masses, its gradient the softmax."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsample import _mass
+from jaxsample._chunks import Rows
+from jaxsample._mass import Scale
+
+
+def logprobs(rows: Rows, scale: Scale, sums: Array, kept: Array, chosen: Array) -> Array:
+    """Log-probabilities of chosen logits under the softmax of the kept ones.
+
+    Args:
+      rows: the logits, looked over.
+      scale: the scale of `sums`.
+      sums: int32 `[..., chunks]`, the weights of the kept tokens, added up by chunk.
+      kept: `[..., vocab]`, the kept logits and -inf elsewhere, read only for the gradient.
+      chosen: `[..., n]`, the logits to normalise.
+
+    Returns:
+      float32 `[..., n]`; NaN on a bad row.
+    """
+    row_max = rows.row_max[..., None]
+    mass = _mass.total(_mass.place(sums, scale.shifts))
+    normalizer = _log_sum_exp(kept.astype(jnp.float32) - row_max, _mass.log(mass))
+    logprobs = chosen.astype(jnp.float32) - row_max - normalizer[..., None]
+    return jnp.where(rows.bad[..., None], jnp.nan, logprobs)
+
+
+@jax.custom_jvp
+def _log_sum_exp(x: Array, value: Array) -> Array:
+    """`log(sum(exp(x)))` over the last axis, whose value is known already."""
+    del x
+    return value
+
+
+@_log_sum_exp.defjvp
+def _log_sum_exp_jvp(
+    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[Array, Array]:
+    x, value = primals
+    value = _log_sum_exp(x, value)
+    softmax = jnp.exp(x - value[..., None])
+    return value, jnp.sum(softmax * tangents[0], axis=-1)

@@ -1,0 +1,161 @@
+"""Law 1: one ranking, by logit, equal logits by lower token id.
+
+A prefix of the ranking is named by its last token alone, its `Cut`. Two ways lead to one: the
+`candidates`, which the block maxima find without a second look at the row and which hold nearly
+every cut, and the `search`, a bisection over all of the row, for the others.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsample import _mass
+from jaxsample._chunks import (
+    BLOCK,
+    Rows,
+    first_true,
+    from_key,
+    mass,
+    take_blocks,
+    take_chunk,
+    to_key,
+    weigh,
+)
+from jaxsample._mass import Mass, Scale
+
+
+class Cut(NamedTuple):
+    """The last token of a prefix: its logit (float32) and its id (int32)."""
+
+    logit: Array
+    token: Array
+
+
+def is_kept(x: Array, ids: Array, cut: Cut) -> Array:
+    """Whether the tokens `[..., *]` with these logits and ids stand at or before the cut."""
+    shape = cut.logit.shape + (1,) * (x.ndim - cut.logit.ndim)
+    logit, token = cut.logit.reshape(shape), cut.token.reshape(shape)
+    return (x > logit) | ((x == logit) & (ids <= token))
+
+
+def everything(rows: Rows) -> Cut:
+    """The cut behind the last token."""
+    shape = rows.row_max.shape
+    return Cut(jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, rows.vocab, jnp.int32))
+
+
+def earlier(a: Cut, b: Cut) -> Cut:
+    """The cut of the shorter prefix."""
+    first = (a.logit > b.logit) | ((a.logit == b.logit) & (a.token < b.token))
+    return select(first, a, b)
+
+
+def select(which: Array, a: Cut, b: Cut) -> Cut:
+    """`a` where `which` holds, else `b`."""
+    return Cut(jnp.where(which, a.logit, b.logit), jnp.where(which, a.token, b.token))
+
+
+def best(rows: Rows) -> Cut:
+    """Rank 0."""
+    block = first_true(rows.block_max == rows.row_max[..., None])
+    x, _ = take_chunk(rows, block, BLOCK)
+    lane = first_true(x == rows.row_max[..., None])
+    return Cut(rows.row_max, block * BLOCK + lane)
+
+
+def candidates(rows: Rows, number: int) -> Cut:
+    """The first tokens of the ranking in order, `[..., min(number, vocab)]`.
+
+    A token outside the `number` best blocks has that many tokens before it, one in each of them.
+    """
+    whole = rows.vocab // BLOCK
+    if whole <= number:
+        x = rows.read(rows.logits)
+        ids = jnp.broadcast_to(jnp.arange(rows.vocab, dtype=jnp.int32), x.shape)
+    else:
+        _, blocks = lax.top_k(_unsigned_zero(rows.block_max[..., :whole]), number)
+        x, ids = _gather(rows, jnp.sort(blocks, axis=-1))  # top_k breaks ties by position: the id
+    logit, position = lax.top_k(_unsigned_zero(x), min(number, rows.vocab))
+    return Cut(logit, jnp.take_along_axis(ids, position, axis=-1))
+
+
+def search(rows: Rows, scale: Scale, target: Mass, needed: Array) -> Cut:
+    """The shortest prefix whose mass reaches a target.
+
+    Args:
+      rows: the logits.
+      scale: what a token weighs.
+      target: `[...]`, more than nothing and at most the mass of the whole row.
+      needed: bool `[...]`, the rows to search; the others get any cut.
+    """
+    logit = _search_logit(rows, scale, target, needed)
+    return Cut(logit, _search_token(rows, scale, target, logit))
+
+
+def _search_logit(rows: Rows, scale: Scale, target: Mass, needed: Array) -> Array:
+    """The largest logit such that the tokens at or above it reach the target, by bisection."""
+
+    def unsettled(bounds: tuple[Array, Array]) -> Array:
+        low, high = bounds
+        return jnp.any(high - 1 > low)
+
+    def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
+        logit = from_key(middle)[..., None, None]
+        reached = _mass.reaches(mass(rows, scale, lambda x, _: x >= logit), target)
+        return jnp.where(reached, middle, low), jnp.where(reached, high, middle)
+
+    high = to_key(rows.row_max) + 1
+    low = jnp.where(needed, to_key(jnp.float32(-jnp.inf)), high - 1)
+    low, _ = lax.while_loop(unsettled, halve, (low, high))
+    return from_key(low)
+
+
+def _search_token(rows: Rows, scale: Scale, target: Mass, logit: Array) -> Array:
+    """The token of this logit with which the target is reached: first its chunk, then its place."""
+    above = mass(rows, scale, lambda x, _: x > logit[..., None, None])
+    ties = weigh(rows, scale, lambda x, _: x == logit[..., None, None])
+    running = _running(above, ties, scale.shifts)
+    chunk = first_true(_mass.reaches(running, _expand(target)))
+
+    before = jax.tree.map(lambda a, r: jnp.concatenate([a[..., None], r], -1), above, running)
+    before = jax.tree.map(lambda b: _at(b, chunk), before)
+    shift = _at(scale.shifts, chunk)[..., None]
+    row_max = None if scale.row_max is None else scale.row_max[..., None]
+    x, ids = take_chunk(rows, chunk)
+    ties = jnp.where(x == logit[..., None], _mass.weights(x, row_max, shift), 0)
+    running = _running(before, ties, shift)
+    return _at(ids, first_true(_mass.reaches(running, _expand(target))))
+
+
+def _running(start: Mass, sums: Array, shifts: Array) -> Mass:
+    """The mass after each of `sums`, `[..., n]`, counted from a start `[...]`."""
+    return _mass.add(_expand(start), _mass.cumulative(_mass.place(sums, shifts)))
+
+
+def _expand(mass: Mass) -> Mass:
+    return Mass(mass.high[..., None], mass.low[..., None])
+
+
+def _at(x: Array, index: Array) -> Array:
+    """`x[..., index]`, row by row."""
+    return jnp.take_along_axis(x, index[..., None], axis=-1, mode="clip")[..., 0]
+
+
+def _gather(rows: Rows, blocks: Array) -> tuple[Array, Array]:
+    """The logits and ids of some whole blocks and of the short last one, in the order of the ids."""
+    lead, whole = blocks.shape[:-1], rows.vocab // BLOCK
+    x = take_blocks(rows, blocks, BLOCK).reshape(*lead, -1)
+    ids = (blocks[..., None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)).reshape(*lead, -1)
+    tail = rows.read(rows.logits[..., whole * BLOCK :])
+    tail_ids = jnp.arange(whole * BLOCK, rows.vocab, dtype=jnp.int32)
+    tail_ids = jnp.broadcast_to(tail_ids, tail.shape)
+    return jnp.concatenate([x, tail], axis=-1), jnp.concatenate([ids, tail_ids], axis=-1)
+
+
+def _unsigned_zero(x: Array) -> Array:
+    """-0 as 0: they are equal, but top_k tells them apart."""
+    return jnp.where(x == 0, 0, x)

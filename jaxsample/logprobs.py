@@ -1,0 +1,140 @@
+"""Log-probabilities and ranks of tokens under the softmax of the logits."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxsample import _checks, _chunks, _normalizer, _ranking
+
+
+class TopLogprobs(NamedTuple):
+    """The likeliest tokens, in the order of the ranking.
+
+    Attributes:
+      logprobs: float32 `[..., num]`.
+      tokens: int32 `[..., num]`.
+    """
+
+    logprobs: Array
+    tokens: Array
+
+
+def token_logprobs(logits: ArrayLike, tokens: ArrayLike) -> Array:
+    """The log-probability of a token of each row: `logits[token] - log(sum(exp(logits)))`.
+
+    Differentiable in the logits, to any order.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      tokens: integers `[...]` in [0, vocab).
+
+    Returns:
+      float32 `[...]`, -inf for a masked token; NaN on a bad row (a NaN, +inf or no finite logit)
+      and for a token outside the vocabulary.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    >>> import jax.numpy as jnp
+    >>> print(token_logprobs(jnp.array([1.0, 2.0]), 1).round(3))
+    -0.313
+    """
+    logits = _checks.logits(logits)
+    return _token_logprobs(logits, _checks.tokens("tokens", tokens, logits))
+
+
+@jax.jit
+def _token_logprobs(logits: Array, tokens: Array) -> Array:
+    inside = (tokens >= 0) & (tokens < logits.shape[-1])
+    logprobs = _logprobs_at(logits, tokens[..., None])[..., 0]
+    return jnp.where(inside, logprobs, jnp.nan)
+
+
+def top_logprobs(logits: ArrayLike, *, num: int) -> TopLogprobs:
+    """The `num` likeliest tokens and their log-probabilities, in the order of the ranking.
+
+    Differentiable in the logits.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      num: static, in [1, vocab].
+
+    Returns:
+      `(logprobs, tokens)`, each `[..., num]`; masked tokens come last, with -inf. On a bad row
+      (a NaN, +inf or no finite logit) NaN and -1.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype, shape or `num`; the message names the argument.
+
+    >>> import jax.numpy as jnp
+    >>> logprobs, tokens = top_logprobs(jnp.log(jnp.array([0.2, 0.5, 0.3])), num=2)
+    >>> print(jnp.exp(logprobs).round(2), tokens)
+    [0.5 0.3] [1 2]
+    """
+    logits = _checks.logits(logits)
+    vocab = logits.shape[-1]
+    if not isinstance(num, int | np.integer) or isinstance(num, bool):
+        raise TypeError(f"num must be a Python integer, got {num!r}")
+    if not 1 <= num <= vocab:
+        raise ValueError(f"num must be in [1, vocab = {vocab}], got {num}")
+    return _top_logprobs(logits, int(num))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _top_logprobs(logits: Array, num: int) -> TopLogprobs:
+    rows = _chunks.look_over(lax.stop_gradient(logits))
+    tokens = _ranking.candidates(rows, num).token
+    logprobs = _logprobs_at(logits, tokens)
+    return TopLogprobs(logprobs, jnp.where(rows.bad[..., None], -1, tokens))
+
+
+def token_ranks(logits: ArrayLike, tokens: ArrayLike) -> Array:
+    """The place of a token of each row in the ranking: by logit, equal logits by lower id.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      tokens: integers `[...]` in [0, vocab).
+
+    Returns:
+      int32 `[...]`, 0 for the greedy token; -1 on a bad row (a NaN, +inf or no finite logit) and
+      for a token outside the vocabulary.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    >>> import jax.numpy as jnp
+    >>> print(token_ranks(jnp.array([[1.0, 3.0, 3.0]] * 3), jnp.arange(3)))
+    [2 0 1]
+    """
+    logits = _checks.logits(logits)
+    return _token_ranks(logits, _checks.tokens("tokens", tokens, logits))
+
+
+@jax.jit
+def _token_ranks(logits: Array, tokens: Array) -> Array:
+    rows = _chunks.look_over(lax.stop_gradient(logits))
+    inside = (tokens >= 0) & (tokens < rows.vocab)
+    logit = rows.read(_take(rows.logits, tokens[..., None]))[..., 0]
+    cut = _ranking.Cut(logit, tokens - 1)  # the tokens before this one
+    before = _chunks.weigh(
+        rows, _chunks.tally(rows), lambda x, ids: _ranking.is_kept(x, ids, cut)
+    )
+    ranks = jnp.sum(before, axis=-1, dtype=jnp.int32)
+    return jnp.where(inside & ~rows.bad, ranks, -1)
+
+
+def _logprobs_at(logits: Array, tokens: Array) -> Array:
+    """The log-probabilities of the tokens `[..., n]`."""
+    rows = _chunks.look_over(lax.stop_gradient(logits))
+    scale = _chunks.probability(rows)
+    sums = _chunks.weigh(rows, scale)
+    return _normalizer.logprobs(rows, scale, sums, logits, _take(logits, tokens))
+
+
+def _take(logits: Array, tokens: Array) -> Array:
+    return jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")

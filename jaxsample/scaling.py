@@ -1,0 +1,58 @@
+"""Logits to logits, all tokens kept: how sharp the distribution is."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxsample import _checks, _chunks, _ranking
+
+
+def scaled_logits(logits: ArrayLike, temperature: ArrayLike) -> Array:
+    """Divides logits by a temperature: `softmax(logits / temperature)` is sharper the lower it is.
+
+    At temperature 0 only the token of rank 0 is kept, with its logit as it was: greedy decoding.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      temperature: finite and at least 0, a scalar or `[...]`, 1 is neutral. Computed as
+        `logits * (1 / temperature)` in float32.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
+      temperature outside its range or so small that a logit overflows) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Ackley, Hinton and Sejnowski, "A learning algorithm for Boltzmann machines", 1985.
+
+    >>> import jax
+    >>> for temperature in (1.0, 0.5):
+    ...     print(jax.nn.softmax(scaled_logits(jax.numpy.array([1.0, 2.0]), temperature)).round(2))
+    [0.27 0.73]
+    [0.12 0.88]
+    """
+    logits = _checks.logits(logits)
+    return _scaled_logits(logits, _checks.real("temperature", temperature, logits))
+
+
+@jax.jit
+def _scaled_logits(logits: Array, temperature: Array) -> Array:
+    temperature = _checks.to_rows(temperature, logits)
+    rate, greedy, bad = rate_of(temperature)
+    rows = _chunks.look_over(lax.stop_gradient(logits), lax.stop_gradient(rate))
+    ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
+    keep = ~greedy[..., None] | (ids == _ranking.best(rows).token[..., None])
+    keep &= logits > -jnp.inf
+    # Masked logits stay out of the product: its derivative by the temperature would be inf * 0.
+    scaled = rows._replace(rate=rate).read(jnp.where(keep, logits, 0)).astype(logits.dtype)
+    return jnp.where((bad | rows.bad)[..., None], jnp.nan, jnp.where(keep, scaled, -jnp.inf))
+
+
+def rate_of(temperature: Array) -> tuple[Array, Array, Array]:
+    """What temperatures multiply logits by (1 at temperature 0), which are greedy, which are bad."""
+    greedy = temperature == 0
+    bad = ~(temperature >= 0) | jnp.isinf(temperature)
+    return 1 / jnp.where(greedy | bad, 1, temperature), greedy, bad
