@@ -67,7 +67,7 @@ def keys(value: Any, rows: Array) -> Array:
         array = jax.random.wrap_key_data(array)
     if array.shape not in ((), shape):
         raise ValueError(
-            f"key must be one key or an array of keys of shape {shape}, one a row, got {array.shape}"
+            f"key must be one key, or keys of shape {shape}, one a row; got shape {array.shape}"
         )
     if jax.random.key_impl(array) != "threefry2x32":
         array = jax.random.wrap_key_data(jax.random.key_data(array)[..., :2], impl="threefry2x32")

@@ -28,8 +28,6 @@ _FOLDS = 8
 and a short reduction to one vectorised loop, where a long one of integers is split in two passes
 with a copy between them."""
 
-_NAN_KEY = np.int32(0x7FFFFFFF)
-
 
 class Rows(NamedTuple):
     """Logits that were looked over once.
@@ -59,75 +57,73 @@ class Rows(NamedTuple):
 
 def look_over(logits: Array, rate: Array | None = None) -> Rows:
     """Reads the logits once, for what every rule needs to know."""
-    raw = Rows(logits, None, *3 * (jnp.zeros(()),))
-    keys = fold(raw, lambda x, _: to_key(x), lax.max, np.int32(-(2**31)), size=BLOCK)
-    block_max = from_key(keys)
-    row_max = jnp.max(block_max, axis=-1)
-    if rate is not None:
-        # Rounding is monotone, so the largest scaled logit is the scaled largest logit.
-        block_max = _read(block_max.astype(logits.dtype), rate)
-        row_max = _round(row_max * rate, logits.dtype)
+    # The order of floats is the order of their keys, and integers are compared in their own width.
+    keys = fold(logits, lambda raw, _: to_key(raw), lax.max, size=BLOCK)
+    raw_max = from_key(keys, logits.dtype)
+    block_max = _read(raw_max, rate)  # rounding is monotone, so the largest stays the largest
+    row_max = jnp.max(raw_max, axis=-1).astype(jnp.float32)
+    row_max = row_max if rate is None else _round(row_max * rate, logits.dtype)
     bad = ~jnp.isfinite(row_max)
     return Rows(logits, rate, block_max, jnp.where(bad, 0, row_max), bad)
 
 
 def fold(
-    rows: Rows,
+    values: Array,
     element: Callable[..., Array],
     combine: Callable[[Any, Any], Any],
-    identity: np.generic,
     *per_chunk: Array,
     size: int = CHUNK,
 ) -> Array:
-    """Combines `element(x, ids, *per_chunk)` over every chunk: `[..., ceil(vocab / size)]`.
+    """Combines the integers `element(x, ids, *per_chunk)` over chunks: `[..., ceil(vocab / size)]`.
 
-    `x` and `ids` are the logits and the ids of some tokens of a chunk; `per_chunk` are arrays
-    `[..., chunks]`, handed over so that they broadcast against them. The last chunk may be short.
+    Args:
+      values: `[..., vocab]`.
+      element: takes some values of a chunk and their ids.
+      combine: `lax.max` or `lax.add`.
+      *per_chunk: arrays `[..., chunks]`, handed to `element` so that they broadcast.
+      size: of a chunk; the last one may be short.
     """
-    lead, whole = rows.logits.shape[:-1], rows.vocab // size
-    lanes = size // _FOLDS
+    lead, vocab = values.shape[:-1], values.shape[-1]
+    whole, lanes = vocab // size, size // _FOLDS
 
-    def part(raw: Array, first: Array, chunks: slice) -> Array:
-        ids = first + lax.broadcasted_iota(jnp.int32, raw.shape[len(lead) :], 1)
-        return element(rows.read(raw), ids, *(a[..., chunks, None] for a in per_chunk))
+    def part(x: Array, start: Array, chunks: slice) -> Array:
+        ids = start[:, None] + jnp.arange(x.shape[-1], dtype=jnp.int32)
+        return element(x, ids, *(a[..., chunks, None] for a in per_chunk))
 
     def reduce(x: Array) -> Array:
-        return lax.reduce(x, identity, combine, (x.ndim - 1,))
+        identity = 0 if combine is lax.add else jnp.iinfo(x.dtype).min
+        return lax.reduce(x, x.dtype.type(identity), combine, (x.ndim - 1,))
 
     results = []
     if whole:
-        body = rows.logits[..., : whole * size].reshape(*lead, whole, _FOLDS, lanes)
-        starts = size * jnp.arange(whole, dtype=jnp.int32)[:, None]
-        parts = [
-            part(body[..., i, :], starts + i * lanes, slice(0, whole)) for i in range(_FOLDS)
-        ]
+        body = values[..., : whole * size].reshape(*lead, whole, _FOLDS, lanes)
+        starts = size * jnp.arange(whole, dtype=jnp.int32)
+        parts = [part(body[..., i, :], starts + i * lanes, slice(whole)) for i in range(_FOLDS)]
         results.append(reduce(functools.reduce(combine, parts)))
-    if whole * size < rows.vocab:
-        tail = rows.logits[..., None, whole * size :]
-        start = jnp.full((1, 1), whole * size, jnp.int32)
-        results.append(reduce(part(tail, start, slice(whole, None))))
+    if whole * size < vocab:
+        start = jnp.full((1,), whole * size, jnp.int32)
+        results.append(reduce(part(values[..., None, whole * size :], start, slice(whole, None))))
     return jnp.concatenate(results, axis=-1)
 
 
-def weigh(
-    rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None
-) -> Array:
+def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Array:
     """The weights of each chunk's tokens added up, int32 `[..., chunks]` for `_mass.place`.
 
-    `keep(x, ids)` tells which tokens count; without it all do.
+    `keep(x, ids)` tells which tokens count; without it all do. Masked tokens never do.
     """
     row_max = None if scale.row_max is None else scale.row_max[..., None, None]
 
-    def element(x: Array, ids: Array, shift: Array) -> Array:
-        weights = _mass.weights(x, row_max, shift)
-        return weights if keep is None else jnp.where(keep(x, ids), weights, 0)
+    def element(raw: Array, ids: Array, shift: Array) -> Array:
+        x = rows.read(raw)
+        # Masked before it is weighed: the compiler would weigh a whole row ahead of a search, and
+        # write the weights down.
+        x = x if keep is None else jnp.where(keep(x, ids), x, -jnp.inf)
+        return _mass.weights(x, row_max, shift)
 
-    return fold(rows, element, lax.add, np.int32(0), scale.shifts)
+    return fold(rows.logits, element, lax.add, scale.shifts)
 
 
-def mass(
-    rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None
-) -> Mass:
+def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Mass:
     """The mass of each row's tokens, `[...]`."""
     return _mass.total(_mass.place(weigh(rows, scale, keep), scale.shifts))
 
@@ -143,13 +139,13 @@ def probability(rows: Rows) -> Scale:
 
 
 def tally(rows: Rows) -> Scale:
-    """The scale on which every token weighs one unit."""
+    """The scale on which every token weighs one unit, and a masked one nothing."""
     chunks = -(-rows.vocab // CHUNK)
     return Scale(jnp.full((*rows.row_max.shape, chunks), _mass.NO_SHIFT, jnp.int32), None)
 
 
 def take_blocks(rows: Rows, blocks: Array, size: int) -> Array:
-    """The logits of whole chunks of a size, by their indices `[..., n]`: float32 `[..., n, size]`."""
+    """The logits of whole chunks of a size, by index: `[..., n]` to float32 `[..., n, size]`."""
 
     def take(row: Array, starts: Array) -> Array:
         return jax.vmap(lambda start: lax.dynamic_slice_in_dim(row, start, size))(starts)
@@ -178,20 +174,25 @@ def take_chunk(rows: Rows, chunk: Array, size: int = CHUNK) -> tuple[Array, Arra
 
 
 def first_true(mask: Array) -> Array:
-    """The lowest index along the last axis that is True, int32 `[...]`; its length where none is."""
+    """The lowest True index of the last axis, int32 `[...]`; its length where there is none."""
     index = lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
     return jnp.min(jnp.where(mask, index, mask.shape[-1]), axis=-1, initial=mask.shape[-1])
 
 
 def to_key(x: Array) -> Array:
-    """int32 keys in the order of the float32 values, NaN above everything."""
-    bits = lax.bitcast_convert_type(x, jnp.int32)
-    return jnp.where(jnp.isnan(x), _NAN_KEY, bits ^ ((bits >> 31) & _NAN_KEY))
+    """Signed integers of the width of `x`, in the order of its values, NaN above everything."""
+    integer = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}").type
+    magnitude = jnp.iinfo(integer).max
+    infinity = integer(np.asarray(np.inf, x.dtype).view(integer))
+    bits = lax.bitcast_convert_type(x, integer)
+    key = jnp.where(bits < 0, bits ^ magnitude, bits)
+    return jnp.where((bits & magnitude) > infinity, magnitude, key)
 
 
-def from_key(key: Array) -> Array:
-    """The float32 value of a key."""
-    return lax.bitcast_convert_type(key ^ ((key >> 31) & _NAN_KEY), jnp.float32)
+def from_key(key: Array, dtype: Any = jnp.float32) -> Array:
+    """The value of a key."""
+    magnitude = jnp.iinfo(key.dtype).max
+    return lax.bitcast_convert_type(jnp.where(key < 0, key ^ magnitude, key), dtype)
 
 
 def _read(raw: Array, rate: Array | None) -> Array:

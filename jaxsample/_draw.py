@@ -39,10 +39,10 @@ def draw(keys: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
 
 
 def gumbel(keys: Array, number: int) -> Array:
-    """Standard Gumbel noise for each key, float32 `[..., number]`; noise i is the same in any number.
+    """Standard Gumbel noise for each key, float32 `[..., number]`.
 
-    From 64 random bits each: 32 give no noise above 22, and a token far below the others needs
-    more to be drawn as often as it should.
+    Noise i does not depend on the number. It has 64 random bits: 32 give no noise above 22, and
+    tokens far below the others need more to be drawn as often as they should.
     """
 
     def bits(key: Array) -> Array:

@@ -55,11 +55,11 @@ class Kept(NamedTuple):
 
     Attributes:
       sums: int32 `[..., chunks]`, its weights added up by chunk, for `_mass.place`.
-      count: int32 `[...]`, the number of its tokens.
+      num_kept: int32 `[...]`, the number of its tokens.
     """
 
     sums: Array
-    count: Array
+    num_kept: Array
 
 
 def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
@@ -116,7 +116,7 @@ def weigh_to(rows: Rows, scale: Scale, cut: Cut) -> Kept:
     """Weighs and counts the tokens up to a cut, wherever it lies."""
 
     def keep(x: Array, ids: Array) -> Array:
-        return _ranking.is_kept(x, ids, cut) & (x > -jnp.inf)
+        return _ranking.is_kept(x, ids, cut)
 
     counts = _chunks.weigh(rows, _chunks.tally(rows), keep)
     return Kept(_chunks.weigh(rows, scale, keep), jnp.sum(counts, axis=-1, dtype=jnp.int32))
@@ -147,7 +147,7 @@ def _length(rows: Rows, scale: Scale, rules: Rules, top: Cut) -> Array:
 
 
 def _mass_of_top_k(rows: Rows, scale: Scale, length: Array, masses: Mass, on: Array) -> Mass:
-    """The mass that top-p takes its share of: the candidates' up to `length`, or the whole row's."""
+    """The mass of which top-p takes a share: the first `length` candidates', or the row's."""
     size = masses.low.shape[-1]
     inside = length <= size
     index = jnp.minimum(length, size)[..., None] - 1

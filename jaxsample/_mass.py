@@ -54,9 +54,9 @@ def shifts(chunk_max: Array, row_max: Array) -> Array:
 
 
 def weights(x: Array, row_max: Array | None, shift: Array) -> Array:
-    """The weights of the logits `x`, int32 in units of `2**-(23 + shift)`; ones without `row_max`."""
+    """The weights of the logits `x`, int32 in units of `2**-(23 + shift)`; 0 at -inf."""
     if row_max is None:
-        return jnp.ones_like(x, jnp.int32)
+        return (x > -jnp.inf).astype(jnp.int32)
     # The product with a power of two is exact, so contracting it with the sum changes nothing.
     return (jnp.exp(x - row_max) * _power_of_two(_WEIGHT_BITS + shift) + 0.5).astype(jnp.int32)
 

@@ -87,7 +87,7 @@ def search(rows: Rows, scale: Scale, target: Mass, needed: Array) -> Cut:
     Args:
       rows: the logits.
       scale: what a token weighs.
-      target: `[...]`, more than nothing and at most the mass of the whole row.
+      target: `[...]`, more than nothing; one beyond the mass of the row keeps all of it.
       needed: bool `[...]`, the rows to search; the others get any cut.
     """
     logit = _search_logit(rows, scale, target, needed)
@@ -146,7 +146,7 @@ def _at(x: Array, index: Array) -> Array:
 
 
 def _gather(rows: Rows, blocks: Array) -> tuple[Array, Array]:
-    """The logits and ids of some whole blocks and of the short last one, in the order of the ids."""
+    """The logits and ids, by id, of the tokens in some whole blocks and in the short last one."""
     lead, whole = blocks.shape[:-1], rows.vocab // BLOCK
     x = take_blocks(rows, blocks, BLOCK).reshape(*lead, -1)
     ids = (blocks[..., None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)).reshape(*lead, -1)

@@ -121,10 +121,11 @@ def _token_ranks(logits: Array, tokens: Array) -> Array:
     inside = (tokens >= 0) & (tokens < rows.vocab)
     logit = rows.read(_take(rows.logits, tokens[..., None]))[..., 0]
     cut = _ranking.Cut(logit, tokens - 1)  # the tokens before this one
-    before = _chunks.weigh(
-        rows, _chunks.tally(rows), lambda x, ids: _ranking.is_kept(x, ids, cut)
-    )
-    ranks = jnp.sum(before, axis=-1, dtype=jnp.int32)
+
+    def before(raw: Array, ids: Array) -> Array:
+        return _ranking.is_kept(rows.read(raw), ids, cut).astype(jnp.int32)
+
+    ranks = jnp.sum(_chunks.fold(rows.logits, before, lax.add), axis=-1, dtype=jnp.int32)
     return jnp.where(inside & ~rows.bad, ranks, -1)
 
 

@@ -1,6 +1,7 @@
 """The canonical order in one call: temperature, top-k, top-p, min-p, draw."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -103,21 +104,22 @@ def sample(key: ArrayLike, logits: ArrayLike, params: SamplingParams) -> SampleO
     logits = _checks.logits(logits)
     if not isinstance(params, SamplingParams):
         raise TypeError(f"params must be a SamplingParams, got {type(params).__name__}")
-    arrays = {
-        name: (_checks.integer if name in _INTEGERS else _checks.real)(name, value, logits)
-        for name, value in vars(params).items()
-        if value is not None
-    }
-    return _sample(_checks.keys(key, logits), logits, SamplingParams(**arrays))
+
+    def given(name: str) -> Array | None:
+        value = getattr(params, name)
+        check = _checks.integer if name in _INTEGERS else _checks.real
+        return None if value is None else check(name, value, logits)
+
+    rules = Rules(k=given("top_k"), p=given("top_p"), min_p=given("min_p"))
+    return _sample(_checks.keys(key, logits), logits, given("temperature"), rules)
 
 
 @jax.jit
-def _sample(keys: Array, logits: Array, params: SamplingParams) -> SampleOutput:
-    params = jax.tree.map(lambda parameter: _checks.to_rows(parameter, logits), params)
+def _sample(keys: Array, logits: Array, temperature: Array | None, rules: Rules) -> SampleOutput:
     rate, greedy, bad = None, None, jnp.array(False)
-    if params.temperature is not None:
-        rate, greedy, bad = rate_of(params.temperature)
-    rules = Rules(k=params.top_k, p=params.top_p, min_p=params.min_p)
+    if temperature is not None:
+        rate, greedy, bad = rate_of(_checks.to_rows(temperature, logits))
+    rules = jax.tree.map(lambda rule: _checks.to_rows(rule, logits), rules)
     rules, outside = _kept.checked(logits.shape[-1], rules)
 
     rows = _chunks.look_over(lax.stop_gradient(logits), lax.stop_gradient(rate))
@@ -136,13 +138,11 @@ def _sample(keys: Array, logits: Array, params: SamplingParams) -> SampleOutput:
     return SampleOutput(
         tokens=jnp.where(rows.bad, -1, tokens),
         logprobs=logprobs[..., 0],
-        num_kept=jnp.where(rows.bad, 0, kept.count),
+        num_kept=jnp.where(rows.bad, 0, kept.num_kept),
     )
 
 
-def _kept_set(
-    rows: Rows, scale: Scale, rules: Rules, greedy: Array | None
-) -> tuple[Cut, Kept]:
+def _kept_set(rows: Rows, scale: Scale, rules: Rules, greedy: Array | None) -> tuple[Cut, Kept]:
     """What the rules keep, and rank 0 alone on greedy rows."""
     if any(rule is not None for rule in rules):
         if greedy is not None:
@@ -158,7 +158,7 @@ def _kept_set(
 
 _INTEGERS = ("top_k",)
 
-_RANGES = {
+_RANGES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
     "temperature": ("finite and at least 0", lambda x: np.isfinite(x) & (x >= 0)),
     "top_k": ("at least 0", lambda x: x >= 0),
     "top_p": ("in [0, 1]", lambda x: (x >= 0) & (x <= 1)),

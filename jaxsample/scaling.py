@@ -52,7 +52,7 @@ def _scaled_logits(logits: Array, temperature: Array) -> Array:
 
 
 def rate_of(temperature: Array) -> tuple[Array, Array, Array]:
-    """What temperatures multiply logits by (1 at temperature 0), which are greedy, which are bad."""
+    """What each temperature multiplies logits by, whether it is greedy, whether it is bad."""
     greedy = temperature == 0
     bad = ~(temperature >= 0) | jnp.isinf(temperature)
     return 1 / jnp.where(greedy | bad, 1, temperature), greedy, bad

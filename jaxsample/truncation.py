@@ -104,6 +104,7 @@ def min_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
 def _min_p_logits(logits: Array, p: Array) -> Array:
     rules, bad = _kept.checked(logits.shape[-1], Rules(min_p=_checks.to_rows(p, logits)))
     rows = _chunks.look_over(lax.stop_gradient(logits))
+    assert rules.min_p is not None
     return _cut_off(logits, rows, _kept.min_p_cut(rows, rules.min_p), bad)
 
 
