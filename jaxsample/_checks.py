@@ -92,4 +92,6 @@ def _parameter(
         custom_message=f"{name} must be a scalar or broadcast to one value a row",
         exception_type=ValueError,
     )
+    if dtype == jnp.int32 and array.dtype != jnp.int32:  # beyond 32 bits is beyond any vocabulary
+        array = array.clip(-(2**31) if array.dtype.kind == "i" else 0, 2**31 - 1)
     return jnp.asarray(array, dtype)

@@ -58,12 +58,13 @@ class Rows(NamedTuple):
 def look_over(logits: Array, rate: Array | None = None) -> Rows:
     """Reads the logits once, for what every rule needs to know."""
     # The order of floats is the order of their keys, and integers are compared in their own width.
-    keys = fold(logits, lambda raw, _: to_key(raw), lax.max, size=BLOCK)
+    keys = fold(logits, lambda raw, *_: to_key(raw), lax.max, size=BLOCK)
     raw_max = from_key(keys, logits.dtype)
     block_max = _read(raw_max, rate)  # rounding is monotone, so the largest stays the largest
-    row_max = jnp.max(raw_max, axis=-1).astype(jnp.float32)
-    row_max = row_max if rate is None else _round(row_max * rate, logits.dtype)
-    bad = ~jnp.isfinite(row_max)
+    row_raw_max = jnp.max(raw_max, axis=-1)
+    row_max = _read(row_raw_max, rate)
+    product = row_raw_max.astype(jnp.float32) * (1 if rate is None else rate)
+    bad = ~(jnp.isfinite(row_max) & jnp.isfinite(product))
     return Rows(logits, rate, block_max, jnp.where(bad, 0, row_max), bad)
 
 
@@ -74,21 +75,26 @@ def fold(
     *per_chunk: Array,
     size: int = CHUNK,
 ) -> Array:
-    """Combines the integers `element(x, ids, *per_chunk)` over chunks: `[..., ceil(vocab / size)]`.
+    """Combines the integers `element(x, ids, places, *per_chunk)` over chunks of consecutive ids.
 
     Args:
       values: `[..., vocab]`.
-      element: takes some values of a chunk and their ids.
+      element: takes some values, their ids and, as a NumPy constant, their places in the chunk.
       combine: `lax.max` or `lax.add`.
       *per_chunk: arrays `[..., chunks]`, handed to `element` so that they broadcast.
       size: of a chunk; the last one may be short.
+
+    Returns:
+      `[..., ceil(vocab / size)]`.
     """
     lead, vocab = values.shape[:-1], values.shape[-1]
     whole, lanes = vocab // size, size // _FOLDS
 
-    def part(x: Array, start: Array, chunks: slice) -> Array:
-        ids = start[:, None] + jnp.arange(x.shape[-1], dtype=jnp.int32)
-        return element(x, ids, *(a[..., chunks, None] for a in per_chunk))
+    def part(x: Array, places: range, chunks: range) -> Array:
+        place = np.array(places, np.int32).reshape((1,) * (x.ndim - 1) + (-1,))
+        ids = size * (chunks.start + lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 2)) + place
+        params = (a[..., chunks.start : chunks.stop, None] for a in per_chunk)
+        return element(x, ids, place, *params)
 
     def reduce(x: Array) -> Array:
         identity = 0 if combine is lax.add else jnp.iinfo(x.dtype).min
@@ -97,12 +103,14 @@ def fold(
     results = []
     if whole:
         body = values[..., : whole * size].reshape(*lead, whole, _FOLDS, lanes)
-        starts = size * jnp.arange(whole, dtype=jnp.int32)
-        parts = [part(body[..., i, :], starts + i * lanes, slice(whole)) for i in range(_FOLDS)]
+        parts = [
+            part(body[..., i, :], range(i * lanes, (i + 1) * lanes), range(whole))
+            for i in range(_FOLDS)
+        ]
         results.append(reduce(functools.reduce(combine, parts)))
-    if whole * size < vocab:
-        start = jnp.full((1,), whole * size, jnp.int32)
-        results.append(reduce(part(values[..., None, whole * size :], start, slice(whole, None))))
+    if short := vocab - whole * size:
+        tail = values[..., None, whole * size :]
+        results.append(reduce(part(tail, range(short), range(whole, whole + 1))))
     return jnp.concatenate(results, axis=-1)
 
 
@@ -113,12 +121,12 @@ def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None
     """
     row_max = None if scale.row_max is None else scale.row_max[..., None, None]
 
-    def element(raw: Array, ids: Array, shift: Array) -> Array:
+    def element(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
         x = rows.read(raw)
         # Masked before it is weighed: the compiler would weigh a whole row ahead of a search, and
         # write the weights down.
         x = x if keep is None else jnp.where(keep(x, ids), x, -jnp.inf)
-        return _mass.weights(x, row_max, shift)
+        return _mass.weights(x, places, row_max, shift)
 
     return fold(rows.logits, element, lax.add, scale.shifts)
 
@@ -130,11 +138,11 @@ def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None 
 
 def probability(rows: Rows) -> Scale:
     """The scale on which tokens weigh as much as they are likely."""
-    per_chunk = CHUNK // BLOCK
-    missing = -rows.block_max.shape[-1] % per_chunk
-    widths = [(0, 0)] * (rows.block_max.ndim - 1) + [(0, missing)]
-    padded = jnp.pad(rows.block_max, widths, constant_values=-np.inf)
-    chunk_max = jnp.max(padded.reshape(*padded.shape[:-1], -1, per_chunk), axis=-1)
+    *lead, blocks = rows.block_max.shape
+    per_chunk, chunks = CHUNK // BLOCK, -(-rows.vocab // CHUNK)
+    missing = jnp.full((*lead, chunks * per_chunk - blocks), -jnp.inf, jnp.float32)
+    block_max = jnp.concatenate([rows.block_max, missing], axis=-1)
+    chunk_max = jnp.max(block_max.reshape(*lead, chunks, per_chunk), axis=-1)
     return Scale(_mass.shifts(chunk_max, rows.row_max), rows.row_max)
 
 
@@ -161,8 +169,8 @@ def take_chunk(rows: Rows, chunk: Array, size: int = CHUNK) -> tuple[Array, Arra
       The logits, float32 `[..., size]`, and the ids of the tokens, int32 `[..., size]`.
     """
     whole, short = divmod(rows.vocab, size)
-    ids = (chunk * size)[..., None] + jnp.arange(size, dtype=jnp.int32)
-    x = jnp.full(ids.shape, -jnp.inf, jnp.float32)
+    x = jnp.full((*chunk.shape, size), -jnp.inf, jnp.float32)
+    ids = (chunk * size)[..., None] + positions(x)
     if short:
         tail = rows.read(rows.logits[..., whole * size :])
         widths = [(0, 0)] * (tail.ndim - 1) + [(0, size - short)]
@@ -173,10 +181,15 @@ def take_chunk(rows: Rows, chunk: Array, size: int = CHUNK) -> tuple[Array, Arra
     return x, ids
 
 
+def positions(x: Array) -> Array:
+    """The index of each element along the last axis, int32 in the shape of `x`."""
+    return lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+
+
 def first_true(mask: Array) -> Array:
     """The lowest True index of the last axis, int32 `[...]`; its length where there is none."""
-    index = lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
-    return jnp.min(jnp.where(mask, index, mask.shape[-1]), axis=-1, initial=mask.shape[-1])
+    index = jnp.where(mask, positions(mask), mask.shape[-1])
+    return jnp.min(index, axis=-1, initial=mask.shape[-1])
 
 
 def to_key(x: Array) -> Array:
@@ -210,4 +223,8 @@ def _round(x: Array, dtype: Any) -> Array:
     if dtype == jnp.float32:
         return x
     info = jnp.finfo(dtype)
-    return lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=info.nmant)
+    rounded = lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=info.nmant)
+    if dtype == jnp.float16:  # whose subnormals, multiples of 2**-24, would be flushed to 0
+        subnormal = (jnp.abs(x) < float(info.smallest_normal)) & (x != 0)
+        rounded = jnp.where(subnormal, jnp.rint(x * 2.0**24) * 2.0**-24, rounded)
+    return rounded

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.random import threefry_2x32
 
 from jaxsample import _mass, _ranking
 from jaxsample._chunks import CHUNK, Rows, take_chunk
@@ -29,32 +30,31 @@ def draw(keys: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
     Returns:
       int32 `[...]`; anything on a bad row.
     """
-    chunk_keys, token_keys = _split(keys)
     log_sums = _mass.log_sums(sums, scale.shifts)
-    chunk = jnp.argmax(log_sums + gumbel(chunk_keys, log_sums.shape[-1]), axis=-1).astype(jnp.int32)
+    chunk_noise, token_noise = _noise(keys, log_sums.shape[-1], CHUNK)
+    chunk = jnp.argmax(log_sums + chunk_noise, axis=-1).astype(jnp.int32)
     x, ids = take_chunk(rows, chunk)
     x = jnp.where(_ranking.is_kept(x, ids, cut), x, -jnp.inf)
-    lane = jnp.argmax(x + gumbel(token_keys, CHUNK), axis=-1).astype(jnp.int32)
+    lane = jnp.argmax(x + token_noise, axis=-1).astype(jnp.int32)
     return chunk * CHUNK + lane
 
 
-def gumbel(keys: Array, number: int) -> Array:
-    """Standard Gumbel noise for each key, float32 `[..., number]`.
+def _noise(keys: Array, *numbers: int) -> list[Array]:
+    """Streams of standard Gumbel noise, float32 `[..., number]` each.
 
-    Noise i does not depend on the number. It has 64 random bits: 32 give no noise above 22, and
-    tokens far below the others need more to be drawn as often as they should.
+    Noise i of a stream depends on the key, i and the stream's place alone. It has 64 random bits,
+    one block of the hash: 32 give no noise above 22, and tokens far below the others need more to
+    be drawn as often as they should.
     """
-
-    def bits(key: Array) -> Array:
-        return jax.random.bits(key, (number, 2), jnp.uint32)
-
-    words = jax.vmap(bits)(keys.reshape(-1)).reshape(*keys.shape, number, 2).astype(jnp.float32)
+    index = jnp.concatenate([jnp.arange(n, dtype=jnp.uint32) for n in numbers])
+    stream = jnp.concatenate([jnp.full(n, i, jnp.uint32) for i, n in enumerate(numbers)])
+    counter = jnp.concatenate([index, stream])
+    # Split once, so that JAX's checker of key reuse sees that the key is spent.
+    spent = jax.vmap(lambda key: jax.random.split(key, 1))(keys.reshape(-1))[:, 0]
+    bits = jax.vmap(lambda key: threefry_2x32(key, counter))(jax.random.key_data(spent))
+    high, low = jnp.split(bits.astype(jnp.float32), 2, axis=-1)
     # A uniform whose small values are the precise ones, since small exponentials are large noise.
-    uniform = words[..., 0] * 2.0**-32 + (words[..., 1] + 0.5) * 2.0**-64
+    uniform = high * 2.0**-32 + (low + 0.5) * 2.0**-64
     exponential = -jnp.log1p(-jnp.minimum(uniform, np.float32(1 - 2.0**-24)))
-    return -jnp.log(exponential)
-
-
-def _split(keys: Array) -> tuple[Array, Array]:
-    pairs = jax.vmap(jax.random.split)(keys.reshape(-1)).reshape(*keys.shape, 2)
-    return pairs[..., 0], pairs[..., 1]
+    noise = -jnp.log(exponential).reshape(*keys.shape, sum(numbers))
+    return jnp.split(noise, np.cumsum(numbers)[:-1], axis=-1)

@@ -103,7 +103,7 @@ def weigh(rows: Rows, scale: Scale, kept: Prefix) -> Kept:
 
     def few() -> Kept:
         top = kept.candidates
-        chosen = jnp.arange(top.logit.shape[-1]) < kept.length[..., None]
+        chosen = _chunks.positions(top.token) < kept.length[..., None]
         return Kept(
             _scatter(jnp.where(chosen, _weights(scale, top), 0), top.token // CHUNK, scale),
             jnp.sum(chosen & (top.logit > -jnp.inf), axis=-1, dtype=jnp.int32),
@@ -203,7 +203,8 @@ def _shifts(scale: Scale, tokens: Cut) -> Array:
 def _weights(scale: Scale, tokens: Cut) -> Array:
     """The weights of some tokens, int32 `[..., tokens]`."""
     assert scale.row_max is not None
-    return _mass.weights(tokens.logit, scale.row_max[..., None], _shifts(scale, tokens))
+    places, shifts = tokens.token % CHUNK, _shifts(scale, tokens)
+    return _mass.weights(tokens.logit, places, scale.row_max[..., None], shifts)
 
 
 def _scatter(weights: Array, chunks: Array, scale: Scale) -> Array:

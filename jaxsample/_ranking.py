@@ -14,10 +14,12 @@ from jax import Array, lax
 from jaxsample import _mass
 from jaxsample._chunks import (
     BLOCK,
+    CHUNK,
     Rows,
     first_true,
     from_key,
     mass,
+    positions,
     take_blocks,
     take_chunk,
     to_key,
@@ -73,7 +75,7 @@ def candidates(rows: Rows, number: int) -> Cut:
     whole = rows.vocab // BLOCK
     if whole <= number:
         x = rows.read(rows.logits)
-        ids = jnp.broadcast_to(jnp.arange(rows.vocab, dtype=jnp.int32), x.shape)
+        ids = positions(x)
     else:
         _, blocks = lax.top_k(_unsigned_zero(rows.block_max[..., :whole]), number)
         x, ids = _gather(rows, jnp.sort(blocks, axis=-1))  # top_k breaks ties by position: the id
@@ -126,7 +128,7 @@ def _search_token(rows: Rows, scale: Scale, target: Mass, logit: Array) -> Array
     shift = _at(scale.shifts, chunk)[..., None]
     row_max = None if scale.row_max is None else scale.row_max[..., None]
     x, ids = take_chunk(rows, chunk)
-    ties = jnp.where(x == logit[..., None], _mass.weights(x, row_max, shift), 0)
+    ties = jnp.where(x == logit[..., None], _mass.weights(x, ids % CHUNK, row_max, shift), 0)
     running = _running(before, ties, shift)
     return _at(ids, first_true(_mass.reaches(running, _expand(target))))
 
@@ -148,11 +150,11 @@ def _at(x: Array, index: Array) -> Array:
 def _gather(rows: Rows, blocks: Array) -> tuple[Array, Array]:
     """The logits and ids, by id, of the tokens in some whole blocks and in the short last one."""
     lead, whole = blocks.shape[:-1], rows.vocab // BLOCK
-    x = take_blocks(rows, blocks, BLOCK).reshape(*lead, -1)
-    ids = (blocks[..., None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)).reshape(*lead, -1)
+    x = take_blocks(rows, blocks, BLOCK)
+    ids = blocks[..., None] * BLOCK + positions(x)
+    x, ids = (a.reshape(*lead, blocks.shape[-1] * BLOCK) for a in (x, ids))
     tail = rows.read(rows.logits[..., whole * BLOCK :])
-    tail_ids = jnp.arange(whole * BLOCK, rows.vocab, dtype=jnp.int32)
-    tail_ids = jnp.broadcast_to(tail_ids, tail.shape)
+    tail_ids = whole * BLOCK + positions(tail)
     return jnp.concatenate([x, tail], axis=-1), jnp.concatenate([ids, tail_ids], axis=-1)
 
 

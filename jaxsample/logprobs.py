@@ -122,7 +122,7 @@ def _token_ranks(logits: Array, tokens: Array) -> Array:
     logit = rows.read(_take(rows.logits, tokens[..., None]))[..., 0]
     cut = _ranking.Cut(logit, tokens - 1)  # the tokens before this one
 
-    def before(raw: Array, ids: Array) -> Array:
+    def before(raw: Array, ids: Array, _: np.ndarray) -> Array:
         return _ranking.is_kept(rows.read(raw), ids, cut).astype(jnp.int32)
 
     ranks = jnp.sum(_chunks.fold(rows.logits, before, lax.add), axis=-1, dtype=jnp.int32)

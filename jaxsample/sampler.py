@@ -129,8 +129,8 @@ def _sample(keys: Array, logits: Array, temperature: Array | None, rules: Rules)
     tokens = _draw.draw(keys, rows, scale, kept.sums, cut)
 
     # Only the gradient reads `kept_logits`: their sum is known from `kept.sums`.
-    ids = jnp.arange(rows.vocab, dtype=jnp.int32)
-    keep = _ranking.is_kept(rows.read(logits), ids, cut) & (logits > -jnp.inf)
+    keep = _ranking.is_kept(rows.read(logits), _chunks.positions(logits), cut)
+    keep &= logits > -jnp.inf
     scaled = rows._replace(rate=rate)
     kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, logits, 0)), -jnp.inf)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")

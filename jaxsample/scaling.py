@@ -43,8 +43,8 @@ def _scaled_logits(logits: Array, temperature: Array) -> Array:
     temperature = _checks.to_rows(temperature, logits)
     rate, greedy, bad = rate_of(temperature)
     rows = _chunks.look_over(lax.stop_gradient(logits), lax.stop_gradient(rate))
-    ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    keep = ~greedy[..., None] | (ids == _ranking.best(rows).token[..., None])
+    best = _chunks.positions(logits) == _ranking.best(rows).token[..., None]
+    keep = ~greedy[..., None] | best
     keep &= logits > -jnp.inf
     # Masked logits stay out of the product: its derivative by the temperature would be inf * 0.
     scaled = rows._replace(rate=rate).read(jnp.where(keep, logits, 0)).astype(logits.dtype)

@@ -117,6 +117,5 @@ def _prefix_logits(logits: Array, rules: Rules) -> Array:
 
 def _cut_off(logits: Array, rows: Rows, cut: Cut, bad: Array) -> Array:
     """The logits up to a cut; NaN on bad rows."""
-    ids = jnp.arange(logits.shape[-1], dtype=jnp.int32)
-    keep = _ranking.is_kept(rows.read(logits), ids, cut)
+    keep = _ranking.is_kept(rows.read(logits), _chunks.positions(logits), cut)
     return jnp.where((bad | rows.bad)[..., None], jnp.nan, jnp.where(keep, logits, -jnp.inf))

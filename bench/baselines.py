@@ -1,0 +1,44 @@
+"""What code bases write today for temperature, top-k, top-p and min-p together: a sort.
+
+Written as fast as it gets without another idea: one sort serves top-k and top-p, where many sort
+for each, it sorts values without their indices, and a threshold takes the place of the scatter back
+into the vocabulary's order. Tokens that are equal at a threshold are all kept.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def sort_stack(
+    key: Array, logits: Array, temperature: Array, k: Array, p: Array, min_p: Array
+) -> Array:
+    """Draws a token of each row of `logits [batch, vocab]`, int32 `[batch]`.
+
+    Args:
+      key: one for all rows.
+      logits: any float; they are computed with in float32.
+      temperature: float32 `[batch]`, above 0.
+      k: int32 `[batch]`, in [1, vocab].
+      p: float32 `[batch]`.
+      min_p: float32 `[batch]`.
+    """
+    return jax.random.categorical(key, sort_stack_logits(logits, temperature, k, p, min_p))
+
+
+def sort_stack_logits(logits: Array, temperature: Array, k: Array, p: Array, min_p: Array) -> Array:
+    """What `sort_stack` draws from: float32 `[batch, vocab]`, -inf where a token is dropped."""
+    logits = logits.astype(jnp.float32) / temperature[:, None]
+    ranked = jnp.sort(logits, axis=-1, descending=True)
+
+    least_of_k = jnp.take_along_axis(ranked, k[:, None] - 1, axis=-1)
+    ranked = jnp.where(ranked >= least_of_k, ranked, -jnp.inf)
+
+    probabilities = jax.nn.softmax(ranked, axis=-1)
+    mass_above = jnp.cumsum(probabilities, axis=-1) - probabilities
+    nucleus = jnp.where(mass_above < p[:, None], ranked, jnp.inf)
+    least_of_p = jnp.min(nucleus, axis=-1, keepdims=True)
+
+    least_of_min_p = ranked[:, :1] + jnp.log(min_p)[:, None]
+    least = jnp.maximum(jnp.maximum(least_of_k, least_of_p), least_of_min_p)
+    return jnp.where(logits >= least, logits, -jnp.inf)

@@ -1,0 +1,107 @@
+"""The measured times as a table to read and as a document to keep."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from tabulate import tabulate
+
+import jaxsample
+from bench.timing import Timing
+from bench.works import BASELINES, Case
+
+Timings = Mapping[str, Timing]
+
+
+def headline() -> str:
+    """What was measured on, and how to read the tables."""
+    measured_on = ", ".join([device_name(), *(f"{name} {v}" for name, v in versions().items())])
+    return f"{measured_on}\nMedians of a call; 2x is twice as fast as the baseline above it."
+
+
+def table(case: Case, timings: Timings) -> str:
+    """A line a sampler: its median, and how many times as fast as each baseline it is."""
+    ratios = speedups(timings)
+    medians = [f"{name}\n{_digits(timings[name].median)} ms" for name in BASELINES]
+    lines = [
+        [name, _digits(timings[name].median), *(f"{_digits(r)}x" for r in of.values())]
+        for name, of in ratios.items()
+    ]
+    text = tabulate(
+        lines,
+        headers=["", "median ms", *medians],
+        colalign=["left", *["right"] * (1 + len(BASELINES))],
+        disable_numparse=True,
+    )
+    return f"{case}\n\n{text}"
+
+
+def document(tables: Mapping[Case, Timings]) -> dict[str, Any]:
+    """All that was measured and what it was measured on, ready for JSON."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device(),
+        "tables": [
+            {
+                **case._asdict(),
+                "milliseconds": {name: timing._asdict() for name, timing in timings.items()},
+                "times_as_fast_as": speedups(timings),
+            }
+            for case, timings in tables.items()
+        ],
+    }
+
+
+def speedups(timings: Timings) -> dict[str, dict[str, float]]:
+    """How many times as fast as each baseline each sampler is."""
+    return {
+        name: {baseline: timings[baseline].median / timing.median for baseline in BASELINES}
+        for name, timing in timings.items()
+        if name not in BASELINES
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what makes the times."""
+    return {
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "jaxlib": importlib.metadata.version("jaxlib"),
+        "jaxsample": jaxsample.__version__,
+    }
+
+
+def device() -> dict[str, Any]:
+    """Where the works run, and the processor that launches them."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+    }
+
+
+def device_name() -> str:
+    """The device in a word or two; JAX calls every processor "cpu"."""
+    found = device()
+    return str(found["processor"] if found["platform"] == "cpu" else found["kind"])
+
+
+def _processor() -> str:
+    # Python knows no model on Linux, and Linux tells it only on x86.
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (models or [platform.processor() or platform.machine()])[0]
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, and no exponent."""
+    return f"{float(f'{value:.3g}'):g}"

@@ -1,0 +1,41 @@
+"""Rows of logits of every kind that a sampler meets."""
+
+import jax.numpy as jnp
+import numpy as np
+
+DTYPES = ("float32", "bfloat16", "float16")
+KINDS = ("normal", "flat", "peaked", "ties", "equal", "masked", "one", "offset", "zeros")
+# Odd lengths, a chunk more or less, more and fewer tokens than candidates, and the blocks that
+# the ranking looks through only from 4096 tokens up.
+VOCABS = (1, 2, 63, 64, 65, 255, 256, 257, 1000, 4096, 5003)
+
+
+def make(kind: str, batch: int, vocab: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng([seed, KINDS.index(kind), vocab])
+    x = rng.normal(size=(batch, vocab))
+    if kind == "normal":
+        x *= 3
+    elif kind == "flat":
+        x *= 0.01
+    elif kind == "peaked":
+        x[np.arange(batch), rng.integers(vocab, size=batch)] += 25
+    elif kind == "ties":
+        x = np.round(x)
+    elif kind == "equal":
+        x[:] = x[:, :1]
+    elif kind == "masked":
+        x = np.where(rng.random(x.shape) < 0.7, -np.inf, x)
+        x[np.arange(batch), rng.integers(vocab, size=batch)] = 1
+    elif kind == "one":
+        x[:] = -np.inf
+        x[np.arange(batch), rng.integers(vocab, size=batch)] = rng.normal(size=batch)
+    elif kind == "offset":
+        x = x * 3 - 1000
+    elif kind == "zeros":  # 0 and -0 are one logit
+        x = rng.choice([0.0, -0.0, -1.0], size=x.shape)
+    return np.asarray(x.astype(jnp.dtype(dtype)))
+
+
+def every_kind(batch: int, vocab: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:
+    """Rows of all kinds, one below the other."""
+    return np.concatenate([make(kind, batch, vocab, dtype, seed) for kind in KINDS])

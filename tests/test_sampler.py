@@ -1,0 +1,104 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from rows import make
+
+from jaxsample import SamplingParams, sample
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"temperature": -1}, "temperature must be finite and at least 0, got -1"),
+        ({"temperature": [1, np.inf]}, r"temperature\[1\] must be finite and at least 0, got inf"),
+        ({"top_k": [[3, 4], [5, -2]]}, r"top_k\[1, 1\] must be at least 0, got -2"),
+        ({"top_p": 1.5}, r"top_p must be in \[0, 1\], got 1.5"),
+        ({"top_p": np.nan}, r"top_p must be in \[0, 1\], got nan"),
+        ({"min_p": [0.1, 0.2, -0.5]}, r"min_p\[2\] must be in \[0, 1\], got -0.5"),
+    ],
+)
+def test_validate_names_the_field_the_row_and_the_range(fields, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        SamplingParams(**fields).validate()
+
+
+def test_validate_rejects_what_is_no_number():
+    with pytest.raises(TypeError, match="top_k must hold integers, got float64"):
+        SamplingParams(top_k=0.5).validate()
+    with pytest.raises(TypeError, match="top_p must hold real numbers, got <U1"):
+        SamplingParams(top_p="x").validate()
+
+
+def test_validate_accepts_what_is_allowed():
+    SamplingParams().validate()
+    SamplingParams(temperature=[0, 1e4], top_k=jnp.array([0, 10**6]), top_p=0, min_p=1).validate()
+
+
+def test_params_are_a_pytree_whose_missing_fields_have_no_leaves():
+    params = SamplingParams(temperature=1.0, top_p=jnp.array([0.5, 0.9]))
+    assert len(jax.tree.leaves(params)) == 2
+    second = jax.tree.map(lambda x: jnp.broadcast_to(x, 2)[1], params)
+    assert second.top_k is None
+    assert second.top_p == jnp.float32(0.9)
+
+
+def test_one_token_is_kept_with_certainty():
+    x = make("normal", 4, 5003)
+    for params in (
+        SamplingParams(temperature=0),
+        SamplingParams(top_k=1),
+        SamplingParams(top_p=0.0),
+        SamplingParams(temperature=1.7, top_k=500, top_p=0.0),
+    ):
+        out = sample(KEY, x, params)
+        np.testing.assert_array_equal(out.tokens, x.argmax(-1))
+        np.testing.assert_array_equal(out.num_kept, 1)
+        np.testing.assert_array_equal(out.logprobs, 0)
+
+
+def test_num_kept_counts_the_tokens_that_can_be_drawn():
+    x = make("masked", 4, 5003)
+    finite = np.sum(x > -np.inf, axis=-1)
+    for params in (SamplingParams(), SamplingParams(top_k=4000), SamplingParams(top_p=1.0)):
+        np.testing.assert_array_equal(sample(KEY, x, params).num_kept, finite)
+
+
+def test_logprobs_are_of_the_distribution_drawn_from():
+    x = make("normal", 50, 5003)
+    out = sample(KEY, x, SamplingParams(temperature=0.7, top_k=100, top_p=0.9))
+    for row, token, logprob in zip(x, out.tokens, out.logprobs, strict=True):
+        scaled = row.astype(np.float64) / 0.7
+        kept = np.where(reference.top_k(scaled, 100), scaled, -np.inf)
+        kept = np.where(reference.top_p(kept, 0.9), kept, -np.inf)
+        np.testing.assert_allclose(logprob, reference.logprobs(kept)[token], rtol=1e-5, atol=3e-6)
+
+
+def test_an_empty_batch():
+    params = SamplingParams(temperature=np.ones(0), top_k=np.ones(0, int), top_p=0.9, min_p=0.1)
+    out = sample(KEY, jnp.zeros((0, 300)), params)
+    assert [a.shape for a in out] == [(0,)] * 3
+    assert sample(KEY, jnp.zeros((2, 0, 300)), SamplingParams()).tokens.shape == (2, 0)
+
+
+def test_logprobs_carry_the_gradient_of_the_kept_softmax():
+    x = jnp.asarray(make("normal", 3, 300))
+    key = jax.random.split(KEY, 3)
+
+    def logprob(x, temperature):
+        return jnp.sum(sample(key, x, SamplingParams(temperature=temperature, top_k=20)).logprobs)
+
+    temperature = jnp.array([0.5, 1.0, 2.0])
+    by_logits, by_temperature = jax.grad(logprob, argnums=(0, 1))(x, temperature)
+    tokens = np.asarray(sample(key, x, SamplingParams(temperature=temperature, top_k=20)).tokens)
+    for i, t in enumerate(np.asarray(temperature, np.float64)):
+        row = np.asarray(x[i], np.float64)
+        kept = np.where(reference.top_k(row, 20), row, -np.inf)
+        p = reference.softmax(kept / t)
+        onehot = np.eye(300)[tokens[i]]
+        np.testing.assert_allclose(by_logits[i], (onehot - p) / t, atol=1e-5)
+        want = -((onehot - p) @ np.where(p > 0, row, 0)) / t**2
+        np.testing.assert_allclose(by_temperature[i], want, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,129 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from rows import DTYPES, KINDS, VOCABS, every_kind, make
+
+from jaxsample import min_p_logits, top_k_logits, top_p_logits
+
+ROUNDING = 2e-6  # relative: the masses are exact sums of weights of 23 bits
+
+
+def kept(logits):
+    return np.asarray(logits).astype(np.float32) > -np.inf
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_top_k_keeps_the_first_k_of_the_ranking(vocab, dtype):
+    x = every_kind(2, vocab, dtype)
+    for k in {0, 1, 2, 63, 64, 65, 66, 300, vocab - 1, vocab, vocab + 1}:
+        want = np.stack([reference.top_k(row, k) for row in x])
+        np.testing.assert_array_equal(kept(top_k_logits(x, k)), want, err_msg=f"k={k}")
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_top_p_keeps_the_shortest_prefix_that_reaches_p(vocab, dtype):
+    x = every_kind(2, vocab, dtype)
+    for p in (0.0, 1e-6, 0.1, 0.5, 0.9, 0.95, 0.999, 1.0):
+        got = kept(top_p_logits(x, p))
+        for row, mask in zip(x, got, strict=True):
+            low, high = (reference.top_p(row, p * (1 + s * ROUNDING)) for s in (-1, 1))
+            if p == 1:
+                high = reference.top_p(row, 1)
+                low = high
+            assert (mask >= low).all() and (mask <= high).all(), (p, row)
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_min_p_keeps_what_is_likely_enough(vocab, dtype):
+    x = every_kind(2, vocab, dtype)
+    for p in (0.0, 1e-6, 0.02, 0.5, 1.0):
+        got = kept(min_p_logits(x, p))
+        for row, mask in zip(x.astype(np.float64), got, strict=True):
+            slack = 1e-6 * max(1, abs(row.max()))
+            high = (row >= row.max() + np.log(max(p, 1e-300)) - slack) & (row > -np.inf)
+            low = (row >= row.max() + np.log(max(p, 1e-300)) + slack) & (row > -np.inf)
+            low |= row == row.max()
+            assert (mask >= low).all() and (mask <= high).all(), (p, row)
+
+
+def test_an_oracle_without_slack_on_exact_probabilities():
+    p = np.array([0.5, 0.25, 0.125, 0.0625, 0.0625], np.float32)
+    want = {0.0: 1, 0.5: 1, 0.51: 2, 0.75: 2, 0.76: 3, 0.875: 3, 0.9375: 4, 0.94: 5, 1.0: 5}
+    for share, length in want.items():
+        assert kept(top_p_logits(np.log(p), share)).sum() == length, share
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_kept_stays_bit_for_bit(kind):
+    for dtype in DTYPES:
+        x = make(kind, 3, 1000, dtype)
+        for y in (top_k_logits(x, 70), top_p_logits(x, 0.8), min_p_logits(x, 0.1)):
+            assert y.dtype == x.dtype
+            y = np.asarray(y)
+            mask = kept(y)
+            np.testing.assert_array_equal(y[mask].view(np.uint8), x[mask].view(np.uint8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neutral_values_are_the_identity(kind):
+    for dtype in DTYPES:
+        x = make(kind, 3, 5003, dtype)
+        for y in (
+            top_k_logits(x, 0),
+            top_k_logits(x, 5003),
+            top_k_logits(x, 2**31 - 1),
+            top_p_logits(x, 1.0),
+            min_p_logits(x, 0.0),
+        ):
+            np.testing.assert_array_equal(np.asarray(y).view(np.uint8), x.view(np.uint8))
+
+
+def test_ties_of_bfloat16_over_a_large_vocabulary():
+    x = make("normal", 2, 128256, "bfloat16")
+    assert np.unique(x[0].astype(np.float32)).size < 3000  # full of ties
+    for k in (50, 1000):
+        want = np.stack([reference.top_k(row, k) for row in x])
+        np.testing.assert_array_equal(kept(top_k_logits(x, k)), want)
+    length = kept(top_p_logits(x, 0.9)).sum(axis=-1)
+    for row, n in zip(x, length, strict=True):
+        low, high = (reference.top_p(row, 0.9 * (1 + s * ROUNDING)).sum() for s in (-1, 1))
+        assert low <= n <= high
+
+
+def test_each_row_has_its_own_parameter():
+    x = make("normal", 4, 5003)
+    k = np.array([0, 1, 64, 500])
+    got = np.asarray(top_k_logits(x, k))
+    for i in range(4):
+        np.testing.assert_array_equal(got[i], top_k_logits(x[i], k[i]))
+    p = np.array([0.0, 0.3, 0.99, 1.0], np.float32)
+    got = np.asarray(top_p_logits(x, p))
+    for i in range(4):
+        np.testing.assert_array_equal(got[i], top_p_logits(x[i], p[i]))
+
+
+def test_rows_of_any_rank():
+    x = make("normal", 6, 257)
+    want = np.asarray(top_p_logits(x, 0.9))
+    np.testing.assert_array_equal(top_p_logits(x.reshape(2, 3, 257), 0.9).reshape(6, 257), want)
+    p = np.full((2, 1), 0.9, np.float32)
+    np.testing.assert_array_equal(top_p_logits(x.reshape(2, 3, 257), p).reshape(6, 257), want)
+    assert top_p_logits(x[:0], 0.9).shape == (0, 257)
+    assert top_k_logits(x[:0], 100).shape == (0, 257)
+
+
+def test_gradients_pass_to_kept_logits_only():
+    x = jnp.asarray(make("normal", 2, 500))
+    for transform in (
+        lambda x: top_k_logits(x, 100),
+        lambda x: top_p_logits(x, 0.9),
+        lambda x: min_p_logits(x, 0.05),
+    ):
+        y, gradient = jax.vjp(transform, x)
+        (grad,) = gradient(jnp.ones_like(y))
+        np.testing.assert_array_equal(np.asarray(grad), kept(y).astype(np.float32))
