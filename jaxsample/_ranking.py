@@ -106,8 +106,12 @@ def _search_logit(rows: Rows, scale: Scale, target: Mass, needed: Array) -> Arra
     def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
+        # Tied to the state of the loop: else the compiler scales all logits once, ahead of it, and
+        # writes them down.
+        tied, middle = lax.optimization_barrier((rows.rate, middle))
         logit = from_key(middle)[..., None, None]
-        reached = _mass.reaches(mass(rows, scale, lambda x, _: x >= logit), target)
+        above = mass(rows._replace(rate=tied), scale, lambda x, _: x >= logit)
+        reached = _mass.reaches(above, target)
         return jnp.where(reached, middle, low), jnp.where(reached, high, middle)
 
     high = to_key(rows.row_max) + 1

@@ -1,4 +1,4 @@
-"""Bad rows get token -1 and NaN and touch no other row; bad shapes and dtypes raise and say what."""
+"""Bad rows get token -1 and NaN and touch no other; bad shapes and dtypes raise and say which."""
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ def test_a_lone_bad_row_and_a_batch_of_them():
         (lambda x: js.top_k_logits(x, True), TypeError, "k must be an integer, .*got bool"),
         (lambda x: js.top_p_logits(x, "a"), TypeError, "p must be a real number"),
         (lambda x: js.min_p_logits(x, np.ones(5)), ValueError, "p must be a scalar or"),
-        (lambda x: js.token_logprobs(x, np.ones(3, int)), ValueError, "tokens must hold one"),
+        (lambda x: js.token_logprobs(x, np.ones(3, int)), ValueError, "tokens must be a scalar or"),
         (lambda x: js.token_logprobs(x, np.ones(2)), TypeError, "tokens must be an integer"),
         (lambda x: js.token_ranks(x, 1), ValueError, "tokens must hold one token id a row"),
         (lambda x: js.categorical_sample(0, x), TypeError, "key must be a jax.random.key"),

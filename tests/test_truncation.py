@@ -14,6 +14,11 @@ def kept(logits):
     return np.asarray(logits).astype(np.float32) > -np.inf
 
 
+def assert_between(low, mask, high):
+    assert (mask >= low).all()
+    assert (mask <= high).all()
+
+
 @pytest.mark.parametrize("vocab", VOCABS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_top_k_keeps_the_first_k_of_the_ranking(vocab, dtype):
@@ -30,11 +35,9 @@ def test_top_p_keeps_the_shortest_prefix_that_reaches_p(vocab, dtype):
     for p in (0.0, 1e-6, 0.1, 0.5, 0.9, 0.95, 0.999, 1.0):
         got = kept(top_p_logits(x, p))
         for row, mask in zip(x, got, strict=True):
-            low, high = (reference.top_p(row, p * (1 + s * ROUNDING)) for s in (-1, 1))
-            if p == 1:
-                high = reference.top_p(row, 1)
-                low = high
-            assert (mask >= low).all() and (mask <= high).all(), (p, row)
+            shares = (1, 1) if p == 1 else (p * (1 - ROUNDING), p * (1 + ROUNDING))
+            low, high = (reference.top_p(row, share) for share in shares)
+            assert_between(low, mask, high)
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
@@ -46,9 +49,9 @@ def test_min_p_keeps_what_is_likely_enough(vocab, dtype):
         for row, mask in zip(x.astype(np.float64), got, strict=True):
             slack = 1e-6 * max(1, abs(row.max()))
             high = (row >= row.max() + np.log(max(p, 1e-300)) - slack) & (row > -np.inf)
-            low = (row >= row.max() + np.log(max(p, 1e-300)) + slack) & (row > -np.inf)
-            low |= row == row.max()
-            assert (mask >= low).all() and (mask <= high).all(), (p, row)
+            low = (row >= row.max() + np.log(max(p, 1e-300)) + slack) | (row == row.max())
+            low &= row > -np.inf
+            assert_between(low, mask, high)
 
 
 def test_an_oracle_without_slack_on_exact_probabilities():

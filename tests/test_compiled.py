@@ -1,0 +1,150 @@
+"""What the compiler makes of it: traces, passes, sorts and memory. Facts, never wall time."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rows import make
+
+import jaxsample as js
+from jaxsample import SamplingParams, sample
+
+BATCH, VOCAB = 32, 128256
+
+
+def calls(x):
+    """Every public function on rows of one shape, as (function, arguments)."""
+    rows = x.shape[:-1]
+    keys = jax.vmap(jax.random.key)(jnp.arange(rows[0], dtype=jnp.int32))
+    real, integer = jnp.full(rows, 0.9), jnp.full(rows, 100)
+    params = SamplingParams(temperature=real, top_k=integer, top_p=real, min_p=real * 0.01)
+    return {
+        "scaled_logits": (js.scaled_logits, (x, real)),
+        "top_k_logits": (js.top_k_logits, (x, integer)),
+        "top_p_logits": (js.top_p_logits, (x, real)),
+        "min_p_logits": (js.min_p_logits, (x, real)),
+        "greedy_sample": (js.greedy_sample, (x,)),
+        "categorical_sample": (js.categorical_sample, (keys, x)),
+        "token_logprobs": (js.token_logprobs, (x, integer)),
+        "token_ranks": (js.token_ranks, (x, integer)),
+        "top_logprobs": (lambda x: js.top_logprobs(x, num=20), (x,)),
+        "sample": (sample, (keys, x, params)),
+        "sample, temperature": (sample, (keys, x, SamplingParams(temperature=real))),
+    }
+
+
+NAMES = tuple(calls(jnp.zeros((1, 2))))
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    cache = {}
+
+    def get(name, dtype):
+        if (name, dtype) not in cache:
+            function, arguments = calls(jnp.zeros((BATCH, VOCAB), dtype))[name]
+            cache[name, dtype] = jax.jit(function).lower(*arguments).compile()
+        return cache[name, dtype]
+
+    return get
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_no_row_is_sorted_and_no_batch_is_copied(compiled, name, dtype):
+    program = compiled(name, dtype).as_text()
+    for line in program.splitlines():
+        if re.search(r" (sort|custom-call)\(", line) and ("sort(" in line or "TopK" in line):
+            sizes = [int(n) for dims in re.findall(r"\[([\d,]+)\]", line) for n in dims.split(",")]
+            assert max(sizes) < VOCAB // 8, line
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_temporaries_are_a_fraction_of_the_logits(compiled, name):
+    if jax.__version_info__ < (0, 10):
+        pytest.skip("the CPU compiler before 0.10 does not fuse the passes")
+    memory = compiled(name, "float32").memory_analysis()
+    assert memory.temp_size_in_bytes < BATCH * VOCAB * 4 / 4
+
+
+@chex.assert_max_traces(n=1)
+def everything(keys, x, params):
+    tokens = sample(keys, x, params).tokens
+    y = js.min_p_logits(js.top_p_logits(js.top_k_logits(x, params.top_k), 0.9), params.min_p)
+    return tokens, js.categorical_sample(keys, js.scaled_logits(y, params.temperature))
+
+
+def test_values_never_trace_again():
+    jitted = jax.jit(everything)
+    x = make("normal", 2, 300)
+    for i in range(5):
+        params = SamplingParams(
+            temperature=np.array([0, i], np.float32),
+            top_k=np.array([i, 0], np.int32),
+            top_p=np.array([0.1 * i, 1], np.float32),
+            min_p=np.array([0, 0.2 * i], np.float32),
+        )
+        jitted(jax.random.split(jax.random.key(i), 2), x, params)
+
+
+def test_scalars_of_every_kind_share_one_program():
+    from jaxsample import truncation
+
+    x = jnp.zeros((2, 77))
+    before = truncation._top_p_logits._cache_size()
+    for p in (0.5, 1, np.float64(0.3), np.float32(0.2), jnp.float32(0.1), jnp.asarray(0.7)):
+        js.top_p_logits(x, p)
+    assert truncation._top_p_logits._cache_size() == before + 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_clean_under_every_checker(name):
+    x = jnp.asarray(make("masked", 3, 300))
+    with jax.checking_leaks(), jax.debug_nans(True), jax.debug_key_reuse(True):
+        for wrap in (lambda function: function, jax.jit):
+            function, arguments = calls(x)[name]  # fresh keys: the checker sees them spent
+            jax.block_until_ready(wrap(function)(*arguments))
+    function, arguments = calls(x)[name]
+    with jax.transfer_guard("disallow"):
+        function(*arguments)
+
+
+def test_one_key_used_twice_is_reported():
+    key, x = jax.random.key(0), jnp.zeros((2, 30))
+    with jax.debug_key_reuse(True), pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(lambda key: js.categorical_sample(key, x) + js.categorical_sample(key, x))(key)
+
+
+def test_64_bit_mode_changes_nothing():
+    x = make("normal", 9, 5003)
+    keys = jax.vmap(jax.random.key)(jnp.arange(9, dtype=jnp.uint32))
+    params = SamplingParams(temperature=0.8, top_k=100, top_p=0.95, min_p=0.001)
+    want = sample(keys, x, params)
+    with jax.enable_x64(True):
+        got = sample(keys, x, params)
+        assert [a.dtype for a in got] == [a.dtype for a in want]
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_decoding_loop_compiles_once():
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def loop(seeds, params):
+        keys = jax.vmap(jax.random.key)(seeds)
+
+        def step(carry):
+            position, logits, total = carry
+            now = jax.vmap(lambda key: jax.random.fold_in(key, position))(keys)
+            out = sample(now, logits, params)
+            return position + 1, jnp.roll(logits, 1, axis=-1), total + out.tokens
+
+        start = (jnp.int32(0), jnp.asarray(make("normal", 4, 300)), jnp.zeros(4, jnp.int32))
+        return jax.lax.while_loop(lambda carry: carry[0] < 5, step, start)[2]
+
+    first = loop(jnp.arange(4), SamplingParams(temperature=jnp.ones(4)))
+    second = loop(jnp.arange(4), SamplingParams(temperature=jnp.zeros(4)))
+    assert (first != second).any()
