@@ -186,6 +186,11 @@ def positions(x: Array) -> Array:
     return lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
 
 
+def at(x: Array, index: Array) -> Array:
+    """The element of each row `x [..., n]` at an index `[...]`."""
+    return jnp.take_along_axis(x, index[..., None], axis=-1, mode="clip")[..., 0]
+
+
 def first_true(mask: Array) -> Array:
     """The lowest True index of the last axis, int32 `[...]`; its length where there is none."""
     index = jnp.where(mask, positions(mask), mask.shape[-1])

@@ -85,8 +85,7 @@ def prefix(rows: Rows, scale: Scale, rules: Rules) -> Prefix:
     size = top.logit.shape[-1]
     length = _length(rows, scale, rules, top)
     within = (length <= size) | rows.bad
-    last = jnp.minimum(length, size)[..., None] - 1
-    cut = Cut(*(jnp.take_along_axis(a, last, axis=-1)[..., 0] for a in top))
+    cut = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), top)
     cut = _ranking.select(within, cut, _ranking.everything(rows))
     needed = ~within & _on(rows, rules)
     cut = lax.cond(
@@ -150,8 +149,7 @@ def _mass_of_top_k(rows: Rows, scale: Scale, length: Array, masses: Mass, on: Ar
     """The mass of which top-p takes a share: the first `length` candidates', or the row's."""
     size = masses.low.shape[-1]
     inside = length <= size
-    index = jnp.minimum(length, size)[..., None] - 1
-    some = jax.tree.map(lambda a: jnp.take_along_axis(a, index, axis=-1)[..., 0], masses)
+    some = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), masses)
     whole = lax.cond(
         jnp.any(on & ~inside & ~rows.bad), lambda: _chunks.mass(rows, scale), lambda: some
     )

@@ -16,6 +16,7 @@ from jaxsample._chunks import (
     BLOCK,
     CHUNK,
     Rows,
+    at,
     first_true,
     from_key,
     mass,
@@ -128,13 +129,13 @@ def _search_token(rows: Rows, scale: Scale, target: Mass, logit: Array) -> Array
     chunk = first_true(_mass.reaches(running, _expand(target)))
 
     before = jax.tree.map(lambda a, r: jnp.concatenate([a[..., None], r], -1), above, running)
-    before = jax.tree.map(lambda b: _at(b, chunk), before)
-    shift = _at(scale.shifts, chunk)[..., None]
+    before = jax.tree.map(lambda b: at(b, chunk), before)
+    shift = at(scale.shifts, chunk)[..., None]
     row_max = None if scale.row_max is None else scale.row_max[..., None]
     x, ids = take_chunk(rows, chunk)
     ties = jnp.where(x == logit[..., None], _mass.weights(x, ids % CHUNK, row_max, shift), 0)
     running = _running(before, ties, shift)
-    return _at(ids, first_true(_mass.reaches(running, _expand(target))))
+    return at(ids, first_true(_mass.reaches(running, _expand(target))))
 
 
 def _running(start: Mass, sums: Array, shifts: Array) -> Mass:
@@ -144,11 +145,6 @@ def _running(start: Mass, sums: Array, shifts: Array) -> Mass:
 
 def _expand(mass: Mass) -> Mass:
     return Mass(mass.high[..., None], mass.low[..., None])
-
-
-def _at(x: Array, index: Array) -> Array:
-    """`x[..., index]`, row by row."""
-    return jnp.take_along_axis(x, index[..., None], axis=-1, mode="clip")[..., 0]
 
 
 def _gather(rows: Rows, blocks: Array) -> tuple[Array, Array]:

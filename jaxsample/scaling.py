@@ -30,9 +30,10 @@ def scaled_logits(logits: ArrayLike, temperature: ArrayLike) -> Array:
 
     >>> import jax
     >>> for temperature in (1.0, 0.5):
-    ...     print(jax.nn.softmax(scaled_logits(jax.numpy.array([1.0, 2.0]), temperature)).round(2))
-    [0.27 0.73]
-    [0.12 0.88]
+    ...     p = jax.nn.softmax(scaled_logits(jax.numpy.array([1.0, 2.0]), temperature))
+    ...     print(f"{p[0]:.2f} {p[1]:.2f}")
+    0.27 0.73
+    0.12 0.88
     """
     logits = _checks.logits(logits)
     return _scaled_logits(logits, _checks.real("temperature", temperature, logits))
