@@ -8,6 +8,8 @@ KINDS = ("normal", "flat", "peaked", "ties", "equal", "masked", "one", "offset",
 # Odd lengths, a chunk more or less, more and fewer tokens than candidates, and the blocks that
 # the ranking looks through only from 4096 tokens up.
 VOCABS = (1, 2, 63, 64, 65, 255, 256, 257, 1000, 4096, 5003)
+# Every length in some dtype, the one that takes every path in each.
+SIZES = [(v, DTYPES[i % 3]) for i, v in enumerate(VOCABS[:-1])] + [(5003, d) for d in DTYPES]
 
 
 def make(kind: str, batch: int, vocab: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:

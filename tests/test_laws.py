@@ -56,18 +56,21 @@ def assert_fused_is_composed(keys, x, params):
 
 
 def keys_of(batch: int, seed: int = 0):
-    return jax.vmap(jax.random.key)(jnp.arange(batch) + seed * 10**6)
+    return jax.random.split(jax.random.key(seed), batch)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [1, 2, 64, 65, 257, 5003, 8192])
+@pytest.mark.parametrize(
+    ("vocab", "dtype"),
+    [(1, "float32"), (2, "float16"), (64, "bfloat16"), (65, "float32"), (257, "float16")]
+    + [(5003, "float32"), (5003, "bfloat16"), (8192, "bfloat16")],
+)
 def test_fused_is_composed(vocab, dtype):
     x = every_kind(40, vocab, dtype)
     for seed in range(3):
         assert_fused_is_composed(keys_of(len(x), seed), x, random_params(len(x), seed))
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_fused_is_composed_where_candidates_suffice(dtype):
     """No row of this batch needs the search, so the whole batch takes the fast path."""
     x = make("normal", 500, 5003, dtype)
@@ -117,7 +120,9 @@ def rows_of(params, index):
     return jax.tree.map(lambda parameter: parameter[index], params)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def batch(request):
     x = every_kind(8, 5003, request.param)[:64]
     params = random_params(64, 3)
@@ -151,11 +156,9 @@ def test_the_slot_does_not_matter(batch):
 def test_vmap_scan_and_jit_do_not_matter(batch):
     keys, x, params, want = batch
     assert_same(jax.jit(draws)(keys, x, params), want)
-    assert_same(jax.vmap(draws)(keys, x, params), want)
     by_eight = jax.tree.map(lambda a: a.reshape(8, 8, *a.shape[1:]), (keys, x, params))
     for got in (
         jax.vmap(jax.vmap(draws))(*by_eight),
-        jax.vmap(draws)(*by_eight),
         draws(*by_eight),
         jax.lax.scan(lambda _, row: (None, draws(*row)), None, by_eight)[1],
     ):
@@ -164,9 +167,10 @@ def test_vmap_scan_and_jit_do_not_matter(batch):
 
 def test_jit_can_be_disabled(batch):
     keys, x, params, want = batch
+    some = np.arange(0, 64, 8)
     with jax.disable_jit():
-        got = draws(keys[:9], jnp.asarray(x)[:9], rows_of(params, slice(9)))
-    assert_same(got, {name: tokens[:9] for name, tokens in want.items()})
+        got = draws(keys[some], jnp.asarray(x)[some], rows_of(params, some))
+    assert_same(got, {name: tokens[some] for name, tokens in want.items()})
 
 
 @pytest.mark.parametrize("columns", [1, 53, 256, 3000])

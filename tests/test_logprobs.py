@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from rows import DTYPES, KINDS, VOCABS, every_kind, make
+from rows import KINDS, SIZES, every_kind, make
 
 from jaxsample import (
     scaled_logits,
@@ -17,8 +17,7 @@ from jaxsample import (
 ROUNDING = 3e-6  # of a sum of 256 weights of 23 bits, at the worst
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocab", "dtype"), SIZES)
 def test_token_logprobs_equal_the_definition(vocab, dtype):
     x = every_kind(3, vocab, dtype)
     tokens = np.random.default_rng(0).integers(vocab, size=len(x)).astype(np.int32)
@@ -26,9 +25,9 @@ def test_token_logprobs_equal_the_definition(vocab, dtype):
     np.testing.assert_allclose(token_logprobs(x, tokens), want, rtol=1e-6, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
-def test_top_logprobs_are_the_head_of_the_ranking(vocab):
-    x = every_kind(2, vocab, "bfloat16")
+@pytest.mark.parametrize(("vocab", "dtype"), SIZES)
+def test_top_logprobs_are_the_head_of_the_ranking(vocab, dtype):
+    x = every_kind(2, vocab, dtype)
     num = min(vocab, 100)
     logprobs, tokens = top_logprobs(x, num=num)
     for row, got, ids in zip(x, np.asarray(logprobs), np.asarray(tokens), strict=True):
@@ -36,9 +35,9 @@ def test_top_logprobs_are_the_head_of_the_ranking(vocab):
         np.testing.assert_allclose(got, reference.logprobs(row)[ids], rtol=1e-6, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
-def test_token_ranks_are_places_in_the_ranking(vocab):
-    x = every_kind(3, vocab, "bfloat16")
+@pytest.mark.parametrize(("vocab", "dtype"), SIZES)
+def test_token_ranks_are_places_in_the_ranking(vocab, dtype):
+    x = every_kind(3, vocab, dtype)
     tokens = np.random.default_rng(1).integers(vocab, size=len(x)).astype(np.int32)
     want = [list(reference.ranking(row)).index(t) for row, t in zip(x, tokens, strict=True)]
     np.testing.assert_array_equal(token_ranks(x, tokens), want)

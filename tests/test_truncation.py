@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from rows import DTYPES, KINDS, VOCABS, every_kind, make
+from rows import DTYPES, SIZES, every_kind, make
 
 from jaxsample import min_p_logits, top_k_logits, top_p_logits
 
@@ -19,8 +19,7 @@ def assert_between(low, mask, high):
     assert (mask <= high).all()
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocab", "dtype"), SIZES)
 def test_top_k_keeps_the_first_k_of_the_ranking(vocab, dtype):
     x = every_kind(2, vocab, dtype)
     for k in {0, 1, 2, 63, 64, 65, 66, 300, vocab - 1, vocab, vocab + 1}:
@@ -28,8 +27,7 @@ def test_top_k_keeps_the_first_k_of_the_ranking(vocab, dtype):
         np.testing.assert_array_equal(kept(top_k_logits(x, k)), want, err_msg=f"k={k}")
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocab", "dtype"), SIZES)
 def test_top_p_keeps_the_shortest_prefix_that_reaches_p(vocab, dtype):
     x = every_kind(2, vocab, dtype)
     for p in (0.0, 1e-6, 0.1, 0.5, 0.9, 0.95, 0.999, 1.0):
@@ -40,8 +38,7 @@ def test_top_p_keeps_the_shortest_prefix_that_reaches_p(vocab, dtype):
             assert_between(low, mask, high)
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("vocab", "dtype"), SIZES)
 def test_min_p_keeps_what_is_likely_enough(vocab, dtype):
     x = every_kind(2, vocab, dtype)
     for p in (0.0, 1e-6, 0.02, 0.5, 1.0):
@@ -61,29 +58,26 @@ def test_an_oracle_without_slack_on_exact_probabilities():
         assert kept(top_p_logits(np.log(p), share)).sum() == length, share
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_kept_stays_bit_for_bit(kind):
-    for dtype in DTYPES:
-        x = make(kind, 3, 1000, dtype)
-        for y in (top_k_logits(x, 70), top_p_logits(x, 0.8), min_p_logits(x, 0.1)):
-            assert y.dtype == x.dtype
-            y = np.asarray(y)
-            mask = kept(y)
-            np.testing.assert_array_equal(y[mask].view(np.uint8), x[mask].view(np.uint8))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_kept_stays_bit_for_bit(dtype):
+    x = every_kind(2, 1000, dtype)
+    for y in (top_k_logits(x, 70), top_p_logits(x, 0.8), min_p_logits(x, 0.1)):
+        assert y.dtype == x.dtype
+        mask = kept(y)
+        np.testing.assert_array_equal(np.asarray(y)[mask].view(np.uint8), x[mask].view(np.uint8))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_neutral_values_are_the_identity(kind):
-    for dtype in DTYPES:
-        x = make(kind, 3, 5003, dtype)
-        for y in (
-            top_k_logits(x, 0),
-            top_k_logits(x, 5003),
-            top_k_logits(x, 2**31 - 1),
-            top_p_logits(x, 1.0),
-            min_p_logits(x, 0.0),
-        ):
-            np.testing.assert_array_equal(np.asarray(y).view(np.uint8), x.view(np.uint8))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_neutral_values_are_the_identity(dtype):
+    x = every_kind(2, 5003, dtype)
+    for y in (
+        top_k_logits(x, 0),
+        top_k_logits(x, 5003),
+        top_k_logits(x, 2**40),
+        top_p_logits(x, 1.0),
+        min_p_logits(x, 0.0),
+    ):
+        np.testing.assert_array_equal(np.asarray(y).view(np.uint8), x.view(np.uint8))
 
 
 def test_ties_of_bfloat16_over_a_large_vocabulary():
