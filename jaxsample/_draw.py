@@ -1,7 +1,8 @@
 """Law 2: a token is a function of the key of its row and the kept logits, and of nothing else.
 
-The Gumbel-max of all tokens, in two steps: the chunk whose log-sum-exp and noise are the largest
-sum, then the token of that chunk likewise. An exact draw from the softmax, for the noise of
+The draw goes in two steps: a chunk in proportion to its mass, then a token of the chunk in
+proportion to its exponential. Each is a race, won by the least exponential time over its rate; the
+second runs on logarithms, which is Gumbel-max. An exact draw from the softmax, for the noise of
 `vocab / 256 + 256` numbers a row.
 """
 
@@ -12,7 +13,7 @@ from jax import Array
 from jax.extend.random import threefry_2x32
 
 from jaxsample import _mass, _ranking
-from jaxsample._chunks import CHUNK, Rows, take_chunk
+from jaxsample._chunks import CHUNK, Rows, first_true, take_chunk
 from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
 
@@ -30,21 +31,20 @@ def draw(keys: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
     Returns:
       int32 `[...]`; anything on a bad row.
     """
-    log_sums = _mass.log_sums(sums, scale.shifts)
-    chunk_noise, token_noise = _noise(keys, log_sums.shape[-1], CHUNK)
-    chunk = jnp.argmax(log_sums + chunk_noise, axis=-1).astype(jnp.int32)
+    rates = _mass.rates(sums, scale.shifts)
+    chunk_times, token_times = _exponentials(keys, rates.shape[-1], CHUNK)
+    chunk = _first_least(chunk_times / rates)
     x, ids = take_chunk(rows, chunk)
     x = jnp.where(_ranking.is_kept(x, ids, cut), x, -jnp.inf)
-    lane = jnp.argmax(x + token_noise, axis=-1).astype(jnp.int32)
-    return chunk * CHUNK + lane
+    return chunk * CHUNK + _first_least(jnp.log(token_times) - x)
 
 
-def _noise(keys: Array, *numbers: int) -> list[Array]:
-    """Streams of standard Gumbel noise, float32 `[..., number]` each.
+def _exponentials(keys: Array, *numbers: int) -> list[Array]:
+    """Streams of standard exponential noise, float32 `[..., number]` each.
 
     Noise i of a stream depends on the key, i and the stream's place alone. It has 64 random bits,
-    one block of the hash: 32 give no noise above 22, and tokens far below the others need more to
-    be drawn as often as they should.
+    one block of the hash: 32 give nothing below 1e-10, and tokens far below the others need less
+    to be drawn as often as they should.
     """
     index = jnp.concatenate([jnp.arange(n, dtype=jnp.uint32) for n in numbers])
     stream = jnp.concatenate([jnp.full(n, i, jnp.uint32) for i, n in enumerate(numbers)])
@@ -53,8 +53,12 @@ def _noise(keys: Array, *numbers: int) -> list[Array]:
     spent = jax.vmap(lambda key: jax.random.split(key, 1))(keys.reshape(-1))[:, 0]
     bits = jax.vmap(lambda key: threefry_2x32(key, counter))(jax.random.key_data(spent))
     high, low = jnp.split(bits.astype(jnp.float32), 2, axis=-1)
-    # A uniform whose small values are the precise ones, since small exponentials are large noise.
+    # A uniform whose small values are precise makes exponentials whose small values are.
     uniform = high * 2.0**-32 + (low + 0.5) * 2.0**-64
-    exponential = -jnp.log1p(-jnp.minimum(uniform, np.float32(1 - 2.0**-24)))
-    noise = -jnp.log(exponential).reshape(*keys.shape, sum(numbers))
-    return jnp.split(noise, np.cumsum(numbers)[:-1], axis=-1)
+    times = -jnp.log1p(-jnp.minimum(uniform, np.float32(1 - 2.0**-24)))
+    return jnp.split(times.reshape(*keys.shape, sum(numbers)), np.cumsum(numbers)[:-1], axis=-1)
+
+
+def _first_least(x: Array) -> Array:
+    """The lowest index of each row's least value, which `argmin` takes longer to find."""
+    return first_true(x == jnp.min(x, axis=-1, keepdims=True))

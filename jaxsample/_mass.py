@@ -131,11 +131,10 @@ def log(mass: Mass) -> Array:
     return jnp.log(to_float(mass) * 2.0**-FRACTION_BITS)
 
 
-def log_sums(sums: Array, shift: Array) -> Array:
-    """`log(place(sums, shift))` of one chunk each."""
-    # Scaled before the logarithm and not after it: `log(s) - shift * log(2)` could be contracted.
+def rates(sums: Array, shift: Array) -> Array:
+    """The masses of single chunks, float32, relative to the likeliest token's weight."""
     scale = _power_of_two(-_WEIGHT_BITS - shift)
-    return jnp.log(lax.bitcast_convert_type(sums, jnp.uint32).astype(jnp.float32) * scale)
+    return lax.bitcast_convert_type(sums, jnp.uint32).astype(jnp.float32) * scale
 
 
 def _exp2(x: Array) -> Array:
