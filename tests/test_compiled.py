@@ -52,14 +52,13 @@ def compiled():
     return get
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_row_is_sorted_and_no_batch_is_copied(compiled, name, dtype):
-    program = compiled(name, dtype).as_text()
-    for line in program.splitlines():
-        if re.search(r" (sort|custom-call)\(", line) and ("sort(" in line or "TopK" in line):
+def test_no_row_is_sorted(compiled, name, dtype):
+    for line in compiled(name, dtype).as_text().splitlines():
+        if "sort(" in line or "TopK" in line:
             sizes = [int(n) for dims in re.findall(r"\[([\d,]+)\]", line) for n in dims.split(",")]
-            assert max(sizes) < VOCAB // 8, line
+            assert max(sizes, default=0) < VOCAB // 8, line
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -103,13 +102,12 @@ def test_scalars_of_every_kind_share_one_program():
 @pytest.mark.parametrize("name", NAMES)
 def test_clean_under_every_checker(name):
     x = jnp.asarray(make("masked", 3, 300))
-    with jax.checking_leaks(), jax.debug_nans(True), jax.debug_key_reuse(True):
-        for wrap in (lambda function: function, jax.jit):
-            function, arguments = calls(x)[name]  # fresh keys: the checker sees them spent
-            jax.block_until_ready(wrap(function)(*arguments))
     function, arguments = calls(x)[name]
+    with jax.checking_leaks(), jax.debug_nans(True), jax.debug_key_reuse(True):
+        jax.block_until_ready(jax.jit(function)(*arguments))
+    function, arguments = calls(x)[name]  # fresh keys: the checker saw those spent
     with jax.transfer_guard("disallow"):
-        function(*arguments)
+        jax.block_until_ready(function(*arguments))
 
 
 def test_one_key_used_twice_is_reported():

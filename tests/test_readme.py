@@ -1,0 +1,27 @@
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_decoding_loop_runs_as_written():
+    code = re.search(r"## A decoding loop\n\n```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
+    assert len(code.strip().splitlines()) <= 20
+
+    def model(cache, tokens, position):
+        logits = jax.random.normal(jax.random.fold_in(jax.random.key(0), position), (50,))
+        return jnp.broadcast_to(logits, (3, 50)), cache
+
+    scope = {"model": model, "END": 0}
+    exec(code, scope)
+    start, seeds = jnp.zeros((3, 50)), jnp.array([3, 4, 5])
+    tokens = np.asarray(scope["decode"]((), start, seeds, scope["params"], 20))
+    assert tokens.shape == (3, 256)
+    for row in tokens:  # nothing after the end, and something before it in one row at least
+        assert (row[20:] == 0).all()
+        assert (row[np.argmax(row == 0) :] == 0).all()
+    assert (tokens != 0).any()
