@@ -62,8 +62,12 @@ def keys(value: Any, rows: Array) -> Array:
     shape = rows.shape[:-1]
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        if array.dtype != jnp.uint32 or array.ndim < 1:
-            raise TypeError(f"key must be a jax.random.key or raw uint32 keys, got {array.dtype}")
+        words = jax.random.key_data(jax.random.key(0)).shape[-1]
+        if array.dtype != jnp.uint32 or array.shape[-1:] != (words,):
+            raise TypeError(
+                f"key must be a jax.random.key or raw uint32 keys of shape [..., {words}], "
+                f"got {array.dtype} of shape {array.shape}"
+            )
         array = jax.random.wrap_key_data(array)
     if array.shape not in ((), shape):
         raise ValueError(
@@ -72,6 +76,11 @@ def keys(value: Any, rows: Array) -> Array:
     if jax.random.key_impl(array) != "threefry2x32":
         array = jax.random.wrap_key_data(jax.random.key_data(array)[..., :2], impl="threefry2x32")
     return array if array.shape == shape else jax.random.split(array, shape)
+
+
+def kind(array: Array | np.ndarray) -> str:
+    """NumPy's letter for a kind of dtype, in which bfloat16 is a float like any other."""
+    return "f" if array.dtype in FLOATS else np.dtype(array.dtype).kind
 
 
 def to_rows(parameter: Array, rows: Array) -> Array:
@@ -83,8 +92,7 @@ def _parameter(
     name: str, value: ArrayLike, rows: Array, kinds: str, dtype: Any, expected: str
 ) -> Array:
     array = value if isinstance(value, Array) else np.asarray(value)
-    kind = "f" if array.dtype in FLOATS else np.dtype(array.dtype).kind
-    if kind not in kinds:
+    if kind(array) not in kinds:
         raise TypeError(f"{name} must be {expected}, a scalar or one a row, got {array.dtype}")
     chex.assert_is_broadcastable(
         array.shape,
@@ -92,6 +100,8 @@ def _parameter(
         custom_message=f"{name} must be a scalar or broadcast to one value a row",
         exception_type=ValueError,
     )
-    if dtype == jnp.int32 and array.dtype != jnp.int32:  # beyond 32 bits is beyond any vocabulary
-        array = array.clip(-(2**31) if array.dtype.kind == "i" else 0, 2**31 - 1)
+    if dtype == jnp.int32 and array.dtype in (np.int64, np.uint64, np.uint32):
+        array = array.clip(
+            0 if kind(array) == "u" else -(2**31), 2**31 - 1
+        )  # beyond any vocabulary
     return jnp.asarray(array, dtype)

@@ -35,8 +35,9 @@ def draw(keys: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
     chunk_times, token_times = _exponentials(keys, rates.shape[-1], CHUNK)
     chunk = _first_least(chunk_times / rates)
     x, ids = take_chunk(rows, chunk)
-    x = jnp.where(_ranking.is_kept(x, ids, cut), x, -jnp.inf)
-    return chunk * CHUNK + _first_least(jnp.log(token_times) - x)
+    # Below the maximum, where float32 is finest: far from 0 it would swallow the noise.
+    below = jnp.where(_ranking.is_kept(x, ids, cut), x - rows.row_max[..., None], -jnp.inf)
+    return chunk * CHUNK + _first_least(jnp.log(token_times) - below)
 
 
 def _exponentials(keys: Array, *numbers: int) -> list[Array]:

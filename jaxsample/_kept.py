@@ -64,7 +64,7 @@ class Kept(NamedTuple):
 
 def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
     """The rules as they are applied, and the rows `[...]` with a parameter outside its range."""
-    k, p, min_p = given
+    k, p, min_p = lax.stop_gradient(given)  # what is kept is a constant
     bad = jnp.array(False)
     if k is not None:
         bad |= k < 0

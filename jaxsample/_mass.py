@@ -6,7 +6,7 @@ change with the path taken, the sharding or the compiler's mood. Here the weight
 
 Unit and range: a weight is kept to 23 bits below the largest weight of its chunk (`shift` says how
 far that chunk stands below the row's maximum), but never finer than `2**-FRACTION_BITS` of the
-likeliest token: a token more than 29 nats below it weighs nothing. A chunk's sum fits in 32 bits,
+likeliest token, which is nothing from about 30 nats down. A chunk's sum fits in 32 bits,
 a row's in two words of 32.
 """
 

@@ -22,11 +22,12 @@ def logprobs(rows: Rows, scale: Scale, sums: Array, kept: Array, chosen: Array) 
     Returns:
       float32 `[..., n]`; NaN on a bad row.
     """
-    row_max = rows.row_max[..., None]
+    row_max, bad = rows.row_max[..., None], rows.bad[..., None]
+    # Bad rows leave before anything is differentiated: even unused, they would make NaN gradients.
+    kept, chosen = (jnp.where(bad, 0, x).astype(jnp.float32) for x in (kept, chosen))
     mass = _mass.total(_mass.place(sums, scale.shifts))
-    normalizer = _log_sum_exp(kept.astype(jnp.float32) - row_max, _mass.log(mass))
-    logprobs = chosen.astype(jnp.float32) - row_max - normalizer[..., None]
-    return jnp.where(rows.bad[..., None], jnp.nan, logprobs)
+    normalizer = _log_sum_exp(kept - row_max, jnp.where(rows.bad, 0, _mass.log(mass)))
+    return jnp.where(bad, jnp.nan, chosen - row_max - normalizer[..., None])
 
 
 @jax.custom_jvp

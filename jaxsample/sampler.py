@@ -32,7 +32,8 @@ class SamplingParams:
       top_p: in [0, 1]; 1 is neutral, 0 keeps the token of rank 0.
       min_p: in [0, 1]; 0 is neutral.
 
-    >>> SamplingParams(temperature=0.7, top_p=[0.9, 1.2]).validate()
+    >>> import numpy as np
+    >>> SamplingParams(temperature=0.7, top_p=np.array([0.9, 1.2])).validate()
     Traceback (most recent call last):
     ...
     ValueError: top_p[1] must be in [0, 1], got 1.2
@@ -130,10 +131,11 @@ def _sample(keys: Array, logits: Array, temperature: Array | None, rules: Rules)
 
     # Only the gradient reads `kept_logits`: their sum is known from `kept.sums`.
     keep = _ranking.is_kept(rows.read(logits), _chunks.positions(logits), cut)
-    keep &= logits > -jnp.inf
+    keep &= (logits > -jnp.inf) & ~rows.bad[..., None]
     scaled = rows._replace(rate=rate)
     kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, logits, 0)), -jnp.inf)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")
+    chosen = jnp.where(rows.bad[..., None], 0, chosen)
     logprobs = _normalizer.logprobs(rows, scale, kept.sums, kept_logits, scaled.read(chosen))
     return SampleOutput(
         tokens=jnp.where(rows.bad, -1, tokens),
@@ -167,11 +169,12 @@ _RANGES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
 
 
 def _validate(name: str, value: np.ndarray) -> None:
-    kinds = "iu" if name in _INTEGERS else "iuf"
-    if value.dtype.kind not in kinds:
+    allowed, inside = _RANGES[name]
+    if _checks.kind(value) not in ("iu" if name in _INTEGERS else "iuf"):
         expected = "integers" if name in _INTEGERS else "real numbers"
         raise TypeError(f"{name} must hold {expected}, got {value.dtype}")
-    allowed, inside = _RANGES[name]
-    for row in np.argwhere(~inside(value)):
+    with np.errstate(over="ignore"):  # as it is computed with, in which a large value is infinite
+        computed = value if name in _INTEGERS else value.astype(np.float32)
+    for row in np.argwhere(~inside(computed)):
         place = f"[{', '.join(map(str, row))}]" if value.ndim else ""
         raise ValueError(f"{name}{place} must be {allowed}, got {value[tuple(row)]}")

@@ -43,7 +43,8 @@ def categorical_sample(key: ArrayLike, logits: ArrayLike) -> Array:
       key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
         (`jax.random.key`) or raw uint32. In a decoding loop, `fold_in(request_key, position)`.
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. The noise is float32
-        whatever the dtype. Tokens more than 29 nats below the likeliest are never drawn.
+        whatever the dtype. Chunks of 256 tokens all more than 32 nats below the likeliest are
+        never drawn.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).

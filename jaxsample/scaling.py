@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -20,7 +21,7 @@ def scaled_logits(logits: ArrayLike, temperature: ArrayLike) -> Array:
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
-      temperature outside its range or so small that a logit overflows) are NaN throughout.
+      temperature outside its range or so small that the largest logit overflows) are all NaN.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.
@@ -46,14 +47,16 @@ def _scaled_logits(logits: Array, temperature: Array) -> Array:
     rows = _chunks.look_over(lax.stop_gradient(logits), lax.stop_gradient(rate))
     best = _chunks.positions(logits) == _ranking.best(rows).token[..., None]
     keep = ~greedy[..., None] | best
-    keep &= logits > -jnp.inf
-    # Masked logits stay out of the product: its derivative by the temperature would be inf * 0.
+    bad = (bad | rows.bad)[..., None]
+    keep &= (logits > -jnp.inf) & ~bad
+    # Other logits stay out of the product: its derivative by the temperature would be inf * 0.
     scaled = rows._replace(rate=rate).read(jnp.where(keep, logits, 0)).astype(logits.dtype)
-    return jnp.where((bad | rows.bad)[..., None], jnp.nan, jnp.where(keep, scaled, -jnp.inf))
+    return jnp.where(bad, jnp.nan, jnp.where(keep, scaled, -jnp.inf))
 
 
 def rate_of(temperature: Array) -> tuple[Array, Array, Array]:
     """What each temperature multiplies logits by, whether it is greedy, whether it is bad."""
-    greedy = temperature == 0
+    # Where subnormal numbers are flushed to 0 they are greedy, so let them be everywhere.
+    greedy = (temperature >= 0) & (temperature < np.finfo(np.float32).tiny)
     bad = ~(temperature >= 0) | jnp.isinf(temperature)
     return 1 / jnp.where(greedy | bad, 1, temperature), greedy, bad

@@ -96,6 +96,26 @@ def test_bad_parameters(good, name):
             np.testing.assert_array_equal(rest, want[key][::2] if key in affected else want[key])
 
 
+def test_bad_rows_leave_gradients_alone():
+    """Padding of -inf, a NaN, +inf, a bad parameter: rows whose loss is masked have no gradient."""
+    good = jnp.asarray(make("normal", 1, 300)[0])
+    bad = [good.at[3].set(jnp.nan), good.at[3].set(jnp.inf), jnp.full(300, -jnp.inf), good]
+    x, p = jnp.stack([good, *bad]), jnp.array([0.9, 0.9, 0.9, 0.9, 2.0])
+
+    def loss(x, temperature):
+        out = sample(keys_of(5), x, SamplingParams(temperature=temperature, top_p=p))
+        scaled = js.scaled_logits(x, temperature)
+        plain = js.token_logprobs(scaled, jnp.arange(5, dtype=jnp.int32))
+        kept = jnp.where(out.tokens >= 0, out.logprobs, 0) + jnp.where(out.tokens >= 0, plain, 0)
+        return jnp.sum(kept) + jnp.sum(jnp.where(jnp.isfinite(scaled), scaled, 0)[:1])
+
+    by_logits, by_temperature = jax.grad(loss, argnums=(0, 1))(x, 0.7)
+    assert jnp.isfinite(by_logits).all()
+    assert jnp.isfinite(by_temperature)
+    assert (by_logits[1:] == 0).all()
+    assert (by_logits[0] != 0).any()
+
+
 def test_a_lone_bad_row_and_a_batch_of_them():
     x = jnp.full((4, 300), jnp.nan)
     out = sample(keys_of(4), x, SamplingParams(top_p=0.9))
@@ -121,6 +141,7 @@ def test_a_lone_bad_row_and_a_batch_of_them():
         (lambda x: js.token_logprobs(x, np.ones(2)), TypeError, "tokens must be an integer"),
         (lambda x: js.token_ranks(x, 1), ValueError, "tokens must hold one token id a row"),
         (lambda x: js.categorical_sample(0, x), TypeError, "key must be a jax.random.key"),
+        (lambda x: js.categorical_sample(jnp.zeros(3, jnp.uint32), x), TypeError, "key must be a"),
         (lambda x: js.categorical_sample(keys_of(3), x), ValueError, r"key must be one key, or"),
         (lambda x: sample(keys_of(2), x, {"top_p": 1}), TypeError, "params must be a SamplingPar"),
         (lambda x: sample(keys_of(2), x, SamplingParams(top_k=0.5)), TypeError, "top_k must be an"),

@@ -10,7 +10,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 def test_the_decoding_loop_runs_as_written():
     code = re.search(r"## A decoding loop\n\n```python\n(.*?)```", README.read_text(), re.DOTALL)[1]
-    assert len(code.strip().splitlines()) <= 20
+    assert len(code.strip().splitlines()) <= 22
 
     def model(cache, tokens, position):
         logits = jax.random.normal(jax.random.fold_in(jax.random.key(0), position), (50,))

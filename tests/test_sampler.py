@@ -33,6 +33,34 @@ def test_validate_rejects_what_is_no_number():
         SamplingParams(top_p="x").validate()
 
 
+def test_validate_looks_at_what_is_computed_with():
+    SamplingParams(top_p=jnp.array([0.9], jnp.bfloat16)).validate()
+    with pytest.raises(ValueError, match="temperature must be finite and at least 0, got 1e"):
+        SamplingParams(temperature=1e300).validate()
+
+
+def test_parameters_other_than_the_temperature_have_no_gradient():
+    x = jnp.asarray(make("normal", 2, 300))
+
+    def logprob(params):
+        return jnp.sum(sample(KEY, x, params).logprobs)
+
+    params = SamplingParams(temperature=0.7, top_p=0.9, min_p=0.01)
+    gradient = jax.grad(logprob)(params)
+    assert gradient.temperature != 0
+    assert gradient.top_p == 0
+    assert gradient.min_p == 0
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint8", "uint16", "uint32"])
+def test_integers_of_any_width(dtype):
+    x = jnp.asarray(make("normal", 2, 300))
+    k = jnp.array([3, 100], dtype)
+    want = sample(KEY, x, SamplingParams(top_k=np.array([3, 100])))
+    for a, b in zip(sample(KEY, x, SamplingParams(top_k=k)), want, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_validate_accepts_what_is_allowed():
     SamplingParams().validate()
     SamplingParams(temperature=[0, 1e4], top_k=jnp.array([0, 10**6]), top_p=0, min_p=1).validate()

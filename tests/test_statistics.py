@@ -33,13 +33,22 @@ def assert_follows(tokens, p, bins=100):
     group[order] = np.minimum(before * bins, bins - 1).astype(int)
     observed = np.bincount(group[tokens], minlength=bins)
     expected = np.bincount(group, weights=p, minlength=bins) * tokens.size
-    large = expected >= 10  # the rest in one bin, where there is a rest
-    observed = np.append(observed[large], observed[~large].sum())
-    expected = np.append(expected[large], expected[~large].sum())
-    observed, expected = observed[expected > 1], expected[expected > 1]
+    large = expected >= 10  # what is rarer goes in one bin, and a rare bin is a Poisson draw
+    rare, expected_rare = observed[~large].sum(), expected[~large].sum()
+    assert stats.poisson.sf(rare - 1, expected_rare) > ERROR_RATE
+    assert stats.poisson.cdf(rare, expected_rare) > ERROR_RATE
+    observed, expected = observed[large], expected[large]
     if expected.size > 1:
-        statistic = np.sum((observed - expected) ** 2 / expected)
+        statistic = np.sum(
+            (observed - expected * (observed.sum() / expected.sum())) ** 2 / expected
+        )
         assert stats.chi2.sf(statistic, expected.size - 1) > ERROR_RATE
+
+
+def test_the_test_sees_a_tail_that_is_drawn_too_often():
+    p = np.append(1 - 999e-8, np.full(999, 1e-8))
+    with pytest.raises(AssertionError):
+        assert_follows(np.append(np.zeros(19_900, int), np.full(100, 7)), p)
 
 
 SHAPES = {
@@ -55,6 +64,7 @@ SHAPES = {
     "odd 50257": make("normal", 1, 50257)[0],
     "flat 128256": make("flat", 1, 128256)[0],
     "large 151936": make("normal", 1, 151936)[0],
+    "far from 0": 1e7 + np.arange(4.0),
 }
 
 
@@ -93,6 +103,12 @@ def test_bfloat16_draws_are_as_good_as_float32():
     assert abs(tokens.mean() - vocab / 2) < 4 * vocab / np.sqrt(12 * number)
     distinct = vocab * (1 - np.exp(-number / vocab))
     assert abs(np.unique(tokens).size - distinct) < 4 * np.sqrt(vocab)
+
+
+@pytest.mark.parametrize(("logit", "temperature"), [(20.0, 1e-6), (1e30, 1.0), (-1e30, 1.0)])
+def test_ties_of_large_logits_are_drawn_alike(logit, temperature):
+    tokens = draw(jnp.full(4, logit), 20_000, temperature=temperature)
+    assert_follows(tokens, np.full(4, 0.25))
 
 
 def test_neighbouring_keys_and_positions_are_independent():
