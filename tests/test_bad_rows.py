@@ -56,7 +56,9 @@ def assert_bad(name, values):
         assert np.isnan(np.asarray(values, np.float32)).all(), name
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
+)
 def good(request):
     x = make("normal", 3, VOCAB, request.param)
     return x, outputs(x)

