@@ -93,7 +93,7 @@ def test_fused_is_composed_with_stages_left_out(names):
     assert_fused_is_composed(keys_of(len(x)), x, params)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     dtype=st.sampled_from(DTYPES),

@@ -25,7 +25,7 @@ def test_token_logprobs_equal_the_definition(vocab, dtype):
     np.testing.assert_allclose(token_logprobs(x, tokens), want, rtol=1e-6, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(("vocab", "dtype"), SIZES)
+@pytest.mark.parametrize(("vocab", "dtype"), SIZES[::2])
 def test_top_logprobs_are_the_head_of_the_ranking(vocab, dtype):
     x = every_kind(2, vocab, dtype)
     num = min(vocab, 100)
@@ -35,7 +35,7 @@ def test_top_logprobs_are_the_head_of_the_ranking(vocab, dtype):
         np.testing.assert_allclose(got, reference.logprobs(row)[ids], rtol=1e-6, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(("vocab", "dtype"), SIZES)
+@pytest.mark.parametrize(("vocab", "dtype"), SIZES[::2])
 def test_token_ranks_are_places_in_the_ranking(vocab, dtype):
     x = every_kind(3, vocab, dtype)
     tokens = np.random.default_rng(1).integers(vocab, size=len(x)).astype(np.int32)
