@@ -116,6 +116,7 @@ def test_one_key_used_twice_is_reported():
         jax.jit(lambda key: js.categorical_sample(key, x) + js.categorical_sample(key, x))(key)
 
 
+@pytest.mark.slow
 def test_64_bit_mode_changes_nothing():
     x = make("normal", 9, 5003)
     keys = jax.vmap(jax.random.key)(jnp.arange(9, dtype=jnp.uint32))

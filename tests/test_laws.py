@@ -67,7 +67,7 @@ def keys_of(batch: int, seed: int = 0):
         (65, "bfloat16"),
         (257, "float16"),
         (5003, "float32"),
-        (5003, "bfloat16"),
+        pytest.param(5003, "bfloat16", marks=pytest.mark.slow),
         (8192, "bfloat16"),
     ],
 )
