@@ -19,14 +19,15 @@ MAX_VOCAB = 2**21
 """Up to here the mass of a row is counted without overflow."""
 
 
-def logits(value: ArrayLike, name: str = "logits") -> Array:
+def logits(value: ArrayLike) -> Array:
     """Logits `[..., vocab]`, float32, bfloat16 or float16."""
     array = jnp.asarray(value)
     if array.dtype not in FLOATS:
-        raise TypeError(f"{name} must be float32, bfloat16 or float16, got {array.dtype}")
+        raise TypeError(f"logits must be float32, bfloat16 or float16, got {array.dtype}")
     if array.ndim < 1 or not 1 <= array.shape[-1] <= MAX_VOCAB:
         raise ValueError(
-            f"{name} must have shape [..., vocab] with vocab in [1, {MAX_VOCAB}], got {array.shape}"
+            f"logits must have shape [..., vocab] with vocab in [1, {MAX_VOCAB}], "
+            f"got {array.shape}"
         )
     return array
 
@@ -51,6 +52,42 @@ def tokens(name: str, value: ArrayLike, rows: Array) -> Array:
         exception_type=ValueError,
     )
     return array
+
+
+def integers(name: str, value: ArrayLike) -> Array:
+    """Integers of any shape, int32."""
+    array = value if isinstance(value, Array) else np.asarray(value)
+    if kind(array) not in "iu":
+        raise TypeError(f"{name} must hold integers, got {array.dtype}")
+    return _narrow(array, jnp.int32)
+
+
+def flags(name: str, value: ArrayLike, rows: Array) -> Array:
+    """A bool parameter, a scalar or broadcastable to the rows of `rows [..., vocab]`."""
+    return _parameter(name, value, rows, "b", jnp.bool_, "a bool")
+
+
+def static_integer(name: str, value: Any, least: int, most: int) -> int:
+    """A static integer in a range."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a Python integer, got {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be in [{least}, {most}], got {value}")
+    return int(value)
+
+
+def per_token(name: str, value: ArrayLike, rows: Array, kinds: str, width: int = 0) -> Array:
+    """An array `[..., vocab]` (or `[..., width]`) that broadcasts to the rows of `rows`.
+
+    `kinds` are NumPy's letters of the dtypes allowed: b for bool, i and u for integers, f for real
+    numbers. Integers become int32 and real numbers float32.
+    """
+    return _list(name, value, rows, kinds, width or rows.shape[-1])
+
+
+def per_item(name: str, value: ArrayLike, rows: Array, kinds: str) -> Array:
+    """An array `[..., n]`, a list of any length for each row, broadcast to the rows of `rows`."""
+    return _list(name, value, rows, kinds, None)
 
 
 def keys(value: Any, rows: Array) -> Array:
@@ -100,8 +137,31 @@ def _parameter(
         custom_message=f"{name} must be a scalar or broadcast to one value a row",
         exception_type=ValueError,
     )
+    return _narrow(array, dtype)
+
+
+def _list(name: str, value: ArrayLike, rows: Array, kinds: str, width: int | None) -> Array:
+    array = value if isinstance(value, Array) else np.asarray(value)
+    words = {"b": "bool", "i": "integers", "u": "integers", "f": "real numbers"}
+    if kind(array) not in kinds:
+        expected = " or ".join(dict.fromkeys(words[letter] for letter in kinds))
+        raise TypeError(f"{name} must hold {expected}, got {array.dtype}")
+    lead = rows.shape[:-1]
+    if array.ndim < 1 or (width is not None and array.shape[-1] != width):
+        expected = "n" if width is None else width
+        raise ValueError(f"{name} must have shape [..., {expected}], got {array.shape}")
+    chex.assert_is_broadcastable(
+        array.shape[:-1],
+        lead,
+        custom_message=f"{name} must have one list for all rows or one a row",
+        exception_type=ValueError,
+    )
+    dtype = {"b": jnp.bool_, "f": jnp.float32}.get(kind(array), jnp.int32)
+    return jnp.broadcast_to(_narrow(array, dtype), (*lead, array.shape[-1]))
+
+
+def _narrow(array: Array | np.ndarray, dtype: Any) -> Array:
     if dtype == jnp.int32 and array.dtype in (np.int64, np.uint64, np.uint32):
-        array = array.clip(
-            0 if kind(array) == "u" else -(2**31), 2**31 - 1
-        )  # beyond any vocabulary
+        lowest = 0 if kind(array) == "u" else -(2**31)
+        array = array.clip(lowest, 2**31 - 1)  # beyond any vocabulary
     return jnp.asarray(array, dtype)

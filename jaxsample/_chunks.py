@@ -68,6 +68,16 @@ def look_over(logits: Array, rate: Array | None = None) -> Rows:
     return Rows(logits, rate, block_max, jnp.where(bad, 0, row_max), bad)
 
 
+def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
+    """The same rows and arrays, but with a pass over the rows tied behind the arrays.
+
+    What two passes have in common, or all passes of a loop, the compiler would compute once and
+    write down, and that is a copy of the logits.
+    """
+    (logits, rate), after = lax.optimization_barrier(((rows.logits, rows.rate), after))
+    return rows._replace(logits=logits, rate=rate), after
+
+
 def fold(
     values: Array,
     element: Callable[..., Array],
@@ -119,14 +129,12 @@ def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None
 
     `keep(x, ids)` tells which tokens count; without it all do. Masked tokens never do.
     """
-    row_max = None if scale.row_max is None else scale.row_max[..., None, None]
-
     def element(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
         x = rows.read(raw)
         # Masked before it is weighed: the compiler would weigh a whole row ahead of a search, and
         # write the weights down.
         x = x if keep is None else jnp.where(keep(x, ids), x, -jnp.inf)
-        return _mass.weights(x, places, row_max, shift)
+        return scale.weights(x, places, shift)
 
     return fold(rows.logits, element, lax.add, scale.shifts)
 
@@ -136,14 +144,18 @@ def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None 
     return _mass.total(_mass.place(weigh(rows, scale, keep), scale.shifts))
 
 
-def probability(rows: Rows) -> Scale:
-    """The scale on which tokens weigh as much as they are likely."""
+def chunk_max(rows: Rows) -> Array:
+    """The largest logit of each chunk, `[..., chunks]`."""
     *lead, blocks = rows.block_max.shape
     per_chunk, chunks = CHUNK // BLOCK, -(-rows.vocab // CHUNK)
     missing = jnp.full((*lead, chunks * per_chunk - blocks), -jnp.inf, jnp.float32)
     block_max = jnp.concatenate([rows.block_max, missing], axis=-1)
-    chunk_max = jnp.max(block_max.reshape(*lead, chunks, per_chunk), axis=-1)
-    return Scale(_mass.shifts(chunk_max, rows.row_max), rows.row_max)
+    return jnp.max(block_max.reshape(*lead, chunks, per_chunk), axis=-1)
+
+
+def probability(rows: Rows) -> Scale:
+    """The scale on which tokens weigh as much as they are likely."""
+    return Scale(_mass.shifts(chunk_max(rows), rows.row_max), rows.row_max)
 
 
 def tally(rows: Rows) -> Scale:
@@ -213,14 +225,27 @@ def from_key(key: Array, dtype: Any = jnp.float32) -> Array:
     return lax.bitcast_convert_type(jnp.where(key < 0, key ^ magnitude, key), dtype)
 
 
+def settle(x: Array, dtype: Any) -> Array:
+    """What a rule computed in float32, as logits of a dtype: +inf becomes NaN, so it is not lost.
+
+    Every rule that computes new logits ends with it, so that they are rounded once and alike
+    whether they are written down or read on by the next rule of one program.
+    """
+    overflow = x == jnp.inf
+    return jnp.where(overflow, jnp.nan, _round(_uncontracted(x), dtype)).astype(dtype)
+
+
 def _read(raw: Array, rate: Array | None) -> Array:
     x = raw.astype(jnp.float32)
     if rate is not None:
-        x = x * rate.reshape(rate.shape + (1,) * (x.ndim - rate.ndim))
-        # A bound that only +inf exceeds keeps the compiler from contracting the product with a
-        # later subtraction: the logit would be rounded in one path and not in another.
-        x = jnp.minimum(x, np.finfo(np.float32).max)
+        x = _uncontracted(x * rate.reshape(rate.shape + (1,) * (x.ndim - rate.ndim)))
     return _round(x, raw.dtype)
+
+
+def _uncontracted(x: Array) -> Array:
+    """A bound that only +inf exceeds keeps the compiler from contracting a product with a later
+    sum: it would be rounded in one path and not in another."""
+    return jnp.minimum(x, np.finfo(np.float32).max)
 
 
 def _round(x: Array, dtype: Any) -> Array:

@@ -32,7 +32,9 @@ def draw(keys: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
       int32 `[...]`; anything on a bad row.
     """
     rates = _mass.rates(sums, scale.shifts)
-    chunk_times, token_times = _exponentials(keys, rates.shape[-1], CHUNK)
+    # A uniform whose small values are precise makes exponentials whose small values are.
+    noise = uniforms(keys, rates.shape[-1], CHUNK)
+    chunk_times, token_times = (-jnp.log1p(-uniform) for uniform in noise)
     chunk = _first_least(chunk_times / rates)
     x, ids = take_chunk(rows, chunk)
     # Below the maximum, where float32 is finest: far from 0 it would swallow the noise.
@@ -40,8 +42,8 @@ def draw(keys: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
     return chunk * CHUNK + _first_least(jnp.log(token_times) - below)
 
 
-def _exponentials(keys: Array, *numbers: int) -> list[Array]:
-    """Streams of standard exponential noise, float32 `[..., number]` each.
+def uniforms(keys: Array, *numbers: int) -> list[Array]:
+    """Streams of uniform noise in [0, 1), float32 `[..., number]` each.
 
     Noise i of a stream depends on the key, i and the stream's place alone. It has 64 random bits,
     one block of the hash: 32 give nothing below 1e-10, and tokens far below the others need less
@@ -54,10 +56,9 @@ def _exponentials(keys: Array, *numbers: int) -> list[Array]:
     spent = jax.vmap(lambda key: jax.random.split(key, 1))(keys.reshape(-1))[:, 0]
     bits = jax.vmap(lambda key: threefry_2x32(key, counter))(jax.random.key_data(spent))
     high, low = jnp.split(bits.astype(jnp.float32), 2, axis=-1)
-    # A uniform whose small values are precise makes exponentials whose small values are.
     uniform = high * 2.0**-32 + (low + 0.5) * 2.0**-64
-    times = -jnp.log1p(-jnp.minimum(uniform, np.float32(1 - 2.0**-24)))
-    return jnp.split(times.reshape(*keys.shape, sum(numbers)), np.cumsum(numbers)[:-1], axis=-1)
+    uniform = jnp.minimum(uniform, np.float32(1 - 2.0**-24)).reshape(*keys.shape, sum(numbers))
+    return jnp.split(uniform, np.cumsum(numbers)[:-1], axis=-1)
 
 
 def _first_least(x: Array) -> Array:

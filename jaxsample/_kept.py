@@ -1,10 +1,12 @@
-"""The kept set of top-k, then top-p on the rest, then min-p: one prefix of the ranking.
+"""The kept set of top-k, top-p and min-p, in any order: one prefix of the ranking.
 
 Each rule asks for a prefix, so together they ask for the shortest. The candidates settle nearly
 every row; `_ranking.search` settles the others, to the same tokens. A batch pays for the search
 only where it holds such a row.
 """
 
+import dataclasses
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -20,18 +22,19 @@ from jaxsample._vmap import rowwise
 CANDIDATES = 64
 
 
-class Rules(NamedTuple):
-    """What to keep of each row; None leaves a rule out of the program.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What to keep of each row.
 
     Attributes:
-      k: int32 `[...]` in [1, vocab], vocab is neutral.
-      p: float32 `[...]` in [0, 1], 1 is neutral.
-      min_p: float32 `[...]` in [0, 1], 0 is neutral.
+      values: the parameter of each rule, `[...]`: "top_k" int32 in [1, vocab], where vocab is
+        neutral; "top_p" float32 in [0, 1], neutral 1; "min_p" float32 in [0, 1], neutral 0.
+      order: groups of rules. A group judges what those before it left, its rules jointly.
     """
 
-    k: Array | None = None
-    p: Array | None = None
-    min_p: Array | None = None
+    values: dict[str, Array]
+    order: tuple[tuple[str, ...], ...] = dataclasses.field(metadata={"static": True})
 
 
 class Prefix(NamedTuple):
@@ -64,18 +67,16 @@ class Kept(NamedTuple):
 
 def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
     """The rules as they are applied, and the rows `[...]` with a parameter outside its range."""
-    k, p, min_p = lax.stop_gradient(given)  # what is kept is a constant
+    values = dict(lax.stop_gradient(given.values))  # what is kept is a constant
     bad = jnp.array(False)
-    if k is not None:
-        bad |= k < 0
-        k = jnp.where((k <= 0) | (k > vocab), vocab, k)
-    if p is not None:
-        outside = ~((p >= 0) & (p <= 1))
-        bad, p = bad | outside, jnp.where(outside, 1, p)
-    if min_p is not None:
-        outside = ~((min_p >= 0) & (min_p <= 1))
-        bad, min_p = bad | outside, jnp.where(outside, 0, min_p)
-    return Rules(k, p, min_p), bad
+    for name, value in values.items():
+        if name == "top_k":
+            bad |= value < 0
+            values[name] = jnp.where((value <= 0) | (value > vocab), vocab, value)
+        else:
+            outside = ~((value >= 0) & (value <= 1))
+            bad, values[name] = bad | outside, jnp.where(outside, 1, value)
+    return Rules(values, given.order), bad
 
 
 @rowwise
@@ -87,7 +88,7 @@ def prefix(rows: Rows, scale: Scale, rules: Rules) -> Prefix:
     within = (length <= size) | rows.bad
     cut = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), top)
     cut = _ranking.select(within, cut, _ranking.everything(rows))
-    needed = ~within & _on(rows, rules)
+    needed = ~within & _dropping(rows, rules, rules.values)
     cut = lax.cond(
         jnp.any(needed),
         lambda: _ranking.select(needed, _searched(rows, scale, rules, needed), cut),
@@ -117,8 +118,10 @@ def weigh_to(rows: Rows, scale: Scale, cut: Cut) -> Kept:
     def keep(x: Array, ids: Array) -> Array:
         return _ranking.is_kept(x, ids, cut)
 
-    counts = _chunks.weigh(rows, _chunks.tally(rows), keep)
-    return Kept(_chunks.weigh(rows, scale, keep), jnp.sum(counts, axis=-1, dtype=jnp.int32))
+    sums = _chunks.weigh(rows, scale, keep)
+    again, sums = _chunks.read_again(rows, sums)
+    counts = _chunks.weigh(again, _chunks.tally(rows), keep)
+    return Kept(sums, jnp.sum(counts, axis=-1, dtype=jnp.int32))
 
 
 def _length(rows: Rows, scale: Scale, rules: Rules, top: Cut) -> Array:
@@ -127,25 +130,31 @@ def _length(rows: Rows, scale: Scale, rules: Rules, top: Cut) -> Array:
     beyond = size if size == rows.vocab else size + 1
     length = jnp.full(rows.row_max.shape, beyond, jnp.int32)
     unknown = jnp.full(rows.row_max.shape, False)
-    if rules.k is not None:
-        length = jnp.minimum(rules.k, beyond)
-    if rules.p is not None:
-        on = rules.p < 1
-        masses = _mass.cumulative(_mass.place(_weights(scale, top), _shifts(scale, top)))
-        whole = _mass_of_top_k(rows, scale, length, masses, on)
-        share = jax.tree.map(lambda a: a[..., None], _mass.fraction(whole, rules.p))
-        short = jnp.sum(~_mass.reaches(masses, share), axis=-1, dtype=jnp.int32)
-        if rules.k is not None:  # the mass of a longer top-k set is not known yet
-            unknown = on & (length > size) & (rules.k < rows.vocab)
-        length = jnp.where(on, jnp.minimum(length, short + 1), length)
-    if rules.min_p is not None:
-        floor = min_p_cut(rows, rules.min_p).logit
-        above = jnp.sum(top.logit >= floor[..., None], axis=-1, dtype=jnp.int32)
-        length = jnp.where(above < size, jnp.minimum(length, above), length)
+    dropping = jnp.full(rows.row_max.shape, False)
+    masses = _mass.cumulative(_mass.place(_weights(scale, top), _shifts(scale, top)))
+    for group in rules.order:
+        before = length
+        for name in group:
+            value = rules.values[name]
+            if name == "top_k":
+                length = jnp.minimum(length, value)
+            elif name == "min_p":
+                floor = min_p_cut(rows, value).logit
+                above = jnp.sum(top.logit >= floor[..., None], axis=-1, dtype=jnp.int32)
+                length = jnp.where(above < size, jnp.minimum(length, above), length)
+            else:
+                on = value < 1
+                whole = _mass_of_prefix(rows, scale, before, masses, on)
+                share = jax.tree.map(lambda a: a[..., None], _mass.fraction(whole, value))
+                short = jnp.sum(~_mass.reaches(masses, share), axis=-1, dtype=jnp.int32)
+                # The mass of a prefix that is longer than the candidates is not known yet.
+                unknown |= on & (before > size) & dropping
+                length = jnp.where(on, jnp.minimum(length, short + 1), length)
+        dropping |= _dropping(rows, rules, group)
     return jnp.where(unknown, beyond, length)
 
 
-def _mass_of_top_k(rows: Rows, scale: Scale, length: Array, masses: Mass, on: Array) -> Mass:
+def _mass_of_prefix(rows: Rows, scale: Scale, length: Array, masses: Mass, on: Array) -> Mass:
     """The mass of which top-p takes a share: the first `length` candidates', or the row's."""
     size = masses.low.shape[-1]
     inside = length <= size
@@ -159,20 +168,29 @@ def _mass_of_top_k(rows: Rows, scale: Scale, length: Array, masses: Mass, on: Ar
 def _searched(rows: Rows, scale: Scale, rules: Rules, needed: Array) -> Cut:
     """The cuts that lie anywhere in the row."""
     cut = _ranking.everything(rows)
-    if rules.k is not None:
-        on = rules.k < rows.vocab
-        target = Mass(jnp.zeros_like(rules.k, jnp.uint32), rules.k.astype(jnp.uint32))
-        found = _ranking.search(rows, _chunks.tally(rows), target, needed & on)
-        cut = _ranking.select(on, found, cut)
-    if rules.p is not None:
-        on = rules.p < 1
-        whole = _chunks.mass(rows, scale, lambda x, ids: _ranking.is_kept(x, ids, cut))
-        target = _mass.fraction(whole, rules.p)
-        found = _ranking.search(rows, scale, target, needed & on)
-        cut = _ranking.select(on, _ranking.earlier(found, cut), cut)
-    if rules.min_p is not None:
-        cut = _ranking.earlier(min_p_cut(rows, rules.min_p), cut)
+    for group in rules.order:
+        before = cut
+        for name in group:
+            value = rules.values[name]
+            rows, cut = _chunks.read_again(rows, cut)
+            if name == "min_p":
+                cut = _ranking.earlier(min_p_cut(rows, value), cut)
+                continue
+            if name == "top_k":
+                on, counted = value < rows.vocab, _chunks.tally(rows)
+                target = Mass(jnp.zeros_like(value, jnp.uint32), value.astype(jnp.uint32))
+            else:
+                on, counted = value < 1, scale
+                whole = _mass_up_to(rows, scale, before)
+                rows, whole = _chunks.read_again(rows, whole)
+                target = _mass.fraction(whole, value)
+            found = _ranking.search(rows, counted, target, needed & on)
+            cut = _ranking.select(on, _ranking.earlier(found, cut), cut)
     return cut
+
+
+def _mass_up_to(rows: Rows, scale: Scale, cut: Cut) -> Mass:
+    return _chunks.mass(rows, scale, lambda x, ids: _ranking.is_kept(x, ids, cut))
 
 
 def min_p_cut(rows: Rows, min_p: Array) -> Cut:
@@ -181,16 +199,13 @@ def min_p_cut(rows: Rows, min_p: Array) -> Cut:
     return Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
 
 
-def _on(rows: Rows, rules: Rules) -> Array:
-    """Whether any rule drops tokens of a row."""
-    on = jnp.full(rows.row_max.shape, False)
-    if rules.k is not None:
-        on |= rules.k < rows.vocab
-    if rules.p is not None:
-        on |= rules.p < 1
-    if rules.min_p is not None:
-        on |= rules.min_p > 0
-    return on
+def _dropping(rows: Rows, rules: Rules, names: Iterable[str]) -> Array:
+    """Whether any of some rules can drop tokens of a row."""
+    neutral = {"top_k": rows.vocab, "top_p": 1, "min_p": 0}
+    dropping = jnp.full(rows.row_max.shape, False)
+    for name in names:
+        dropping |= rules.values[name] != neutral[name]
+    return dropping
 
 
 def _shifts(scale: Scale, tokens: Cut) -> Array:
@@ -200,9 +215,7 @@ def _shifts(scale: Scale, tokens: Cut) -> Array:
 
 def _weights(scale: Scale, tokens: Cut) -> Array:
     """The weights of some tokens, int32 `[..., tokens]`."""
-    assert scale.row_max is not None
-    places, shifts = tokens.token % CHUNK, _shifts(scale, tokens)
-    return _mass.weights(tokens.logit, places, scale.row_max[..., None], shifts)
+    return scale.weights(tokens.logit, tokens.token % CHUNK, _shifts(scale, tokens))
 
 
 def _scatter(weights: Array, chunks: Array, scale: Scale) -> Array:

@@ -25,6 +25,9 @@ FRACTION_BITS = 42
 NO_SHIFT = FRACTION_BITS - _WEIGHT_BITS
 """The shift at which a weight of one unit is a mass of one unit."""
 
+ENTROPY_UNIT = 64
+"""More octaves than a token of weight can lie below the sum of a row."""
+
 _LOG2_E = 1.4426950408889634
 _NOTHING = -120.0
 """Octaves below the maximum at which a weight is 0 and its float still a normal number."""
@@ -45,10 +48,31 @@ class Scale(NamedTuple):
     Attributes:
       shifts: int32 `[..., chunks]`, how many powers of two below 1 each chunk's weights start.
       row_max: float32 `[...]`, the logit of weight 1, or None: every token weighs one unit.
+      log_sum: float32 `[...]`, or None: a token weighs as much as it is likely. With the row's
+        log-sum-exp above `row_max` it weighs what it adds to the entropy, over `ENTROPY_UNIT`.
     """
 
     shifts: Array
     row_max: Array | None
+    log_sum: Array | None = None
+
+    def weights(self, x: Array, places: Array | np.ndarray, shift: Array) -> Array:
+        """The weights of logits `[..., *]`, int32 in units of `2**-(23 + shift)`; 0 at -inf.
+
+        Args:
+          x: float32 logits.
+          places: the tokens' ids modulo the size of a chunk, 256.
+          shift: the shift of the tokens' chunks.
+        """
+        if self.row_max is None:
+            return (x > -jnp.inf).astype(jnp.int32)
+        row_max = self.row_max.reshape(self.row_max.shape + (1,) * (x.ndim - self.row_max.ndim))
+        octaves = _octaves(x, row_max)
+        weight = _power(octaves, shift)
+        if self.log_sum is not None:
+            log_sum = self.log_sum.reshape(row_max.shape) * _LOG2_E
+            weight = _bounded(weight * ((log_sum - octaves) * (1 / ENTROPY_UNIT)))
+        return _round(weight, places)
 
 
 def shifts(chunk_max: Array, row_max: Array) -> Array:
@@ -57,27 +81,50 @@ def shifts(chunk_max: Array, row_max: Array) -> Array:
     return jnp.clip(octaves, 0, NO_SHIFT).astype(jnp.int32)
 
 
-def weights(x: Array, places: Array | np.ndarray, row_max: Array | None, shift: Array) -> Array:
-    """The weights of logits, int32 in units of `2**-(23 + shift)`; 0 at -inf.
+def entropy_shifts(chunk_max: Array, row_max: Array, log_sum: Array) -> Array:
+    """The shifts `[..., chunks]` for what the tokens of the chunks add to the entropy."""
+    log_sum = (log_sum * _LOG2_E)[..., None]
+    # `2**-d * (log_sum + d)`, at d octaves below the maximum, falls from here on.
+    octaves = jnp.maximum((row_max[..., None] - chunk_max) * _LOG2_E, 1 / np.log(2) - log_sum)
+    bits = octaves - jnp.log2((log_sum + octaves) / ENTROPY_UNIT)
+    return jnp.clip(jnp.nan_to_num(jnp.floor(bits), posinf=NO_SHIFT), 0, NO_SHIFT).astype(jnp.int32)
 
-    Each eighth of a chunk rounds up from another fraction: equal logits, all rounded the same way,
-    would add their errors up, and here they cancel.
 
-    Args:
-      x: float32 logits.
-      places: the tokens' ids modulo the size of a chunk, 256.
-      row_max: the logit of weight 1, or None: every token weighs one unit.
-      shift: the shift of the tokens' chunks.
+def weighted_octaves(x: Array, places: np.ndarray, row_max: Array, shift: Array) -> Array:
+    """The weights of logits times their octaves below `2**-shift`, int32 as weights are."""
+    octaves = _octaves(x, row_max)
+    further = jnp.maximum(-octaves - shift.astype(jnp.float32), 0)
+    return _round(_bounded(_power(octaves, shift) * further), places)
+
+
+def _octaves(x: Array, row_max: Array) -> Array:
+    """How many powers of two a logit stands above the maximum: none or less."""
+    return jnp.maximum((x - row_max) * _LOG2_E, _NOTHING)
+
+
+def _power(octaves: Array, shift: Array) -> Array:
+    """`2**(octaves + 23 + shift)`.
+
+    A power of two in place of exp, which a pass spends most of its time on: the shift goes into
+    the exponent, and a polynomial good to 1e-7 is enough for 23 bits.
     """
-    if row_max is None:
-        return (x > -jnp.inf).astype(jnp.int32)
-    # A power of two in place of exp, which a pass spends most of its time on: the shift goes into
-    # the exponent, and a polynomial good to 1e-7 is enough for 23 bits.
-    octaves = jnp.maximum((x - row_max) * _LOG2_E, _NOTHING)
     whole = jnp.floor(octaves)
     mantissa = lax.bitcast_convert_type(_exp2(octaves - whole), jnp.int32)
     exponent = (whole.astype(jnp.int32) + (_WEIGHT_BITS + shift)) << 23
-    weight = lax.bitcast_convert_type(mantissa + exponent, jnp.float32)
+    return lax.bitcast_convert_type(mantissa + exponent, jnp.float32)
+
+
+def _bounded(weight: Array) -> Array:
+    """A product of which no compiler can make one operation with a sum that follows."""
+    return jnp.minimum(weight, 2.0**_WEIGHT_BITS)
+
+
+def _round(weight: Array, places: Array | np.ndarray) -> Array:
+    """Weights as integers.
+
+    Each eighth of a chunk rounds up from another fraction: equal logits, all rounded the same way,
+    would add their errors up, and here they cancel.
+    """
     eighth = (places >> 5) * 3 + 4 & 7  # in an order whose every start is balanced, too
     fraction = (eighth.astype(np.float32) + 0.5) / 8
     # Larger weights have 20 good bits without it, and the sum would itself be rounded.
@@ -105,6 +152,11 @@ def add(a: Mass, b: Mass) -> Mass:
     """The sum of two masses."""
     low = a.low + b.low
     return Mass(a.high + b.high + (low < a.low).astype(jnp.uint32), low)
+
+
+def times(mass: Mass, factor: Array) -> Mass:
+    """A mass times integers of at most 16 bits."""
+    return _carry([limb * factor.astype(jnp.uint32) for limb in _limbs(mass)])
 
 
 def reaches(a: Mass, b: Mass) -> Array:

@@ -5,6 +5,7 @@ A prefix of the ranking is named by its last token alone, its `Cut`. Two ways le
 every cut, and the `search`, a bisection over all of the row, for the others.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,9 +19,11 @@ from jaxsample._chunks import (
     Rows,
     at,
     first_true,
+    fold,
     from_key,
     mass,
     positions,
+    read_again,
     take_blocks,
     take_chunk,
     to_key,
@@ -49,10 +52,21 @@ def everything(rows: Rows) -> Cut:
     return Cut(jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, rows.vocab, jnp.int32))
 
 
+def before(tokens: Cut) -> Cut:
+    """The cuts of the prefixes that end just before some tokens."""
+    return Cut(tokens.logit, tokens.token - 1)
+
+
 def earlier(a: Cut, b: Cut) -> Cut:
     """The cut of the shorter prefix."""
     first = (a.logit > b.logit) | ((a.logit == b.logit) & (a.token < b.token))
     return select(first, a, b)
+
+
+def later(a: Cut, b: Cut) -> Cut:
+    """The cut of the longer prefix."""
+    first = (a.logit > b.logit) | ((a.logit == b.logit) & (a.token < b.token))
+    return select(first, b, a)
 
 
 def select(which: Array, a: Cut, b: Cut) -> Cut:
@@ -66,6 +80,25 @@ def best(rows: Rows) -> Cut:
     x, _ = take_chunk(rows, block, BLOCK)
     lane = first_true(x == rows.row_max[..., None])
     return Cut(rows.row_max, block * BLOCK + lane)
+
+
+def last_from(rows: Rows, floor: Array) -> Cut:
+    """The last token of the ranking whose logit is at least a floor `[...]`."""
+
+    def reach(element: Callable[[Array, Array], Array]) -> Array:
+        again, _ = read_again(rows, floor)
+
+        def above(raw: Array, ids: Array, *_: Array) -> Array:
+            return element(again.read(raw), ids)
+
+        return jnp.max(fold(again.logits, above, lax.max), axis=-1)
+
+    def negative(x: Array, _: Array) -> Array:
+        return to_key(jnp.where(x >= floor[..., None, None], -x, -jnp.inf))
+
+    least = -from_key(reach(negative))
+    token = reach(lambda x, ids: jnp.where(x == least[..., None, None], ids, -1))
+    return Cut(least, token)
 
 
 def candidates(rows: Rows, number: int) -> Cut:
@@ -84,7 +117,24 @@ def candidates(rows: Rows, number: int) -> Cut:
     return Cut(logit, jnp.take_along_axis(ids, position, axis=-1))
 
 
-def search(rows: Rows, scale: Scale, target: Mass, needed: Array) -> Cut:
+def rank(rows: Rows, tokens: Array) -> Array:
+    """The number of tokens before one of each row, int32 `[...]`."""
+    logit = rows.read(at(rows.logits, tokens)[..., None])[..., 0]
+    cut = before(Cut(logit, tokens))
+
+    def counted(raw: Array, ids: Array, *_: Array) -> Array:
+        return is_kept(rows.read(raw), ids, cut).astype(jnp.int32)
+
+    return jnp.sum(fold(rows.logits, counted, lax.add), axis=-1, dtype=jnp.int32)
+
+
+def search(
+    rows: Rows,
+    scale: Scale,
+    target: Mass,
+    needed: Array,
+    rank: Callable[[Array], Array] = lambda x: x,
+) -> Cut:
     """The shortest prefix whose mass reaches a target.
 
     Args:
@@ -92,13 +142,19 @@ def search(rows: Rows, scale: Scale, target: Mass, needed: Array) -> Cut:
       scale: what a token weighs.
       target: `[...]`, more than nothing; one beyond the mass of the row keeps all of it.
       needed: bool `[...]`, the rows to search; the others get any cut.
+      rank: what the tokens are ranked by, from their logits `[..., *]`; -inf at -inf.
+
+    Returns:
+      The cut, in which `logit` is what the last token is ranked by.
     """
-    logit = _search_logit(rows, scale, target, needed)
-    return Cut(logit, _search_token(rows, scale, target, logit))
+    value = _search_value(rows, scale, target, needed, rank)
+    return Cut(value, _search_token(rows, scale, target, value, rank))
 
 
-def _search_logit(rows: Rows, scale: Scale, target: Mass, needed: Array) -> Array:
-    """The largest logit such that the tokens at or above it reach the target, by bisection."""
+def _search_value(
+    rows: Rows, scale: Scale, target: Mass, needed: Array, rank: Callable[[Array], Array]
+) -> Array:
+    """The largest value such that the tokens at or above it reach the target, by bisection."""
 
     def unsettled(bounds: tuple[Array, Array]) -> Array:
         low, high = bounds
@@ -107,33 +163,32 @@ def _search_logit(rows: Rows, scale: Scale, target: Mass, needed: Array) -> Arra
     def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
-        # Tied to the state of the loop: else the compiler scales all logits once, ahead of it, and
-        # writes them down.
-        tied, middle = lax.optimization_barrier((rows.rate, middle))
-        logit = from_key(middle)[..., None, None]
-        above = mass(rows._replace(rate=tied), scale, lambda x, _: x >= logit)
-        reached = _mass.reaches(above, target)
+        again, middle = read_again(rows, middle)
+        value = from_key(middle)[..., None, None]
+        reached = _mass.reaches(mass(again, scale, lambda x, _: rank(x) >= value), target)
         return jnp.where(reached, middle, low), jnp.where(reached, high, middle)
 
-    high = to_key(rows.row_max) + 1
+    high = to_key(jnp.full_like(rows.row_max, jnp.inf))
     low = jnp.where(needed, to_key(jnp.float32(-jnp.inf)), high - 1)
     low, _ = lax.while_loop(unsettled, halve, (low, high))
     return from_key(low)
 
 
-def _search_token(rows: Rows, scale: Scale, target: Mass, logit: Array) -> Array:
-    """The token of this logit with which the target is reached: first its chunk, then its place."""
-    above = mass(rows, scale, lambda x, _: x > logit[..., None, None])
-    ties = weigh(rows, scale, lambda x, _: x == logit[..., None, None])
+def _search_token(
+    rows: Rows, scale: Scale, target: Mass, value: Array, rank: Callable[[Array], Array]
+) -> Array:
+    """The token of this value with which the target is reached: first its chunk, then its place."""
+    above = mass(rows, scale, lambda x, _: rank(x) > value[..., None, None])
+    again, above = read_again(rows, above)
+    ties = weigh(again, scale, lambda x, _: rank(x) == value[..., None, None])
     running = _running(above, ties, scale.shifts)
     chunk = first_true(_mass.reaches(running, _expand(target)))
 
     before = jax.tree.map(lambda a, r: jnp.concatenate([a[..., None], r], -1), above, running)
     before = jax.tree.map(lambda b: at(b, chunk), before)
     shift = at(scale.shifts, chunk)[..., None]
-    row_max = None if scale.row_max is None else scale.row_max[..., None]
     x, ids = take_chunk(rows, chunk)
-    ties = jnp.where(x == logit[..., None], _mass.weights(x, ids % CHUNK, row_max, shift), 0)
+    ties = jnp.where(rank(x) == value[..., None], scale.weights(x, ids % CHUNK, shift), 0)
     running = _running(before, ties, shift)
     return at(ids, first_true(_mass.reaches(running, _expand(target))))
 

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsample import _checks, _chunks, _normalizer, _ranking
+from jaxsample.constraints import bitmask_logits
 
 
 class TopLogprobs(NamedTuple):
@@ -65,8 +65,8 @@ def top_logprobs(logits: ArrayLike, *, num: int) -> TopLogprobs:
       num: static, in [1, vocab].
 
     Returns:
-      `(logprobs, tokens)`, each `[..., num]`; masked tokens come last, with -inf. On a bad row
-      (a NaN, +inf or no finite logit) NaN and -1.
+      `(logprobs, tokens)`, each `[..., num]`; -inf and -1 where fewer tokens are not masked. On a
+      bad row (a NaN, +inf or no finite logit) NaN and -1.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or `num`; the message names the argument.
@@ -77,20 +77,16 @@ def top_logprobs(logits: ArrayLike, *, num: int) -> TopLogprobs:
     [0.5 0.3] [1 2]
     """
     logits = _checks.logits(logits)
-    vocab = logits.shape[-1]
-    if not isinstance(num, int | np.integer) or isinstance(num, bool):
-        raise TypeError(f"num must be a Python integer, got {num!r}")
-    if not 1 <= num <= vocab:
-        raise ValueError(f"num must be in [1, vocab = {vocab}], got {num}")
-    return _top_logprobs(logits, int(num))
+    return _top_logprobs(logits, _checks.static_integer("num", num, 1, logits.shape[-1]))
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _top_logprobs(logits: Array, num: int) -> TopLogprobs:
     rows = _chunks.look_over(lax.stop_gradient(logits))
-    tokens = _ranking.candidates(rows, num).token
-    logprobs = _logprobs_at(logits, tokens)
-    return TopLogprobs(logprobs, jnp.where(rows.bad[..., None], -1, tokens))
+    top = _ranking.candidates(rows, num)
+    logprobs = _logprobs_at(logits, top.token)
+    masked = rows.bad[..., None] | (top.logit == -jnp.inf)
+    return TopLogprobs(logprobs, jnp.where(masked, -1, top.token))
 
 
 def token_ranks(logits: ArrayLike, tokens: ArrayLike) -> Array:
@@ -119,14 +115,33 @@ def token_ranks(logits: ArrayLike, tokens: ArrayLike) -> Array:
 def _token_ranks(logits: Array, tokens: Array) -> Array:
     rows = _chunks.look_over(lax.stop_gradient(logits))
     inside = (tokens >= 0) & (tokens < rows.vocab)
-    logit = rows.read(_take(rows.logits, tokens[..., None]))[..., 0]
-    cut = _ranking.Cut(logit, tokens - 1)  # the tokens before this one
-
-    def before(raw: Array, ids: Array, _: np.ndarray) -> Array:
-        return _ranking.is_kept(rows.read(raw), ids, cut).astype(jnp.int32)
-
-    ranks = jnp.sum(_chunks.fold(rows.logits, before, lax.add), axis=-1, dtype=jnp.int32)
+    ranks = _ranking.rank(rows, tokens)
     return jnp.where(inside & ~rows.bad, ranks, -1)
+
+
+def replay_logprobs(logits: ArrayLike, tokens: ArrayLike, kept_mask: ArrayLike) -> Array:
+    """The log-probability of a token of each row among the tokens that a draw chose from.
+
+    `logits[token] - log(sum(exp(logits[kept])))`, differentiable in the logits: what a policy that
+    is trained on a rollout needs, since what was truncated then depends on the policy of then.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16, scaled as those that were drawn from.
+      tokens: integers `[...]` in [0, vocab).
+      kept_mask: int32 `[..., ceil(vocab / 32)]`, of `sample(..., return_kept=True)`.
+
+    Returns:
+      float32 `[...]`, -inf for a token outside the mask; NaN on a bad row (a NaN, +inf or no finite
+      logit in the mask) and for a token outside the vocabulary.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    >>> import jax.numpy as jnp
+    >>> print(replay_logprobs(jnp.array([1.0, 2.0, 3.0]), 1, jnp.array([0b011])))
+    -0.313
+    """
+    return token_logprobs(bitmask_logits(logits, kept_mask), tokens)
 
 
 def _logprobs_at(logits: Array, tokens: Array) -> Array:

@@ -1,12 +1,10 @@
-"""The canonical order in one call: temperature, top-k, top-p, min-p, draw."""
+"""Every rule in one call: the stages that the params ask for, in order, then the draw."""
 
-import dataclasses
-from collections.abc import Callable
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -15,46 +13,14 @@ from jaxsample._chunks import Rows
 from jaxsample._kept import Kept, Rules
 from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
+from jaxsample.constraints import packed_bitmask
+from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs
+from jaxsample.params import SamplingParams, at_the_door
 from jaxsample.scaling import rate_of
+from jaxsample.stages import DEFAULT_ORDER, Order, applied, planned, rules_of
+from jaxsample.state import SamplerState
 
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """What each row of a batch asks for; a field that is None is a stage that is not compiled.
-
-    Each field is a scalar or an array that broadcasts to `logits.shape[:-1]`. All are traced: a
-    new value never compiles anew, only another set of fields or other shapes do.
-
-    Attributes:
-      temperature: finite and at least 0; 0 is greedy, 1 neutral.
-      top_k: an integer, at least 0; 0 and anything from `vocab` up are neutral.
-      top_p: in [0, 1]; 1 is neutral, 0 keeps the token of rank 0.
-      min_p: in [0, 1]; 0 is neutral.
-
-    >>> import numpy as np
-    >>> SamplingParams(temperature=0.7, top_p=np.array([0.9, 1.2])).validate()
-    Traceback (most recent call last):
-    ...
-    ValueError: top_p[1] must be in [0, 1], got 1.2
-    """
-
-    temperature: ArrayLike | None = None
-    top_k: ArrayLike | None = None
-    top_p: ArrayLike | None = None
-    min_p: ArrayLike | None = None
-
-    def validate(self) -> None:
-        """Checks the values, which no traced code can, on the host.
-
-        Raises:
-          TypeError: a field that holds no numbers, or top_k no integers.
-          ValueError: a value outside its range; the message names the field, the row and the range.
-        """
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None:
-                _validate(field.name, np.asarray(value))
+_MODES = ("processed_logprobs", "raw_logprobs")
 
 
 class SampleOutput(NamedTuple):
@@ -62,65 +28,147 @@ class SampleOutput(NamedTuple):
 
     Attributes:
       tokens: int32 `[...]`; -1 on a bad row.
-      logprobs: float32 `[...]`, of each token under the distribution that it was drawn from; NaN
-        on a bad row. Differentiable in the logits and the temperature.
+      logprobs: float32 `[...]`, of each token, under the distribution that it was drawn from
+        unless `logprobs_mode` says otherwise; NaN on a bad row. Differentiable in the logits.
       num_kept: int32 `[...]`, the number of tokens that the draw chose from; 0 on a bad row.
+      ranks: int32 `[...]`, the place of each token in the ranking, from 0; -1 on a bad row. None
+        without `num_logprobs`.
+      top_logprobs: `(logprobs, tokens)`, `[..., num_logprobs]`, the likeliest tokens. None without
+        `num_logprobs`.
+      kept_mask: int32 `[..., ceil(vocab / 32)]`, the tokens that the draw chose from, packed, for
+        `replay_logprobs`; empty on a bad row. None without `return_kept`.
     """
 
     tokens: Array
     logprobs: Array
     num_kept: Array
+    ranks: Array | None = None
+    top_logprobs: TopLogprobs | None = None
+    kept_mask: Array | None = None
 
 
-def sample(key: ArrayLike, logits: ArrayLike, params: SamplingParams) -> SampleOutput:
-    """Draws a token of each row: temperature, then top-k, then top-p on the rest, then min-p.
+def sample(
+    key: ArrayLike,
+    logits: ArrayLike,
+    params: SamplingParams,
+    state: SamplerState | None = None,
+    *,
+    order: Order = DEFAULT_ORDER,
+    num_logprobs: int = 0,
+    logprobs_mode: str = "processed_logprobs",
+    return_kept: bool = False,
+) -> SampleOutput:
+    """Applies the rules that the params ask for, in order, and draws a token of each row.
 
-    Returns the very tokens of the functions it is made of, bit for bit, and does so in fewer
-    passes over the logits:
+    Returns the very tokens of the functions it is made of, bit for bit. Temperature, top-k, top-p
+    and min-p at the end of the order are settled in fewer passes over the logits, and no logits are
+    written for them:
 
         categorical_sample(key, min_p_logits(top_p_logits(top_k_logits(
             scaled_logits(logits, temperature), top_k), top_p), min_p))
+
+    (`xtc` takes its own draw from `fold_in(key, 1)` of each row's key.)
 
     Args:
       key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
         (`jax.random.key`) or raw uint32. In a decoding loop, `fold_in(request_key, position)`.
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       params: what to apply; fields that are None cost nothing.
+      state: what the rows hold so far, for the rules that look back.
+      order: static, the names of the stages; `DEFAULT_ORDER`, `VLLM_ORDER`, `HF_ORDER` and
+        `LLAMA_CPP_ORDER` are there. A nested tuple judges its stages on the same distribution.
+      num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the token's rank.
+      logprobs_mode: static, "processed_logprobs", of the distribution that was drawn from, or
+        "raw_logprobs", of the logits as they were given.
+      return_kept: static, also return which tokens the draw chose from.
 
     Returns:
-      `SampleOutput(tokens, logprobs, num_kept)`. A bad row (a NaN, +inf or no finite logit, a
+      `SampleOutput`. A bad row (a NaN, +inf or no finite logit, none left by the rules, a
       parameter outside its range) gets token -1 and log-probability NaN and touches no other row.
 
     Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+      TypeError, ValueError: a wrong dtype, shape or order, a field without the other one or the
+        state that it needs; the message names the argument.
 
     >>> import jax, jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
     >>> keys = jax.vmap(jax.random.key)(jnp.array([1, 2]))
     >>> params = SamplingParams(temperature=jnp.array([1.0, 0.0]), top_p=0.7)
-    >>> tokens, logprobs, num_kept = sample(keys, logits, params)
-    >>> print(num_kept, tokens[1], logprobs[1])
+    >>> out = sample(keys, logits, params)
+    >>> print(out.num_kept, out.tokens[1], out.logprobs[1])
     [2 1] 2 0.0
     """
     logits = _checks.logits(logits)
     if not isinstance(params, SamplingParams):
         raise TypeError(f"params must be a SamplingParams, got {type(params).__name__}")
+    if not isinstance(state, SamplerState | None):
+        raise TypeError(f"state must be a SamplerState or None, got {type(state).__name__}")
+    if state is not None and state.counts.shape != logits.shape:
+        raise ValueError(
+            f"state must be of logits of shape {state.counts.shape}, got {logits.shape}"
+        )
+    if logprobs_mode not in _MODES:
+        raise ValueError(f"logprobs_mode must be one of {_MODES}, got {logprobs_mode!r}")
+    num_logprobs = _checks.static_integer("num_logprobs", num_logprobs, 0, logits.shape[-1])
+    params = at_the_door(params, logits)
+    planned(params, state, order)  # raises before anything is traced
+    return _sample(
+        _checks.keys(key, logits),
+        logits,
+        params,
+        state,
+        order=order,
+        num_logprobs=num_logprobs,
+        raw=logprobs_mode == "raw_logprobs",
+        return_kept=bool(return_kept),
+    )
 
-    def given(name: str) -> Array | None:
-        value = getattr(params, name)
-        check = _checks.integer if name in _INTEGERS else _checks.real
-        return None if value is None else check(name, value, logits)
 
-    rules = Rules(k=given("top_k"), p=given("top_p"), min_p=given("min_p"))
-    return _sample(_checks.keys(key, logits), logits, given("temperature"), rules)
+@functools.partial(jax.jit, static_argnames=("order", "num_logprobs", "raw", "return_kept"))
+def _sample(
+    keys: Array,
+    logits: Array,
+    params: SamplingParams,
+    state: SamplerState | None,
+    *,
+    order: Order,
+    num_logprobs: int,
+    raw: bool,
+    return_kept: bool,
+) -> SampleOutput:
+    plan = planned(params, state, order)
+    processed = applied(plan.first, keys, logits, params, state)
+    bad = jnp.array(False)
+    if state is not None:
+        bad = (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
+    temperature = params.temperature if plan.scales else None
+    rules = rules_of(plan.last, logits, params)
+    out = _drawn(keys, processed, temperature, rules, bad, 0 if raw else num_logprobs, return_kept)
+    if not raw:
+        return out
+    out = out._replace(logprobs=token_logprobs(logits, out.tokens))
+    if num_logprobs:
+        top = top_logprobs(logits, num=num_logprobs)
+        bad = (out.tokens < 0)[..., None]
+        top = TopLogprobs(jnp.where(bad, jnp.nan, top.logprobs), jnp.where(bad, -1, top.tokens))
+        out = out._replace(ranks=token_ranks(logits, out.tokens), top_logprobs=top)
+    return out
 
 
-@jax.jit
-def _sample(keys: Array, logits: Array, temperature: Array | None, rules: Rules) -> SampleOutput:
-    rate, greedy, bad = None, None, jnp.array(False)
+def _drawn(
+    keys: Array,
+    logits: Array,
+    temperature: Array | None,
+    rules: Rules,
+    bad: Array,
+    num_logprobs: int,
+    return_kept: bool,
+) -> SampleOutput:
+    """The draw from logits, which are scaled and cut on the way and never written down."""
+    rate, greedy = None, None
     if temperature is not None:
-        rate, greedy, bad = rate_of(_checks.to_rows(temperature, logits))
-    rules = jax.tree.map(lambda rule: _checks.to_rows(rule, logits), rules)
+        rate, greedy, cold = rate_of(_checks.to_rows(temperature, logits))
+        bad |= cold
     rules, outside = _kept.checked(logits.shape[-1], rules)
 
     rows = _chunks.look_over(lax.stop_gradient(logits), lax.stop_gradient(rate))
@@ -134,47 +182,41 @@ def _sample(keys: Array, logits: Array, temperature: Array | None, rules: Rules)
     keep &= (logits > -jnp.inf) & ~rows.bad[..., None]
     scaled = rows._replace(rate=rate)
     kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, logits, 0)), -jnp.inf)
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")
-    chosen = jnp.where(rows.bad[..., None], 0, chosen)
-    logprobs = _normalizer.logprobs(rows, scale, kept.sums, kept_logits, scaled.read(chosen))
-    return SampleOutput(
+
+    def logprobs_of(tokens: Array) -> Array:
+        chosen = jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
+        chosen = scaled.read(jnp.where(rows.bad[..., None], 0, chosen))
+        return _normalizer.logprobs(rows, scale, kept.sums, kept_logits, chosen)
+
+    out = SampleOutput(
         tokens=jnp.where(rows.bad, -1, tokens),
-        logprobs=logprobs[..., 0],
+        logprobs=logprobs_of(tokens[..., None])[..., 0],
         num_kept=jnp.where(rows.bad, 0, kept.num_kept),
     )
+    if num_logprobs:
+        top = _ranking.candidates(rows, num_logprobs)
+        inside = _ranking.is_kept(top.logit, top.token, cut) & (top.logit > -jnp.inf)
+        top_logprobs = logprobs_of(top.token)
+        out = out._replace(
+            ranks=jnp.where(rows.bad, -1, _ranking.rank(rows, tokens)),
+            top_logprobs=TopLogprobs(
+                jnp.where(inside | rows.bad[..., None], top_logprobs, -jnp.inf),
+                jnp.where(inside & ~rows.bad[..., None], top.token, -1),
+            ),
+        )
+    return out._replace(kept_mask=packed_bitmask(keep)) if return_kept else out
 
 
 def _kept_set(rows: Rows, scale: Scale, rules: Rules, greedy: Array | None) -> tuple[Cut, Kept]:
     """What the rules keep, and rank 0 alone on greedy rows."""
-    if any(rule is not None for rule in rules):
+    if rules.values:
         if greedy is not None:
-            k = rows.vocab if rules.k is None else rules.k
-            rules = rules._replace(k=jnp.where(greedy, 1, k))
+            order = rules.order if "top_k" in rules.values else (("top_k",), *rules.order)
+            k = jnp.where(greedy, 1, rules.values.get("top_k", rows.vocab))
+            rules = Rules(rules.values | {"top_k": k}, order)
         prefix = _kept.prefix(rows, scale, rules)
         return prefix.cut, _kept.weigh(rows, scale, prefix)
     cut = _ranking.everything(rows)
     if greedy is not None:
         cut = _ranking.select(greedy, _ranking.best(rows), cut)
     return cut, _kept.weigh_to(rows, scale, cut)
-
-
-_INTEGERS = ("top_k",)
-
-_RANGES: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
-    "temperature": ("finite and at least 0", lambda x: np.isfinite(x) & (x >= 0)),
-    "top_k": ("at least 0", lambda x: x >= 0),
-    "top_p": ("in [0, 1]", lambda x: (x >= 0) & (x <= 1)),
-    "min_p": ("in [0, 1]", lambda x: (x >= 0) & (x <= 1)),
-}
-
-
-def _validate(name: str, value: np.ndarray) -> None:
-    allowed, inside = _RANGES[name]
-    if _checks.kind(value) not in ("iu" if name in _INTEGERS else "iuf"):
-        expected = "integers" if name in _INTEGERS else "real numbers"
-        raise TypeError(f"{name} must hold {expected}, got {value.dtype}")
-    with np.errstate(over="ignore"):  # as it is computed with, in which a large value is infinite
-        computed = value if name in _INTEGERS else value.astype(np.float32)
-    for row in np.argwhere(~inside(computed)):
-        place = f"[{', '.join(map(str, row))}]" if value.ndim else ""
-        raise ValueError(f"{name}{place} must be {allowed}, got {value[tuple(row)]}")

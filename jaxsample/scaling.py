@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _ranking
+from jaxsample import _checks, _chunks, _mass, _moments, _ranking
 
 
 def scaled_logits(logits: ArrayLike, temperature: ArrayLike) -> Array:
@@ -52,6 +52,101 @@ def _scaled_logits(logits: Array, temperature: Array) -> Array:
     # Other logits stay out of the product: its derivative by the temperature would be inf * 0.
     scaled = rows._replace(rate=rate).read(jnp.where(keep, logits, 0)).astype(logits.dtype)
     return jnp.where(bad, jnp.nan, jnp.where(keep, scaled, -jnp.inf))
+
+
+def entropy_scaled_logits(
+    logits: ArrayLike, low: ArrayLike, high: ArrayLike, exponent: ArrayLike = 1.0
+) -> Array:
+    """Divides logits by a temperature that rises with the entropy: dynamic temperature.
+
+    `temperature = low + (high - low) * (entropy / log(n))**exponent`, where n is the number of
+    tokens that are not masked; of one token alone the temperature is `low`.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      low: finite and at least 0, a scalar or `[...]`; with `high`, 1 is neutral.
+      high: finite and at least 0, a scalar or `[...]`.
+      exponent: finite and at least 0, a scalar or `[...]`.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
+      parameter outside its range) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Dynamic temperature, of koboldcpp and llama.cpp: https://github.com/ggml-org/llama.cpp.
+
+    >>> import jax.numpy as jnp
+    >>> print(entropy_scaled_logits(jnp.array([[1.0, 1.0], [0.0, 80.0]]), 0.5, 2.0))
+    [[0.5  0.5] [0. 160.]]
+    """
+    logits = _checks.logits(logits)
+    low, high, exponent = (
+        _checks.real(name, value, logits)
+        for name, value in (("low", low), ("high", high), ("exponent", exponent))
+    )
+    return _entropy_scaled_logits(logits, low, high, exponent)
+
+
+@jax.jit
+def _entropy_scaled_logits(logits: Array, low: Array, high: Array, exponent: Array) -> Array:
+    low, high, exponent = (_checks.to_rows(a, logits) for a in (low, high, exponent))
+    rows = _chunks.look_over(lax.stop_gradient(logits))
+    entropy = _moments.entropy(rows, _chunks.probability(rows))
+    most = jnp.log(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
+    share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
+    share = lax.optimization_barrier(jnp.where(exponent == 0, 1, share**exponent))
+    temperature = lax.optimization_barrier(low + lax.optimization_barrier((high - low) * share))
+    bad = ~((low >= 0) & (high >= 0) & (exponent >= 0)) | jnp.isinf(low + high + exponent)
+    return _scaled_logits(logits, jnp.where(bad, jnp.nan, temperature))
+
+
+def smoothed_logits(logits: ArrayLike, factor: ArrayLike, curve: ArrayLike = 1.0) -> Array:
+    """Bends logits by their distance d from the largest: quadratic smoothing.
+
+    `max - factor * d**2 * (3 - curve) / 2 - factor * d**3 * (curve - 1) / 2`: logits near the
+    maximum move together and those far from it away.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      factor: finite and at least 0, a scalar or `[...]`; 0 is neutral.
+      curve: finite and at least 1, a scalar or `[...]`; 1 is the parabola alone.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
+      parameter outside its range) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Quadratic sampling, of text-generation-webui, pull requests 5403 and 5551, 2024.
+
+    >>> import jax.numpy as jnp
+    >>> print(smoothed_logits(jnp.array([5.0, 4.5, 2.0]), 1.0))
+    [ 5.    4.75 -4.  ]
+    """
+    logits = _checks.logits(logits)
+    factor = _checks.real("factor", factor, logits)
+    return _smoothed_logits(logits, factor, _checks.real("curve", curve, logits))
+
+
+@jax.jit
+def _smoothed_logits(logits: Array, factor: Array, curve: Array) -> Array:
+    factor, curve = (_checks.to_rows(a, logits)[..., None] for a in (factor, curve))
+    rows = _chunks.look_over(lax.stop_gradient(logits))
+    bad = ~((factor >= 0) & (curve >= 1)) | jnp.isinf(factor + curve) | rows.bad[..., None]
+    finite = (logits > -jnp.inf) & ~bad
+    x = jnp.where(finite, logits, 0).astype(jnp.float32)
+    # The gradient of the largest logit goes to the tokens that hold it.
+    row_max = jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf, where=finite)
+    distance = jnp.where(bad, 0, row_max) - x
+    bend = (3 - curve) / 2 + (curve - 1) / 2 * distance
+    smoothed = _chunks.settle(row_max - factor * distance * distance * bend, logits.dtype)
+    smoothed = jnp.where(finite & (factor != 0), smoothed, logits)
+    return jnp.where(bad, jnp.nan, smoothed)
 
 
 def rate_of(temperature: Array) -> tuple[Array, Array, Array]:

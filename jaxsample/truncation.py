@@ -1,4 +1,4 @@
-"""Logits to logits, some tokens dropped: each rule keeps a prefix of the ranking.
+"""Logits to logits, some tokens dropped: nearly every rule keeps a prefix of the ranking.
 
 The ranking is by logit, equal logits by lower token id. Dropped logits become -inf and kept ones
 stay as they are. What is kept is a constant under differentiation.
@@ -6,10 +6,11 @@ stay as they are. What is kept is a constant under differentiation.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _kept, _ranking
+from jaxsample import _checks, _chunks, _cuts, _draw, _kept, _moments, _ranking
 from jaxsample._chunks import Rows
 from jaxsample._kept import Rules
 from jaxsample._ranking import Cut
@@ -42,7 +43,7 @@ def top_k_logits(logits: ArrayLike, k: ArrayLike) -> Array:
 
 @jax.jit
 def _top_k_logits(logits: Array, k: Array) -> Array:
-    return _prefix_logits(logits, Rules(k=_checks.to_rows(k, logits)))
+    return cut_by(logits, Rules({"top_k": _checks.to_rows(k, logits)}, (("top_k",),)))
 
 
 def top_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
@@ -72,7 +73,7 @@ def top_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
 
 @jax.jit
 def _top_p_logits(logits: Array, p: Array) -> Array:
-    return _prefix_logits(logits, Rules(p=_checks.to_rows(p, logits)))
+    return cut_by(logits, Rules({"top_p": _checks.to_rows(p, logits)}, (("top_p",),)))
 
 
 def min_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
@@ -102,20 +103,374 @@ def min_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
 
 @jax.jit
 def _min_p_logits(logits: Array, p: Array) -> Array:
-    rules, bad = _kept.checked(logits.shape[-1], Rules(min_p=_checks.to_rows(p, logits)))
+    rows, p, bad = _opened(logits, p)
+    return _cut_off(logits, rows, _kept.min_p_cut(rows, p), bad)
+
+
+def typical_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
+    """Keeps the tokens whose surprise is nearest to the entropy, of probability p or more together.
+
+    Tokens are ranked by `abs(-log(prob) - entropy)`, the least first, equals by lower id; the
+    shortest prefix of that ranking whose probability reaches p is kept, at least one token. It need
+    not hold the likeliest.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      p: in [0, 1], a scalar or `[...]`; 1 is neutral.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, p
+      outside its range) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Meister et al., "Locally typical sampling", arXiv 2202.00666.
+
+    >>> import jax.numpy as jnp
+    >>> print(typical_p_logits(jnp.log(jnp.array([0.5, 0.3, 0.1, 0.1])), 0.3))
+    [ -inf -1.2  -inf  -inf]
+    """
+    logits = _checks.logits(logits)
+    return _typical_p_logits(logits, _checks.real("p", p, logits))
+
+
+@jax.jit
+def _typical_p_logits(logits: Array, p: Array) -> Array:
+    rows, p, bad = _opened(logits, p)
+    centre, cut = _cuts.typical(rows, _chunks.probability(rows), p)
+    away = _cuts.typicality(rows.read(logits), centre)
+    keep = _ranking.is_kept(away, _chunks.positions(logits), cut)
+    return _keep(logits, rows, keep | (p == 1)[..., None], bad)
+
+
+def epsilon_logits(logits: ArrayLike, epsilon: ArrayLike) -> Array:
+    """Keeps the tokens of probability epsilon or more, and the likeliest.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      epsilon: in [0, 1], a scalar or `[...]`; 0 is neutral.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, epsilon
+      outside its range) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Hewitt, Manning and Liang, "Truncation sampling as language model desmoothing",
+      arXiv 2210.15191.
+
+    >>> import jax.numpy as jnp
+    >>> print(epsilon_logits(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.25))
+    [-0.69 -1.2   -inf]
+    """
+    logits = _checks.logits(logits)
+    return _epsilon_logits(logits, _checks.real("epsilon", epsilon, logits))
+
+
+@jax.jit
+def _epsilon_logits(logits: Array, epsilon: Array) -> Array:
+    rows, epsilon, bad = _opened(logits, epsilon)
+    scale = _chunks.probability(rows)
+    return _from(logits, rows, _moments.log_sum(rows, scale) + jnp.log(epsilon), bad)
+
+
+def eta_logits(logits: ArrayLike, epsilon: ArrayLike) -> Array:
+    """Keeps the tokens of probability `min(epsilon, sqrt(epsilon) * exp(-entropy))` or more.
+
+    The likeliest is always kept. Where the distribution is flat, and every token unlikely, the
+    bound is lower than that of `epsilon_logits`.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      epsilon: in [0, 1], a scalar or `[...]`; 0 is neutral.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, epsilon
+      outside its range) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Hewitt, Manning and Liang, "Truncation sampling as language model desmoothing",
+      arXiv 2210.15191.
+
+    >>> import jax.numpy as jnp
+    >>> print(eta_logits(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.25))
+    [-0.69 -1.2  -1.6 ]
+    """
+    logits = _checks.logits(logits)
+    return _eta_logits(logits, _checks.real("epsilon", epsilon, logits))
+
+
+@jax.jit
+def _eta_logits(logits: Array, epsilon: Array) -> Array:
+    rows, epsilon, bad = _opened(logits, epsilon)
+    scale = _chunks.probability(rows)
+    least = jnp.log(epsilon)
+    bound = jnp.minimum(least, 0.5 * least - _moments.entropy(rows, scale))
+    return _from(logits, rows, _moments.log_sum(rows, scale) + bound, bad)
+
+
+def top_a_logits(logits: ArrayLike, a: ArrayLike) -> Array:
+    """Keeps the tokens of probability `a * max(prob)**2` or more.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      a: in [0, 1], a scalar or `[...]`; 0 is neutral.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
+      outside its range) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Top-a, of KoboldAI and RWKV: https://github.com/BlinkDL/RWKV-LM.
+
+    >>> import jax.numpy as jnp
+    >>> print(top_a_logits(jnp.log(jnp.array([0.6, 0.3, 0.1])), 0.5))
+    [-0.51 -1.2   -inf]
+    """
+    logits = _checks.logits(logits)
+    return _top_a_logits(logits, _checks.real("a", a, logits))
+
+
+@jax.jit
+def _top_a_logits(logits: Array, a: Array) -> Array:
+    rows, a, bad = _opened(logits, a)
+    log_sum = _moments.log_sum(rows, _chunks.probability(rows))
+    return _from(logits, rows, jnp.log(a) - log_sum, bad)
+
+
+def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike) -> Array:
+    """Keeps the tokens within n standard deviations of the largest logit.
+
+    Keeps `logit >= max - n * sigma`, where sigma is the standard deviation (of the population) of
+    the logits that are not masked. What is kept does not depend on the temperature.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      n: finite, a scalar or `[...]`; 0 and below are neutral.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, n
+      outside its range) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Tang et al., "Top-n-sigma: not all logits are you need", arXiv 2411.07641.
+
+    >>> import jax.numpy as jnp
+    >>> print(top_n_sigma_logits(jnp.array([4.0, 3.0, 0.0, 1.0]), 1.0))
+    [  4.   3. -inf -inf]
+    """
+    logits = _checks.logits(logits)
+    return _top_n_sigma_logits(logits, _checks.real("n", n, logits))
+
+
+@jax.jit
+def _top_n_sigma_logits(logits: Array, n: Array) -> Array:
+    n = _checks.to_rows(lax.stop_gradient(n), logits)
     rows = _chunks.look_over(lax.stop_gradient(logits))
-    assert rules.min_p is not None
-    return _cut_off(logits, rows, _kept.min_p_cut(rows, rules.min_p), bad)
+    floor = jnp.where(n > 0, -n * _moments.deviation(rows), -jnp.inf)
+    return _from(logits, rows, floor, ~jnp.isfinite(n))
 
 
-def _prefix_logits(logits: Array, rules: Rules) -> Array:
+def tail_free_logits(logits: ArrayLike, z: ArrayLike) -> Array:
+    """Cuts the ranking where its probabilities stop to bend.
+
+    With p sorted, `d[i] = abs((p[i] - p[i+1]) - (p[i+1] - p[i+2]))` over their sum: keeps the
+    tokens before the first i at which the running sum of d exceeds z, at least one.
+
+    The one rule that is about neighbours in the ranking, and so the one that sorts a row; it does
+    so only where a row of the batch asks for it.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      z: in [0, 1], a scalar or `[...]`; 1 is neutral.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, z
+      outside its range) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Phénix and Egan, "A new sampling technique: tail free sampling", 2019,
+      https://trentbrick.github.io/Tail-Free-Sampling.
+
+    >>> import jax.numpy as jnp
+    >>> print(tail_free_logits(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.04, 0.01])), 0.5))
+    [-0.69 -1.2  -1.9  -inf  -inf]
+    """
+    logits = _checks.logits(logits)
+    return _tail_free_logits(logits, _checks.real("z", z, logits))
+
+
+@jax.jit
+def _tail_free_logits(logits: Array, z: Array) -> Array:
+    rows, z, bad = _opened(logits, z)
+    length = jnp.where(bad, rows.vocab, _cuts.tail_free(rows, z))
+    kept = cut_by(logits, Rules({"top_k": length}, (("top_k",),)))
+    return jnp.where(bad[..., None], jnp.nan, kept)
+
+
+def top_h_logits(logits: ArrayLike, h: ArrayLike) -> Array:
+    """Keeps the longest prefix of the ranking that holds at most a share h of the entropy.
+
+    The sum of `-prob * log(prob)` over the kept tokens stays within `h` times that over all; the
+    likeliest is always kept.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      h: in [0, 1], a scalar or `[...]`; 1 is neutral.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, h
+      outside its range) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Baghaei Potraghloo et al., "Top-H decoding", arXiv 2509.02510.
+
+    >>> import jax.numpy as jnp
+    >>> print(top_h_logits(jnp.log(jnp.array([0.5, 0.3, 0.1, 0.1])), 0.7))
+    [-0.69 -1.2   -inf  -inf]
+    """
+    logits = _checks.logits(logits)
+    return _top_h_logits(logits, _checks.real("h", h, logits))
+
+
+@jax.jit
+def _top_h_logits(logits: Array, h: Array) -> Array:
+    rows, h, bad = _opened(logits, h)
+    log_sum = _moments.log_sum(rows, _chunks.probability(rows))
+    return _cut_off(logits, rows, _cuts.top_h(rows, log_sum, h), bad)
+
+
+def p_less_logits(logits: ArrayLike) -> Array:
+    """Keeps the tokens at least as likely as a draw is to be repeated: `prob >= sum(prob**2)`.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit) are NaN
+      throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Tan et al., "p-less sampling: a robust hyperparameter-free approach for LLM decoding",
+      arXiv 2509.23234.
+
+    >>> import jax.numpy as jnp
+    >>> print(p_less_logits(jnp.log(jnp.array([0.5, 0.3, 0.2]))))
+    [-0.69  -inf  -inf]
+    """
+    return _p_less_logits(_checks.logits(logits))
+
+
+@jax.jit
+def _p_less_logits(logits: Array) -> Array:
+    rows = _chunks.look_over(lax.stop_gradient(logits))
+    scale = _chunks.probability(rows)
+    floor = _moments.log_sum(rows, scale) + _moments.log_collision(rows, scale)
+    return _from(logits, rows, floor, rows.bad)
+
+
+def xtc_logits(
+    key: ArrayLike, logits: ArrayLike, probability: ArrayLike, threshold: ArrayLike
+) -> Array:
+    """Excludes the top choices: with some probability, drops all likely tokens but the least.
+
+    One draw a row decides; then of the tokens of probability `threshold` or more, if they are two
+    or more, only the last of the ranking is kept, and every token below the threshold.
+
+    Args:
+      key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
+        (`jax.random.key`) or raw uint32.
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      probability: in [0, 1], a scalar or `[...]`; 0 is neutral.
+      threshold: in [0, 1], a scalar or `[...]`; above 0.5 it is neutral.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
+      parameter outside its range) are NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Weidmann, "Exclude top choices (XTC)", text-generation-webui, pull request 6335, 2024.
+
+    >>> import jax, jax.numpy as jnp
+    >>> print(xtc_logits(jax.random.key(0), jnp.log(jnp.array([0.5, 0.3, 0.2])), 1.0, 0.25))
+    [ -inf -1.2  -1.6]
+    """
+    logits = _checks.logits(logits)
+    return _xtc_logits(
+        _checks.keys(key, logits),
+        logits,
+        _checks.real("probability", probability, logits),
+        _checks.real("threshold", threshold, logits),
+    )
+
+
+@jax.jit
+def _xtc_logits(keys: Array, logits: Array, probability: Array, threshold: Array) -> Array:
+    rows, probability, improbable = _opened(logits, probability)
+    _, threshold, outside = _opened(logits, threshold)
+    floor = _moments.log_sum(rows, _chunks.probability(rows)) + jnp.log(threshold)
+    # A threshold of 0 is met by all that are not masked.
+    floor = jnp.maximum(rows.row_max + floor, np.finfo(np.float32).min)
+    least = _ranking.last_from(rows, floor)
+    (chance,) = _draw.uniforms(keys, 1)
+    excludes = chance < probability[..., None]
+    x, ids = rows.read(logits), _chunks.positions(logits)
+    likely = x >= floor[..., None]
+    last = (x == least.logit[..., None]) & (ids == least.token[..., None])
+    return _keep(logits, rows, ~(excludes & likely) | last, improbable | outside)
+
+
+def cut_by(logits: Array, rules: Rules) -> Array:
+    """The logits that top-k, top-p and min-p keep together."""
     rules, bad = _kept.checked(logits.shape[-1], rules)
     rows = _chunks.look_over(lax.stop_gradient(logits))
     cut = _kept.prefix(rows, _chunks.probability(rows), rules).cut
     return _cut_off(logits, rows, cut, bad)
 
 
+def _opened(logits: Array, share: Array) -> tuple[Rows, Array, Array]:
+    """The logits looked over, and a parameter in [0, 1] a row with the rows where it is not."""
+    share = _checks.to_rows(lax.stop_gradient(share), logits)
+    return _chunks.look_over(lax.stop_gradient(logits)), share, ~((share >= 0) & (share <= 1))
+
+
+def _from(logits: Array, rows: Rows, floor: Array, bad: Array) -> Array:
+    """The logits from a floor up, `[...]` above the largest, which is kept anyway."""
+    floor = rows.row_max + jnp.minimum(floor, 0)
+    cut = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
+    return _cut_off(logits, rows, cut, bad)
+
+
 def _cut_off(logits: Array, rows: Rows, cut: Cut, bad: Array) -> Array:
     """The logits up to a cut; NaN on bad rows."""
     keep = _ranking.is_kept(rows.read(logits), _chunks.positions(logits), cut)
+    return _keep(logits, rows, keep, bad)
+
+
+def _keep(logits: Array, rows: Rows, keep: Array, bad: Array) -> Array:
     return jnp.where((bad | rows.bad)[..., None], jnp.nan, jnp.where(keep, logits, -jnp.inf))

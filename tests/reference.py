@@ -41,3 +41,72 @@ def logprobs(row: np.ndarray) -> np.ndarray:
     row = row.astype(np.float64)
     shifted = row - row.max()
     return shifted - np.log(np.exp(shifted).sum())
+
+
+def surprise(row: np.ndarray) -> np.ndarray:
+    return -logprobs(row)
+
+
+def entropy(row: np.ndarray) -> float:
+    p = softmax(row)
+    return float(np.sum(p[p > 0] * surprise(row)[p > 0]))
+
+
+def typical_p(row: np.ndarray, p: float) -> tuple[np.ndarray, float]:
+    """How far each token's surprise is from the entropy, and how far that of the last one kept."""
+    away = np.abs(surprise(row) - entropy(row))
+    order = np.lexsort((np.arange(row.size), away))
+    mass = np.cumsum(softmax(row)[order])
+    last = min(int(np.sum(mass < p * mass[-1])), int(np.sum(row > -np.inf)) - 1)
+    return away, away[order[last]]
+
+
+def epsilon(row: np.ndarray, epsilon: float) -> float:
+    """The log-probability from which tokens are kept, as of the next ones."""
+    return np.log(epsilon) if epsilon else -np.inf
+
+
+def eta(row: np.ndarray, epsilon: float) -> float:
+    least = np.log(epsilon) if epsilon else -np.inf
+    return min(least, least / 2 - entropy(row))
+
+
+def top_a(row: np.ndarray, a: float) -> float:
+    return (np.log(a) if a else -np.inf) + 2 * logprobs(row).max()
+
+
+def top_n_sigma(row: np.ndarray, n: float) -> float:
+    finite = row[row > -np.inf].astype(np.float64)
+    return logprobs(row).max() - n * finite.std() if n > 0 else -np.inf
+
+
+def p_less(row: np.ndarray) -> float:
+    return np.log(np.sum(softmax(row) ** 2))
+
+
+def tail_free(row: np.ndarray, z: float) -> int:
+    """The number of tokens kept."""
+    if z == 1:
+        return row.size
+    p = softmax(row)[ranking(row)]
+    bends = np.abs(np.diff(p, 2))
+    beyond = np.cumsum(bends) > z * bends.sum()
+    return max(int(np.argmax(beyond)), 1) if beyond.any() else row.size
+
+
+def top_h(row: np.ndarray, h: float) -> int:
+    """The number of tokens kept."""
+    if h == 1:
+        return row.size
+    p = softmax(row)[ranking(row)]
+    terms = np.where(p > 0, -p * np.log(np.where(p > 0, p, 1)), 0)
+    return max(int(np.sum(np.cumsum(terms) <= h * terms.sum())), 1)
+
+
+def xtc(row: np.ndarray, threshold: float) -> np.ndarray:
+    """What is kept where the top choices are excluded."""
+    likely = (logprobs(row) >= np.log(max(threshold, 1e-300))) & (row > -np.inf)
+    last = [t for t in ranking(row) if likely[t]][-1:]
+    kept = (row > -np.inf) & ~likely
+    kept[last] = True
+    return kept

@@ -51,7 +51,7 @@ def composed(keys, x, params):
 
 
 def assert_fused_is_composed(keys, x, params):
-    for fused, plain in zip(sample(keys, x, params), composed(keys, x, params), strict=True):
+    for fused, plain in zip(sample(keys, x, params)[:3], composed(keys, x, params), strict=True):
         np.testing.assert_array_equal(fused, plain)
 
 

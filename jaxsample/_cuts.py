@@ -1,0 +1,85 @@
+"""The cuts of the rules that judge a token by all of its row: typical-p, top-H and tail-free.
+
+Each searches the whole row, and only where a row of the batch asks for it.
+"""
+
+import functools
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxsample import _chunks, _mass, _moments, _ranking
+from jaxsample._chunks import Rows
+from jaxsample._mass import Mass, Scale
+from jaxsample._ranking import Cut
+from jaxsample._vmap import rowwise
+
+_TAIL_FREE_SHIFT = 7
+"""Weights of 30 bits, whose bends add up in 32."""
+
+
+@rowwise
+def typical(rows: Rows, scale: Scale, p: Array) -> tuple[Array, Cut]:
+    """The logit of typical surprise, and the cut of the ranking by `typicality` at mass p."""
+    log_sum, entropy = _moments.log_sum(rows, scale), _moments.entropy(rows, scale)
+    centre = lax.optimization_barrier(rows.row_max + (log_sum - entropy))
+    needed = ~rows.bad & (p < 1)
+
+    def searched() -> Cut:
+        again, whole = _chunks.read_again(rows, _chunks.mass(rows, scale))
+        target = _mass.fraction(whole, p)
+        rank = functools.partial(typicality, centre=centre)
+        return _ranking.search(again, scale, target, needed, rank)
+
+    return centre, lax.cond(jnp.any(needed), searched, lambda: _ranking.everything(rows))
+
+
+def typicality(x: Array, centre: Array) -> Array:
+    """What typical-p ranks logits `[..., *]` by: minus their distance from the typical logit."""
+    return -jnp.abs(x - centre.reshape(centre.shape + (1,) * (x.ndim - centre.ndim)))
+
+
+@rowwise
+def top_h(rows: Rows, log_sum: Array, h: Array) -> Cut:
+    """The cut of the longest prefix with at most a share h of the entropy, or of rank 0."""
+    shifts = _mass.entropy_shifts(_chunks.chunk_max(rows), rows.row_max, log_sum)
+    scale = Scale(shifts, rows.row_max, log_sum)
+    needed = ~rows.bad & (h < 1)
+
+    def searched() -> Cut:
+        again, whole = _chunks.read_again(rows, _chunks.mass(rows, scale))
+        share = _mass.fraction(whole, h)
+        one = Mass(jnp.zeros_like(share.high), jnp.ones_like(share.low))
+        target = _mass.add(share, one)
+        resolved = _mass.reaches(whole, target)
+        beyond = _ranking.search(again, scale, target, needed & resolved)
+        best = _ranking.best(rows)
+        return _ranking.select(resolved, _ranking.later(_ranking.before(beyond), best), best)
+
+    everything = _ranking.everything(rows)
+    cut = lax.cond(jnp.any(needed), searched, lambda: everything)
+    return _ranking.select(needed, cut, everything)
+
+
+@rowwise
+def tail_free(rows: Rows, z: Array) -> Array:
+    """The length of the prefix before the bends of the sorted probabilities exceed a share z."""
+    needed = ~rows.bad & (z < 1)
+
+    def bends() -> Array:
+        shift = jnp.full(rows.row_max.shape, _TAIL_FREE_SHIFT, jnp.int32)
+        places = np.zeros((1,) * rows.logits.ndim, np.int32)  # rounds equal weights alike
+        scale = Scale(shift, rows.row_max)
+        weights = -jnp.sort(-scale.weights(rows.read(rows.logits), places, shift[..., None]))
+        slopes = weights[..., :-1] - weights[..., 1:]
+        bends = jnp.abs(slopes[..., :-1] - slopes[..., 1:]).astype(jnp.uint32)
+        running = jnp.cumsum(bends, axis=-1, dtype=jnp.uint32)
+        share = jnp.sum(bends, axis=-1, dtype=jnp.uint32).astype(jnp.float32) * z
+        length = _chunks.first_true(running.astype(jnp.float32) > share[..., None])
+        # Without such a place, among two tokens say, all are kept.
+        return jnp.where(length < bends.shape[-1], jnp.maximum(length, 1), rows.vocab)
+
+    neutral = jnp.full(rows.row_max.shape, rows.vocab, jnp.int32)
+    return jnp.where(needed, lax.cond(jnp.any(needed), bends, lambda: neutral), rows.vocab)
+

@@ -1,0 +1,45 @@
+"""How the tail of a history repeats earlier text: what DRY and no-repeat-ngram rest on.
+
+A history is `tokens [..., L]`, of which the first `length [...]` are valid. Its ids are compared,
+never used as an index, so they may be anything.
+"""
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsample import _chunks
+from jaxsample._vmap import rowwise
+
+
+def is_bad(tokens: Array, length: Array) -> Array:
+    """The rows whose length is outside [0, L]."""
+    return (length < 0) | (length > tokens.shape[-1])
+
+
+@rowwise
+def matches(tokens: Array, length: Array, limit: Array) -> Array:
+    """The length of the longest common suffix of `tokens[:i]` and `tokens[:length]`, for each i.
+
+    Args:
+      tokens: int32 `[..., L]`.
+      length: int32 `[...]` in [0, L].
+      limit: int32 `[...]`, longer matches count as this one; a batch takes as many steps as its
+        longest match up to the limit.
+
+    Returns:
+      int32 `[..., L]`, 0 from `length` on.
+    """
+    size, place = tokens.shape[-1], _chunks.positions(tokens)
+    padded = jnp.concatenate([tokens, tokens], axis=-1)  # the first half is never a match
+
+    def extend(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        steps, going, count = state
+        before = lax.dynamic_slice_in_dim(padded, size - 1 - steps, size, axis=-1)
+        tail = _chunks.at(tokens, length - 1 - steps)
+        same = going & (place > steps) & (before == tail[..., None])
+        steps += 1
+        return steps, same & (steps < limit)[..., None], count + same.astype(jnp.int32)
+
+    going = (place < length[..., None]) & (limit > 0)[..., None]
+    start = (jnp.int32(0), going, jnp.zeros_like(tokens))
+    return lax.while_loop(lambda state: jnp.any(state[1]), extend, start)[2]

@@ -1,0 +1,115 @@
+"""What a row's distribution is like: entropy, collision probability, spread. Exact sums, as ever.
+
+Each is a float32 number a row, made of sums of integers, so that no rule which rests on one can
+keep other tokens in another batch, slot or sharding.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxsample import _chunks, _mass
+from jaxsample._chunks import Rows
+from jaxsample._mass import Scale
+
+_LN_2 = 0.6931471805599453
+_STEPS = 2**20
+"""Steps between the least and the largest logit, in which the deviation is measured."""
+
+
+def log_sum(rows: Rows, scale: Scale) -> Array:
+    """`log(sum(exp(logits - row_max)))`, `[...]`: minus the log-probability of the likeliest."""
+    rows, _ = _chunks.read_again(rows, rows.bad)
+    return _settled(_mass.log(_chunks.mass(rows, scale)))
+
+
+def entropy(rows: Rows, scale: Scale) -> Array:
+    """The entropy in nats, `[...]`: the mean distance below the maximum, plus `log_sum`."""
+    sums = _chunks.weigh(rows, scale)
+    rows, sums = _chunks.read_again(rows, sums)
+
+    def distance(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
+        row_max = rows.row_max[..., None, None]
+        return _mass.weighted_octaves(rows.read(raw), places, row_max, shift)
+
+    # A chunk's tokens lie its shift in octaves below the maximum, and then some.
+    further = _mass.place(_chunks.fold(rows.logits, distance, lax.add, scale.shifts), scale.shifts)
+    weights = _mass.place(sums, scale.shifts)
+    distances = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
+    whole = _mass.total(weights)
+    mean = _settled(_mass.to_float(distances) / _mass.to_float(whole) * _LN_2)
+    return _settled(mean + _settled(_mass.log(whole)))
+
+
+def log_collision(rows: Rows, scale: Scale) -> Array:
+    """`log(sum(p**2))`, `[...]`: how likely two draws are to be the same token."""
+    whole = log_sum(rows, scale)
+    zero = jnp.zeros_like(rows.row_max)
+    squared = Scale(_mass.shifts(2 * _below(rows, _chunks.chunk_max(rows)), zero), zero)
+
+    def square(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
+        return squared.weights(2 * _below(rows, rows.read(raw)), places, shift)
+
+    sums = _chunks.fold(rows.logits, square, lax.add, squared.shifts)
+    squares = _settled(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
+    return _settled(squares - 2 * whole)
+
+
+def deviation(rows: Rows) -> Array:
+    """The standard deviation of the finite logits, `[...]`, of them all and not of a sample."""
+    least = _least(rows)
+    spread = _settled(0.5 * rows.row_max - 0.5 * least)  # halves, which never overflow
+    per_step = jnp.where(spread > 0, jnp.minimum(_STEPS / spread, np.finfo(np.float32).max), 0)
+    per_step = _settled(per_step)[..., None, None]
+
+    def mean(element: Callable[[Array], Array]) -> Array:
+        """The mean over the finite logits of an integer made of their steps below the maximum."""
+        again, _ = _chunks.read_again(rows, rows.bad)
+
+        def value(raw: Array, *_: Array) -> Array:
+            x = again.read(raw)
+            finite = x > -jnp.inf
+            halved = 0.5 * rows.row_max[..., None, None] - 0.5 * jnp.where(finite, x, 0)
+            return jnp.where(finite, element(jnp.rint(halved * per_step).astype(jnp.int32)), 0)
+
+        sums = _chunks.fold(again.logits, value, lax.add)
+        total = _mass.total(_mass.place(sums, jnp.full_like(sums, _mass.NO_SHIFT)))
+        return _settled(_mass.to_float(total) / number)
+
+    number = _settled(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
+    centre = jnp.rint(mean(lambda steps: steps)).astype(jnp.int32)[..., None, None]
+
+    # A square has 40 bits: from its halves of 10 come the sums of 32.
+    def high(steps: Array) -> Array:
+        return jnp.abs(steps - centre) >> 10
+
+    def low(steps: Array) -> Array:
+        return jnp.abs(steps - centre) & 1023
+
+    squares = mean(lambda steps: high(steps) * high(steps)) * 2.0**20
+    squares = squares + mean(lambda steps: high(steps) * low(steps)) * 2.0**11
+    squares = squares + mean(lambda steps: low(steps) * low(steps))
+    return _settled(jnp.sqrt(_settled(squares)) * (2 / _STEPS) * spread)
+
+
+def _least(rows: Rows) -> Array:
+    """The least finite logit of each row."""
+
+    def element(raw: Array, *_: Array) -> Array:
+        x = rows.read(raw)
+        return _chunks.to_key(jnp.where(x > -jnp.inf, -x, -jnp.inf))
+
+    keys = _chunks.fold(rows.logits, element, lax.max, size=_chunks.BLOCK)
+    return -_chunks.from_key(jnp.max(keys, axis=-1))
+
+
+def _below(rows: Rows, x: Array) -> Array:
+    """How far logits `[..., *]` lie below the maximum, at most 0."""
+    return x - rows.row_max.reshape(rows.row_max.shape + (1,) * (x.ndim - rows.row_max.ndim))
+
+
+def _settled(x: Array) -> Array:
+    """A statistic that no compiler computes in one operation with what follows."""
+    return lax.optimization_barrier(x)

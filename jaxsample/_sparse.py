@@ -1,0 +1,41 @@
+"""New logits for a few tokens of each row: whatever the vocabulary, only those are touched.
+
+Ids outside the vocabulary are dropped, so callers mark what they skip with the id `vocab`.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsample import _chunks
+
+
+def take(logits: Array, ids: Array) -> Array:
+    """The logits of some tokens, `[..., n]`; those of any token for an id outside."""
+    return jnp.take_along_axis(logits, ids, axis=-1, mode="clip")
+
+
+def lower(logits: Array, ids: Array, values: Array) -> Array:
+    """Gives tokens new logits, all at most the old ones: of an id's several values the least."""
+
+    def scatter(row: Array, ids: Array, values: Array) -> Array:
+        return row.at[ids].min(values, mode="drop")
+
+    return jnp.vectorize(scatter, signature="(v),(n),(n)->(v)")(logits, ids, values)
+
+
+def replace(logits: Array, ids: Array, values: Array) -> Array:
+    """Gives tokens new logits; no id inside the vocabulary comes twice in a row."""
+    apart = jnp.where(ids < logits.shape[-1], ids, logits.shape[-1] + _chunks.positions(ids))
+
+    def scatter(row: Array, ids: Array, values: Array) -> Array:
+        return row.at[ids].set(values, mode="drop", unique_indices=True)
+
+    return jnp.vectorize(scatter, signature="(v),(n),(n)->(v)")(logits, apart, values)
+
+
+def ban(logits: Array, ids: Array, where: Array) -> Array:
+    """Masks some tokens, `where` bool `[..., n]`; NaN and +inf stay, so the row stays bad."""
+    vocab = logits.shape[-1]
+    ids = jnp.where(where & (ids >= 0), ids, vocab)
+    old = take(logits, ids)
+    return lower(logits, ids, jnp.where(old < jnp.inf, -jnp.inf, old))

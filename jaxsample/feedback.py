@@ -1,0 +1,455 @@
+"""Samplers with memory: what was drawn so far steers the next draw.
+
+Each takes the state of every row and returns the next one beside the tokens: pure functions, to
+carry through a `scan` or a `while_loop`. States and parameters have no gradient.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxsample import _checks, _chunks, _draw, _kept, _mass, _normalizer, _ranking
+from jaxsample._chunks import Rows
+from jaxsample._kept import Rules
+from jaxsample._mass import Scale
+from jaxsample._ranking import Cut
+from jaxsample.sampling import categorical_sample
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MirostatParams:
+    """What mirostat steers to; each field is a scalar or broadcasts to `logits.shape[:-1]`.
+
+    Attributes:
+      tau: the surprise to reach on average, in bits a token; finite and at least 0.
+      eta: how fast; finite and at least 0, 0 leaves the state as it is.
+
+    >>> MirostatParams(tau=[3.0, -1.0]).validate()
+    Traceback (most recent call last):
+    ...
+    ValueError: tau[1] must be finite and at least 0, got -1.0
+    """
+
+    tau: ArrayLike = 5.0
+    eta: ArrayLike = 0.1
+
+    def validate(self) -> None:
+        """Checks the values, which no traced code can, on the host.
+
+        Raises:
+          TypeError: a field that holds no real numbers.
+          ValueError: a value outside its range; the message names the field, the row and the range.
+        """
+        _validate("tau", self.tau, "finite and at least 0", _finite_from_0)
+        _validate("eta", self.eta, "finite and at least 0", _finite_from_0)
+
+
+class MirostatState(NamedTuple):
+    """What mirostat remembers.
+
+    Attributes:
+      mu: float32 `[...]`, the largest surprise that a token may have, in bits; finite.
+    """
+
+    mu: Array
+
+
+def init_mirostat(params: MirostatParams, rows_shape: tuple[int, ...] = ()) -> MirostatState:
+    """The state before the first token: `mu = 2 tau`.
+
+    Args:
+      params: their `tau` is a scalar or broadcasts to `rows_shape`.
+      rows_shape: static, `logits.shape[:-1]` of the calls to come.
+
+    Returns:
+      `MirostatState(mu)`, float32 in the shape of the rows.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    >>> print(init_mirostat(MirostatParams(tau=3.0), (2,)).mu)
+    [6. 6.]
+    """
+    _check_type("params", params, MirostatParams)
+    rows = jnp.empty((*rows_shape, 1))
+    return MirostatState(2 * _checks.to_rows(_checks.real("tau", params.tau, rows), rows))
+
+
+def mirostat_v1_sample(
+    key: ArrayLike, logits: ArrayLike, params: MirostatParams, state: MirostatState
+) -> tuple[Array, MirostatState]:
+    """Draws from the top k tokens, k chosen so that a Zipf law's rank k has surprise mu.
+
+    The exponent s of the Zipf law is fitted to the 100 likeliest tokens:
+
+        s = sum(t_i b_i) / sum(t_i^2),  t_i = log((i + 1) / i),  b_i = log(p_i / p_(i+1))
+        k = (e 2^mu / (1 - N^-e))^(1/s),  e = s - 1,  rounded down, at least 1
+        mu <- mu - eta (surprise - tau)
+
+    N counts the tokens that are not masked. The surprise of the drawn token, -log2 of its
+    probability, is measured as llama.cpp does: after truncation, among the k tokens alone. The
+    paper's authors measure it before, among all tokens, and round k to the nearest and add 1.
+
+    Args:
+      key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
+        (`jax.random.key`) or raw uint32. In a decoding loop, `fold_in(request_key, position)`.
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      params: `MirostatParams(tau, eta)`.
+      state: from `init_mirostat` or the last call; `mu` is a scalar or `[...]`.
+
+    Returns:
+      The tokens, int32 `[...]`, as `categorical_sample` draws them from the top-k logits, and the
+      next state. A bad row (a NaN, +inf or no finite logit, a parameter outside its range, a state
+      that is not finite) gets token -1, keeps its state and touches no other row.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Basu et al., "Mirostat: a neural text decoding algorithm that directly controls perplexity",
+      arXiv 2007.14966; llama.cpp's mirostat, where N counts masked tokens too and a k beyond the
+      integers becomes 1: here it keeps every token.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits = -jnp.log(jnp.arange(1.0, 1001))  # Zipf's law with s = 1
+    >>> params = MirostatParams(tau=3.0)
+    >>> tokens, state = mirostat_v1_sample(jax.random.key(0), logits, params, MirostatState(2.8))
+    >>> print(tokens, state.mu)  # k = 2^2.8 / log(1000) = 1.008: one token, without surprise
+    0 3.1
+    """
+    return _mirostat_sample(_zipf_prefix, key, logits, params, state)
+
+
+def mirostat_v2_sample(
+    key: ArrayLike, logits: ArrayLike, params: MirostatParams, state: MirostatState
+) -> tuple[Array, MirostatState]:
+    """Draws from the tokens whose surprise is at most mu: `-log2(p) <= mu`, at least rank 0.
+
+        mu <- mu - eta (surprise - tau)
+
+    The surprise of the drawn token, -log2 of its probability, is measured as llama.cpp and
+    text-generation-webui do: after truncation, among the kept tokens alone.
+
+    Args:
+      key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
+        (`jax.random.key`) or raw uint32. In a decoding loop, `fold_in(request_key, position)`.
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      params: `MirostatParams(tau, eta)`.
+      state: from `init_mirostat` or the last call; `mu` is a scalar or `[...]`.
+
+    Returns:
+      The tokens, int32 `[...]`, as `categorical_sample` draws them from the kept logits, and the
+      next state. A bad row (a NaN, +inf or no finite logit, a parameter outside its range, a state
+      that is not finite) gets token -1, keeps its state and touches no other row.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Basu et al., "Mirostat: a neural text decoding algorithm that directly controls perplexity",
+      arXiv 2007.14966; llama.cpp's mirostat-v2, which has no Zipf law.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits = jnp.log(jnp.array([0.25, 0.5, 0.125, 0.125]))
+    >>> params = MirostatParams(tau=0.9)
+    >>> tokens, state = mirostat_v2_sample(jax.random.key(0), logits, params, MirostatState(1.8))
+    >>> print(tokens, state.mu)  # only one token has at most 1.8 bits
+    1 1.89
+    """
+    return _mirostat_sample(_unsurprising, key, logits, params, state)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptivePParams:
+    """What adaptive-p steers to; each field is a scalar or broadcasts to `logits.shape[:-1]`.
+
+    Attributes:
+      target: the probability to reach on average, at most 1; a negative one is neutral.
+      decay: of the memory, in [0, 0.99]: the last 1 / (1 - decay) tokens count.
+
+    >>> AdaptivePParams(target=0.5, decay=1).validate()
+    Traceback (most recent call last):
+    ...
+    ValueError: decay must be in [0, 0.99], got 1
+    """
+
+    target: ArrayLike
+    decay: ArrayLike = 0.9
+
+    def validate(self) -> None:
+        """Checks the values, which no traced code can, on the host.
+
+        Raises:
+          TypeError: a field that holds no real numbers.
+          ValueError: a value outside its range; the message names the field, the row and the range.
+        """
+        _validate("target", self.target, "at most 1", _up_to_1)
+        _validate("decay", self.decay, f"in [0, {_MAX_DECAY:.2f}]", _decays)
+
+
+class AdaptivePState(NamedTuple):
+    """What adaptive-p remembers of the probabilities of the drawn tokens, the latest with weight 1.
+
+    Attributes:
+      weighted_sum: float32 `[...]`, finite.
+      total_weight: float32 `[...]`, finite and at least 0; 0 remembers nothing.
+    """
+
+    weighted_sum: Array
+    total_weight: Array
+
+
+def init_adaptive_p(params: AdaptivePParams, rows_shape: tuple[int, ...] = ()) -> AdaptivePState:
+    """The state before the first token, as if all tokens before had met the target.
+
+        total_weight = 1 / (1 - decay),  weighted_sum = target total_weight
+
+    Args:
+      params: fields that are scalars or broadcast to `rows_shape`.
+      rows_shape: static, `logits.shape[:-1]` of the calls to come.
+
+    Returns:
+      `AdaptivePState(weighted_sum, total_weight)`, float32 in the shape of the rows.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    >>> print(*init_adaptive_p(AdaptivePParams(target=0.5, decay=0.9)))
+    5.0 10.0
+    """
+    _check_type("params", params, AdaptivePParams)
+    rows = jnp.empty((*rows_shape, 1))
+    target, decay = (
+        _checks.to_rows(_checks.real(name, getattr(params, name), rows), rows)
+        for name in ("target", "decay")
+    )
+    total_weight = 1 / (1 - decay)
+    return AdaptivePState(jnp.maximum(target, 0) * total_weight, total_weight)
+
+
+def adaptive_p_sample(
+    key: ArrayLike, logits: ArrayLike, params: AdaptivePParams, state: AdaptivePState
+) -> tuple[Array, AdaptivePState]:
+    """Draws tokens of about a target probability, and corrects what came out too high or too low.
+
+        goal = clip(2 target - weighted_sum / total_weight, 0, 1)
+        d = |p - goal| / 0.3
+        draw from softmax(5 - 10 d^2 / (1 + d))
+        weighted_sum <- p(drawn token) + decay weighted_sum
+        total_weight <- 1 + decay total_weight
+
+    No token is dropped, and the many that are hardly likely stand at d = goal / 0.3 all alike: cut
+    them off before, with `min_p_logits` say.
+
+    Args:
+      key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
+        (`jax.random.key`) or raw uint32. In a decoding loop, `fold_in(request_key, position)`.
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      params: `AdaptivePParams(target, decay)`.
+      state: from `init_adaptive_p` or the last call; its fields are scalars or `[...]`.
+
+    Returns:
+      The tokens, int32 `[...]`, and the next state. Where the target is negative they are the
+      tokens of `categorical_sample(key, logits)`, and the state stays. A bad row (a NaN, +inf or no
+      finite logit, a parameter outside its range, a state that is not) gets token -1, keeps its
+      state and touches no other row.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      llama.cpp's adaptive-p.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits = jnp.log(jnp.array([0.75, 0.25]))
+    >>> params = AdaptivePParams(target=0.0)
+    >>> tokens, state = adaptive_p_sample(jax.random.key(0), logits, params, AdaptivePState(0, 0))
+    >>> print(tokens, *state)
+    1 0.25 1.0
+    """
+    logits = _checks.logits(logits)
+    _check_type("params", params, AdaptivePParams)
+    _check_type("state", state, AdaptivePState)
+    real = {
+        name: _checks.real(name, value, logits)
+        for name, value in {**vars(params), **state._asdict()}.items()
+    }
+    return _adaptive_p(_checks.keys(key, logits), logits, **real)
+
+
+_LOG2_E = np.float32(1.4426950408889634)
+_ZIPF_TOKENS = 100
+_STEEPEST = 1e6
+"""Nats between neighbours of the ranking, far more than probabilities can tell apart."""
+_FLATTEST = 1e-6
+"""An exponent as good as 0, with which any k is the whole vocabulary or one token."""
+
+_MAX_DECAY = np.float32(0.99)
+_PEAK, _SHARPNESS, _WIDTH = 5, 10, 0.3
+
+
+def _mirostat_sample(
+    keep: Callable[[Rows, Scale, Array], Cut],
+    key: ArrayLike,
+    logits: ArrayLike,
+    params: MirostatParams,
+    state: MirostatState,
+) -> tuple[Array, MirostatState]:
+    logits = _checks.logits(logits)
+    _check_type("params", params, MirostatParams)
+    _check_type("state", state, MirostatState)
+    tau = _checks.real("tau", params.tau, logits)
+    eta = _checks.real("eta", params.eta, logits)
+    mu = _checks.real("mu", state.mu, logits)
+    return _mirostat(_checks.keys(key, logits), logits, tau, eta, mu, keep=keep)
+
+
+@functools.partial(jax.jit, static_argnames="keep")
+def _mirostat(
+    keys: Array,
+    logits: Array,
+    tau: Array,
+    eta: Array,
+    mu: Array,
+    *,
+    keep: Callable[[Rows, Scale, Array], Cut],
+) -> tuple[Array, MirostatState]:
+    logits, *params = lax.stop_gradient((logits, tau, eta, mu))
+    tau, eta, mu = (_checks.to_rows(param, logits) for param in params)
+    rows = _chunks.look_over(logits)
+    bad = rows.bad | ~(_finite_from_0(tau) & _finite_from_0(eta) & jnp.isfinite(mu))
+    scale = _chunks.probability(rows)
+    rows, cut = _chunks.read_again(rows, keep(rows, scale, jnp.where(bad, 0, mu)))
+    sums = _kept.weigh_to(rows, scale, cut).sums
+    tokens = _draw.draw(keys, rows, scale, sums, cut)
+
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")
+    logprobs = _normalizer.logprobs(rows, scale, sums, logits, chosen)[..., 0]
+    surprise = _settled(-logprobs * _LOG2_E)
+    next_mu = mu - _settled(eta * (surprise - tau))
+    return jnp.where(bad, -1, tokens), MirostatState(jnp.where(bad, mu, next_mu))
+
+
+def _unsurprising(rows: Rows, scale: Scale, mu: Array) -> Cut:
+    """The cut behind the last token whose surprise could be at most mu bits."""
+    log_mass = _mass.log(_chunks.mass(rows, scale))
+    floor = rows.row_max + log_mass - _settled(mu / _LOG2_E)
+    likely = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
+    return _ranking.select(floor > rows.row_max, _ranking.best(rows), likely)
+
+
+def _zipf_prefix(rows: Rows, scale: Scale, mu: Array) -> Cut:
+    """The cut behind the rank at which a Zipf law like this row's has a surprise of mu bits."""
+    units = _chunks.weigh(rows, _chunks.tally(rows))
+    log_vocab = jnp.log(jnp.maximum(jnp.sum(units, axis=-1), 2).astype(jnp.float32))
+    s = _zipf_exponent(_ranking.candidates(rows, _ZIPF_TOKENS).logit)
+    e = s - 1
+    power = -_settled(e * log_vocab)
+    # e / (1 - N^-e), of which the limit at e = 0 is 1 / log N.
+    share = jnp.where(power == 0, 1, power / jnp.expm1(power)) / log_vocab
+    log2_k = (mu + _settled(jnp.log2(share))) / s
+    k = jnp.clip(jnp.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
+    rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
+    return _kept.prefix(rows, scale, rules).cut
+
+
+def _zipf_exponent(logits: Array) -> Array:
+    """The slope of the logits `[..., n]` over the logarithms of their ranks, from their gaps."""
+    ranks = np.arange(1, logits.shape[-1], dtype=np.float64)
+    t = np.log1p(1 / ranks).astype(np.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
+    masked = logits[..., 1:] == -jnp.inf
+    gaps = jnp.where(masked, 0, jnp.minimum(logits[..., :-1] - logits[..., 1:], _STEEPEST))
+    squares = jnp.where(masked, 0, t * t)
+    s = _tree_sum(_settled(gaps * t)) / jnp.maximum(_tree_sum(squares), np.float32(1e-30))
+    return jnp.maximum(s, _FLATTEST)
+
+
+def _tree_sum(x: Array) -> Array:
+    """Adds the elements of the last axis, at most 128, always in the same order."""
+    size = 128
+    x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
+    while size > 1:
+        size //= 2
+        x = x[..., :size] + x[..., size:]
+    return x[..., 0]
+
+
+@jax.jit
+def _adaptive_p(
+    keys: Array,
+    logits: Array,
+    target: Array,
+    decay: Array,
+    weighted_sum: Array,
+    total_weight: Array,
+) -> tuple[Array, AdaptivePState]:
+    logits, *params = lax.stop_gradient((logits, target, decay, weighted_sum, total_weight))
+    target, decay, *memory = (_checks.to_rows(param, logits) for param in params)
+    state = AdaptivePState(*memory)
+    bad = ~(_up_to_1(target) & _decays(decay))
+    bad |= ~(jnp.isfinite(state.weighted_sum) & _finite_from_0(state.total_weight))
+    rows = _chunks.look_over(logits)
+    scale = _chunks.probability(rows)
+    sums = _chunks.weigh(rows, scale)
+
+    average = state.weighted_sum / jnp.where(state.total_weight > 0, state.total_weight, 1)
+    goal = jnp.where(state.total_weight > 0, 2 * target - average, target)
+    goal = lax.optimization_barrier(jnp.clip(goal, 0, 1))
+    logprobs = _normalizer.logprobs(rows, scale, sums, logits, logits)
+    distance = _settled(jnp.abs(jnp.exp(logprobs) - goal[..., None]) * (1 / _WIDTH))
+    adapted = _PEAK - _settled(_SHARPNESS * distance * distance / (1 + distance))
+    adapted = jnp.where(logits == -jnp.inf, -jnp.inf, adapted)
+    adapted = jnp.where((target < 0)[..., None], logits.astype(jnp.float32), adapted)
+    adapted = jnp.where(bad[..., None], jnp.nan, adapted)
+    # Written down: each pass of the draw would compute it anew, and round it in its own way.
+    tokens = categorical_sample(keys, lax.optimization_barrier(adapted))
+
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")
+    p = _settled(jnp.exp(_normalizer.logprobs(rows, scale, sums, logits, chosen)[..., 0]))
+    following = AdaptivePState(
+        p + _settled(decay * state.weighted_sum), 1 + _settled(decay * state.total_weight)
+    )
+    stays = (tokens < 0) | (target < 0)
+    return tokens, jax.tree.map(lambda old, new: jnp.where(stays, old, new), state, following)
+
+
+def _settled(x: Array) -> Array:
+    """Keeps the compiler from contracting a product with a sum, here but not there."""
+    return _chunks.settle(x, jnp.float32)
+
+
+def _finite_from_0(x: Array) -> Array:
+    return (x >= 0) & (x < np.inf)
+
+
+def _up_to_1(x: Array) -> Array:
+    return x <= 1
+
+
+def _decays(x: Array) -> Array:
+    return (x >= 0) & (x <= _MAX_DECAY)
+
+
+def _check_type(name: str, value: object, expected: type) -> None:
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} must be of type {expected.__name__}, got {type(value).__name__}")
+
+
+def _validate(name: str, value: ArrayLike, allowed: str, inside: Callable[[Any], Any]) -> None:
+    array = np.asarray(value)
+    if _checks.kind(array) not in "iuf":
+        raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
+    with np.errstate(over="ignore"):  # as it is computed with, in which a large value is infinite
+        computed = array.astype(np.float32)
+    for row in np.argwhere(~inside(computed)):
+        place = f"[{', '.join(map(str, row))}]" if array.ndim else ""
+        raise ValueError(f"{name}{place} must be {allowed}, got {array[tuple(row)]}")

@@ -1,0 +1,277 @@
+"""Logits to logits: tokens that were already said, or would repeat the text, become less likely.
+
+Repetition, presence and frequency look at what each token counts; DRY and no-repeat-ngram at the
+history, `tokens [..., L]` of which the first `length [...]` are valid.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxsample import _checks, _chunks, _history, _sparse
+
+_LARGEST = float(np.finfo(np.float32).max)
+_NONE = np.zeros(0, np.int32)
+
+
+def repetition_penalized_logits(logits: ArrayLike, seen: ArrayLike, penalty: ArrayLike) -> Array:
+    """Moves the logits of seen tokens down: `logit * r` below 0, `logit / r` above, r the penalty.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      seen: bool `[..., vocab]`, the tokens of prompt and output.
+      penalty: finite and above 0, a scalar or `[...]`; 1 is neutral, below 1 seen tokens gain.
+        Computed as `logit * (1 / penalty)` in float32.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. A penalty outside its range makes its row NaN; NaN
+      and +inf stay.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Keskar et al., "CTRL", arXiv 1909.05858; for logits below 0, Hugging Face transformers.
+
+    >>> import jax.numpy as jnp
+    >>> seen = jnp.array([True, True, False])
+    >>> print(repetition_penalized_logits(jnp.array([3.0, -1.0, 2.0]), seen, 1.5))
+    [ 2.  -1.5  2. ]
+    """
+    logits = _checks.logits(logits)
+    seen = _checks.per_token("seen", seen, logits, "b")
+    return _repetition_penalized_logits(logits, seen, _checks.real("penalty", penalty, logits))
+
+
+@jax.jit
+def _repetition_penalized_logits(logits: Array, seen: Array, penalty: Array) -> Array:
+    penalty = _checks.to_rows(penalty, logits)
+    bad = ~((penalty > 0) & jnp.isfinite(penalty))
+    penalty = jnp.where(bad, 1, penalty)
+    rate = (1 / penalty)[..., None]
+    # Others stay out of the product: its derivative by the penalty would be inf * 0.
+    touched = seen & jnp.isfinite(logits) & (penalty != 1)[..., None]
+    x = jnp.where(touched, logits, 0).astype(jnp.float32)
+    moved = _chunks.settle(x * jnp.where(x < 0, penalty[..., None], rate), logits.dtype)
+    return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, moved, logits))
+
+
+def presence_penalized_logits(logits: ArrayLike, counts: ArrayLike, penalty: ArrayLike) -> Array:
+    """Takes the penalty once from every token with a count: `logit - penalty * [count > 0]`.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      counts: integers `[..., vocab]`, how often each token was written; below 0 is as 0.
+      penalty: finite, a scalar or `[...]`; 0 is neutral, below 0 counted tokens gain.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. A penalty outside its range makes its row NaN; NaN
+      and +inf stay bad.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      The OpenAI API; vLLM, which counts the output and not the prompt.
+
+    >>> import jax.numpy as jnp
+    >>> print(presence_penalized_logits(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 4]), 0.5))
+    [3.  1.5 0.5]
+    """
+    logits = _checks.logits(logits)
+    counts = _checks.per_token("counts", counts, logits, "iu")
+    return _presence_penalized_logits(logits, counts, _checks.real("penalty", penalty, logits))
+
+
+@jax.jit
+def _presence_penalized_logits(logits: Array, counts: Array, penalty: Array) -> Array:
+    return _counted_less(logits, (counts > 0).astype(jnp.float32), penalty)
+
+
+def frequency_penalized_logits(logits: ArrayLike, counts: ArrayLike, penalty: ArrayLike) -> Array:
+    """Takes the penalty from a token as often as it was written: `logit - penalty * count`.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      counts: integers `[..., vocab]`, how often each token was written; below 0 is as 0.
+      penalty: finite, a scalar or `[...]`; 0 is neutral, below 0 counted tokens gain.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. A penalty outside its range makes its row NaN; NaN
+      and +inf stay bad, and a product with a count that overflows is NaN.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      The OpenAI API; vLLM, which counts the output and not the prompt.
+
+    >>> import jax.numpy as jnp
+    >>> print(frequency_penalized_logits(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 4]), 0.5))
+    [ 3.   1.5 -1. ]
+    """
+    logits = _checks.logits(logits)
+    counts = _checks.per_token("counts", counts, logits, "iu")
+    return _frequency_penalized_logits(logits, counts, _checks.real("penalty", penalty, logits))
+
+
+@jax.jit
+def _frequency_penalized_logits(logits: Array, counts: Array, penalty: Array) -> Array:
+    return _counted_less(logits, jnp.maximum(counts, 0).astype(jnp.float32), penalty)
+
+
+def _counted_less(logits: Array, counts: Array, penalty: Array) -> Array:
+    penalty = _checks.to_rows(penalty, logits)
+    bad = ~jnp.isfinite(penalty)
+    penalty = jnp.where(bad, 0, penalty)[..., None]
+    touched = (counts > 0) & (penalty != 0)
+    amount = _chunks.settle(penalty * counts, jnp.float32)  # kept from contraction with the sum
+    less = _chunks.settle(logits.astype(jnp.float32) - amount, logits.dtype)
+    return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, less, logits))
+
+
+def dry_penalized_logits(
+    logits: ArrayLike,
+    tokens: ArrayLike,
+    length: ArrayLike,
+    multiplier: ArrayLike,
+    base: ArrayLike = 1.75,
+    allowed_length: ArrayLike = 2,
+    breakers: ArrayLike | None = None,
+) -> Array:
+    """Penalises tokens that would go on repeating the text ("don't repeat yourself").
+
+    Where the last n tokens also stand earlier in the history, the token that followed there loses
+    `multiplier * base**(n - allowed_length)`, for the largest such n, if n >= allowed_length. A
+    repeat never reaches over a breaker, and breakers themselves are not penalised.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      tokens: integers `[..., L]`, the history; what lies behind its length is not looked at, ids
+        outside the vocabulary are penalised nowhere.
+      length: integers in [0, L], a scalar or `[...]`.
+      multiplier: finite and at least 0, a scalar or `[...]`; 0 is neutral.
+      base: finite and at least 1, a scalar or `[...]`. The penalty ends at the largest float32.
+      allowed_length: integer, at least 1, a scalar or `[...]`.
+      breakers: integers `[..., n]` below `vocab`, or None; negative ids are padding.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
+      NaN and +inf stay bad. Penalties beyond the dtype mask a token.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      p-e-w, "DRY: a modern repetition penalty", text-generation-webui pull request 5677; as in
+      llama.cpp, with breakers of one token.
+
+    >>> import jax.numpy as jnp
+    >>> history = jnp.array([1, 2, 3, 0, 1, 2])
+    >>> print(dry_penalized_logits(jnp.zeros(5), history, 6, 0.8))
+    [ 0.   0.   0.  -0.8  0. ]
+    """
+    logits = _checks.logits(logits)
+    return _dry_penalized_logits(
+        logits,
+        _checks.per_item("tokens", tokens, logits, "iu"),
+        _checks.integer("length", length, logits),
+        _checks.real("multiplier", multiplier, logits),
+        _checks.real("base", base, logits),
+        _checks.integer("allowed_length", allowed_length, logits),
+        _checks.per_item("breakers", _NONE if breakers is None else breakers, logits, "iu"),
+    )
+
+
+@jax.jit
+def _dry_penalized_logits(
+    logits: Array,
+    tokens: Array,
+    length: Array,
+    multiplier: Array,
+    base: Array,
+    allowed: Array,
+    breakers: Array,
+) -> Array:
+    length, multiplier, base, allowed = (
+        _checks.to_rows(x, logits) for x in (length, multiplier, base, allowed)
+    )
+    vocab, size, place = logits.shape[-1], tokens.shape[-1], _chunks.positions(tokens)
+    bad = _history.is_bad(tokens, length) | (allowed < 1) | jnp.any(breakers >= vocab, axis=-1)
+    bad |= ~((multiplier >= 0) & jnp.isfinite(multiplier) & (base >= 1) & jnp.isfinite(base))
+    multiplier, base = jnp.where(bad, 0, multiplier), jnp.where(bad, 1, base)
+
+    real = (breakers >= 0)[..., None, :]
+    breaks = jnp.any((tokens[..., None] == breakers[..., None, :]) & real, axis=-1)
+    valid = place < length[..., None]
+    behind = jnp.max(jnp.where(breaks & valid, place + 1, 0), axis=-1, initial=0)
+    # Longer matches would not change the penalty: it has reached the largest float by then.
+    useful = jnp.minimum(90 / jnp.log(lax.stop_gradient(base)) + 2, size).astype(jnp.int32)
+    limit = jnp.minimum(length - behind, jnp.minimum(allowed, size) + useful)
+    matches = _history.matches(tokens, length, jnp.where(multiplier > 0, limit, 0))
+
+    repeats = valid & ~breaks & (matches >= allowed[..., None]) & (multiplier > 0)[..., None]
+    power = _power(base[..., None], jnp.where(repeats, matches - allowed[..., None], 0), size)
+    amount = jnp.minimum(multiplier[..., None] * power, _LARGEST)
+    logits = jnp.where(bad[..., None], jnp.nan, logits)
+    ids = jnp.where(repeats & (tokens >= 0), tokens, vocab)
+    less = _sparse.take(logits, ids).astype(jnp.float32) - amount
+    return _sparse.lower(logits, ids, _chunks.settle(less, logits.dtype))
+
+
+def _power(base: Array, exponent: Array, largest: int) -> Array:
+    """`base ** exponent` up to the largest float, by squaring: the same in every program."""
+    result = jnp.ones(exponent.shape, jnp.float32)
+    for bit in range(largest.bit_length()):
+        times = jnp.where((exponent >> bit) & 1 == 1, base, 1)
+        result = jnp.minimum(result * times, _LARGEST)
+        base = jnp.minimum(base * base, _LARGEST)
+    return result
+
+
+def no_repeat_ngram_logits(
+    logits: ArrayLike, tokens: ArrayLike, length: ArrayLike, n: ArrayLike
+) -> Array:
+    """Masks every token that would complete an n-gram which the history already holds.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      tokens: integers `[..., L]`, the history; what lies behind its length is not looked at, ids
+        outside the vocabulary are masked nowhere.
+      length: integers in [0, L], a scalar or `[...]`.
+      n: integer, at least 0, a scalar or `[...]`; 0 is neutral, 1 masks all that was said.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
+      NaN and +inf stay.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Paulus, Xiong and Socher, "A deep reinforced model for abstractive summarization",
+      arXiv 1705.04304; as in Hugging Face transformers.
+
+    >>> import jax.numpy as jnp
+    >>> print(no_repeat_ngram_logits(jnp.zeros(4), jnp.array([1, 2, 3, 1, 2]), 5, 3))
+    [  0.   0.   0. -inf]
+    """
+    logits = _checks.logits(logits)
+    return _no_repeat_ngram_logits(
+        logits,
+        _checks.per_item("tokens", tokens, logits, "iu"),
+        _checks.integer("length", length, logits),
+        _checks.integer("n", n, logits),
+    )
+
+
+@jax.jit
+def _no_repeat_ngram_logits(logits: Array, tokens: Array, length: Array, n: Array) -> Array:
+    length, n = _checks.to_rows(length, logits), _checks.to_rows(n, logits)
+    bad = _history.is_bad(tokens, length) | (n < 0)
+    matches = _history.matches(tokens, length, jnp.where(bad, 0, n - 1))
+    repeats = (matches >= (n - 1)[..., None]) & (_chunks.positions(tokens) < length[..., None])
+    logits = jnp.where(bad[..., None], jnp.nan, logits)
+    return _sparse.ban(logits, tokens, repeats & (n > 0)[..., None])

@@ -1,0 +1,357 @@
+"""The stages of `sample`, a name for each rule, and the orders in which systems apply them."""
+
+import itertools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxsample._kept import Rules
+from jaxsample.constraints import (
+    allowed_logits,
+    bad_words_logits,
+    biased_logits,
+    bitmask_logits,
+    guided_logits,
+    min_tokens_logits,
+    suppressed_logits,
+    unpacked,
+)
+from jaxsample.params import SamplingParams
+from jaxsample.penalties import (
+    dry_penalized_logits,
+    frequency_penalized_logits,
+    no_repeat_ngram_logits,
+    presence_penalized_logits,
+    repetition_penalized_logits,
+)
+from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
+from jaxsample.state import SamplerState
+from jaxsample.truncation import (
+    cut_by,
+    epsilon_logits,
+    eta_logits,
+    min_p_logits,
+    p_less_logits,
+    tail_free_logits,
+    top_a_logits,
+    top_h_logits,
+    top_k_logits,
+    top_n_sigma_logits,
+    top_p_logits,
+    typical_p_logits,
+    xtc_logits,
+)
+
+Order = tuple[str | tuple[str, ...], ...]
+"""Names of stages. A nested tuple is judged jointly: each of its stages on the same distribution,
+and what all of them keep is kept."""
+
+_BEFORE = (
+    "guidance",
+    "allowed",
+    "bitmask",
+    "suppressed",
+    "bad_words",
+    "min_tokens",
+    "no_repeat_ngram",
+)
+
+DEFAULT_ORDER: Order = (
+    *_BEFORE,
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "dry",
+    "bias",
+    "temperature",
+    "entropy_temperature",
+    "smoothing",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon",
+    "eta",
+    "top_a",
+    "top_n_sigma",
+    "tail_free",
+    "top_h",
+    "p_less",
+    "xtc",
+)
+"""Constraints, penalties, bias, temperature, top-k, top-p, min-p, then the others."""
+
+VLLM_ORDER: Order = (
+    "bitmask",
+    "allowed",
+    "bad_words",
+    "min_tokens",
+    "bias",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "temperature",
+    "min_p",
+    "top_k",
+    "top_p",
+)
+"""The order of vLLM, and its stages."""
+
+HF_ORDER: Order = (
+    "guidance",
+    "bias",
+    "repetition_penalty",
+    "no_repeat_ngram",
+    "bad_words",
+    "min_tokens",
+    "allowed",
+    "suppressed",
+    "temperature",
+    "top_h",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon",
+    "eta",
+)
+"""The order of Hugging Face transformers' `generate`, and its stages."""
+
+LLAMA_CPP_ORDER: Order = (
+    "bitmask",
+    "bias",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "dry",
+    "top_n_sigma",
+    "top_k",
+    "typical_p",
+    "top_p",
+    "min_p",
+    "xtc",
+    "temperature",
+    "entropy_temperature",
+)
+"""The order of llama.cpp's default chain, and its stages."""
+
+_Apply = Callable[[Array, Array, SamplingParams, SamplerState | None], Array]
+
+
+class _Stage(NamedTuple):
+    """How a stage is applied.
+
+    Attributes:
+      apply: from keys, logits, params and state to logits.
+      fields: the params that it needs; it is compiled where the first is given.
+      optional: the params that it has a default for.
+      remembers: whether it needs the state.
+      drops: whether it only drops tokens, by looking at all of the distribution.
+    """
+
+    apply: _Apply
+    fields: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    remembers: bool = False
+    drops: bool = False
+
+
+def _of(rule: Callable[..., Array], *fields: str, drops: bool = False) -> _Stage:
+    """A stage whose rule takes the logits and then its fields."""
+
+    def apply(_: Array, logits: Array, params: SamplingParams, __: SamplerState | None) -> Array:
+        return rule(logits, *(getattr(params, name) for name in fields))
+
+    return _Stage(apply, fields, drops=drops)
+
+
+def _remembering(
+    rule: Callable[[Array, SamplingParams, SamplerState], Array],
+    *fields: str,
+    optional: tuple[str, ...] = (),
+) -> _Stage:
+    """A stage whose rule looks back on the state."""
+
+    def apply(_: Array, logits: Array, params: SamplingParams, state: SamplerState | None) -> Array:
+        assert state is not None
+        return rule(logits, params, state)
+
+    return _Stage(apply, fields, optional, remembers=True)
+
+
+def _repetition(logits: Array, params: SamplingParams, state: SamplerState) -> Array:
+    seen = unpacked(state.prompt_mask, logits.shape[-1]) | (state.counts > 0)
+    return repetition_penalized_logits(logits, seen, params.repetition_penalty)
+
+
+def _dry(logits: Array, params: SamplingParams, state: SamplerState) -> Array:
+    names = ("base", "allowed_length", "breakers")
+    given = {name: getattr(params, f"dry_{name}") for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
+    return dry_penalized_logits(logits, state.tokens, state.lengths, params.dry_multiplier, **given)
+
+
+def _min_tokens(logits: Array, params: SamplingParams, state: SamplerState) -> Array:
+    written = state.lengths - state.prompt_lengths
+    return min_tokens_logits(logits, params.stop_token_ids, written, params.min_tokens)
+
+
+def _bad_words(logits: Array, params: SamplingParams, state: SamplerState) -> Array:
+    words, lengths = params.bad_words, params.bad_word_lengths
+    return bad_words_logits(logits, state.tokens, state.lengths, words, lengths)
+
+
+def _entropy_temperature(
+    _: Array, logits: Array, params: SamplingParams, __: SamplerState | None
+) -> Array:
+    exponent = 1.0 if params.temperature_exponent is None else params.temperature_exponent
+    return entropy_scaled_logits(logits, params.temperature_low, params.temperature_high, exponent)
+
+
+def _smoothing(_: Array, logits: Array, params: SamplingParams, __: SamplerState | None) -> Array:
+    curve = 1.0 if params.smoothing_curve is None else params.smoothing_curve
+    return smoothed_logits(logits, params.smoothing_factor, curve)
+
+
+def _p_less(_: Array, logits: Array, params: SamplingParams, __: SamplerState | None) -> Array:
+    on = jnp.broadcast_to(params.p_less, logits.shape[:-1])[..., None]
+    return jnp.where(on, p_less_logits(logits), logits)
+
+
+def _xtc(keys: Array, logits: Array, params: SamplingParams, __: SamplerState | None) -> Array:
+    own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys.reshape(-1)).reshape(keys.shape)
+    return xtc_logits(own, logits, params.xtc_probability, params.xtc_threshold)
+
+
+_STAGES = {
+    "guidance": _of(guided_logits, "unconditional_logits", "guidance_scale"),
+    "allowed": _of(allowed_logits, "allowed"),
+    "bitmask": _of(bitmask_logits, "bitmask"),
+    "suppressed": _of(suppressed_logits, "suppressed_token_ids"),
+    "bad_words": _remembering(_bad_words, "bad_words", "bad_word_lengths"),
+    "min_tokens": _remembering(_min_tokens, "min_tokens", "stop_token_ids"),
+    "no_repeat_ngram": _remembering(
+        lambda x, p, s: no_repeat_ngram_logits(x, s.tokens, s.lengths, p.no_repeat_ngram),
+        "no_repeat_ngram",
+    ),
+    "repetition_penalty": _remembering(_repetition, "repetition_penalty"),
+    "frequency_penalty": _remembering(
+        lambda x, p, s: frequency_penalized_logits(x, s.counts, p.frequency_penalty),
+        "frequency_penalty",
+    ),
+    "presence_penalty": _remembering(
+        lambda x, p, s: presence_penalized_logits(x, s.counts, p.presence_penalty),
+        "presence_penalty",
+    ),
+    "dry": _remembering(
+        _dry, "dry_multiplier", optional=("dry_base", "dry_allowed_length", "dry_breakers")
+    ),
+    "bias": _of(biased_logits, "bias_token_ids", "bias"),
+    "temperature": _of(scaled_logits, "temperature"),
+    "entropy_temperature": _Stage(
+        _entropy_temperature, ("temperature_low", "temperature_high"), ("temperature_exponent",)
+    ),
+    "smoothing": _Stage(_smoothing, ("smoothing_factor",), ("smoothing_curve",)),
+    "top_k": _of(top_k_logits, "top_k", drops=True),
+    "top_p": _of(top_p_logits, "top_p", drops=True),
+    "min_p": _of(min_p_logits, "min_p", drops=True),
+    "typical_p": _of(typical_p_logits, "typical_p", drops=True),
+    "epsilon": _of(epsilon_logits, "epsilon", drops=True),
+    "eta": _of(eta_logits, "eta", drops=True),
+    "top_a": _of(top_a_logits, "top_a", drops=True),
+    "top_n_sigma": _of(top_n_sigma_logits, "top_n_sigma", drops=True),
+    "tail_free": _of(tail_free_logits, "tail_free", drops=True),
+    "top_h": _of(top_h_logits, "top_h", drops=True),
+    "p_less": _Stage(_p_less, ("p_less",), drops=True),
+    "xtc": _Stage(_xtc, ("xtc_probability", "xtc_threshold"), drops=True),
+}
+
+_PREFIX = {"top_k", "top_p", "min_p"}
+"""The stages that are settled together, by the best candidates alone wherever they suffice."""
+
+
+class Plan(NamedTuple):
+    """What `sample` does, in groups of stages that look at the same distribution.
+
+    Attributes:
+      first: the groups that are applied one after the other.
+      scales: whether the temperature comes then.
+      last: the groups of top-k, top-p and min-p at the end, which the draw looks through.
+    """
+
+    first: tuple[tuple[str, ...], ...]
+    scales: bool
+    last: tuple[tuple[str, ...], ...]
+
+
+def planned(params: SamplingParams, state: SamplerState | None, order: Order) -> Plan:
+    """The plan of the stages that the params ask for."""
+    groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in order]
+    _check_order(groups)
+    asked = {name for name, stage in _STAGES.items() if _is_asked(stage, params, state)}
+    if missing := sorted(asked.difference(*groups)):
+        raise ValueError(f"order must name every stage that params ask for, {missing[0]!r} too")
+    active = [tuple(name for name in group if name in asked) for group in groups]
+    active = [group for group in active if group]
+    end = len(active)
+    while end and _PREFIX.issuperset(active[end - 1]):
+        end -= 1
+    scales = end > 0 and active[end - 1] == ("temperature",)
+    return Plan(tuple(active[: end - scales]), scales, tuple(active[end:]))
+
+
+def applied(
+    groups: tuple[tuple[str, ...], ...],
+    keys: Array,
+    logits: Array,
+    params: SamplingParams,
+    state: SamplerState | None,
+) -> Array:
+    """The logits after some groups of stages."""
+    for is_prefix, some in itertools.groupby(groups, _PREFIX.issuperset):
+        if is_prefix:
+            logits = cut_by(logits, rules_of(tuple(some), logits, params))
+            continue
+        for group in some:
+            results = [_STAGES[name].apply(keys, logits, params, state) for name in group]
+            # Logits are kept as they are or -inf, and the least is what all of them keep.
+            logits = results[0]
+            for result in results[1:]:
+                logits = jnp.minimum(logits, result)
+    return logits
+
+
+def rules_of(
+    groups: tuple[tuple[str, ...], ...], logits: Array, params: SamplingParams
+) -> Rules:
+    """The rules of groups of top-k, top-p and min-p."""
+    names = itertools.chain(*groups)
+    values = {name: jnp.broadcast_to(getattr(params, name), logits.shape[:-1]) for name in names}
+    return Rules(values, groups)
+
+
+def _is_asked(stage: _Stage, params: SamplingParams, state: SamplerState | None) -> bool:
+    fields = (*stage.fields, *stage.optional)
+    given = [name for name in fields if getattr(params, name) is not None]
+    for name in stage.fields:
+        if given and name not in given:
+            raise ValueError(f"params must have {name} where they have {given[0]}")
+    if given and stage.remembers and state is None:
+        raise ValueError(f"state must be given where params have {given[0]}")
+    return bool(given)
+
+
+def _check_order(groups: list[tuple[str, ...]]) -> None:
+    names = list(itertools.chain(*groups))
+    for name in names:
+        if name not in _STAGES:
+            raise ValueError(f"order must hold names of {', '.join(_STAGES)}; got {name!r}")
+        if names.count(name) > 1:
+            raise ValueError(f"order must name a stage once, got {name!r} twice")
+    for group in groups:
+        for name in group:
+            if len(group) > 1 and not _STAGES[name].drops:
+                raise ValueError(f"order must not nest {name!r}: it is not a truncation")

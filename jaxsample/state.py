@@ -1,0 +1,185 @@
+"""What a decoding loop remembers of its rows, in fixed shapes: rows come and go, no program does."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsample import _checks
+from jaxsample.constraints import packed_bitmask
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplerState:
+    """The texts of a batch, and what the penalties count of them.
+
+    Attributes:
+      tokens: int32 `[..., max_length]`, prompt and output, valid up to `lengths`.
+      lengths: int32 `[...]`, of prompt and output. A row whose length is outside
+        [0, max_length], a prompt that was too long or an output that outgrew its room, is a bad
+        row for `sample`.
+      prompt_lengths: int32 `[...]`.
+      prompt_mask: int32 `[..., ceil(vocab / 32)]`, the tokens of the prompt, a packed bitmask.
+      counts: int32 `[..., vocab]`, how often each token was written after the prompt.
+    """
+
+    tokens: Array
+    lengths: Array
+    prompt_lengths: Array
+    prompt_mask: Array
+    counts: Array
+
+
+def init_state(
+    prompt_tokens: ArrayLike, prompt_lengths: ArrayLike, vocab_size: int, max_length: int
+) -> SamplerState:
+    """The state of rows whose prompts were read and whose outputs are empty.
+
+    Args:
+      prompt_tokens: integers `[..., n]`, n at most `max_length`; what lies behind a prompt's
+        length is not looked at, ids outside the vocabulary count for nothing.
+      prompt_lengths: integers in [0, n], a scalar or `[...]`.
+      vocab_size: static, the vocabulary of the logits.
+      max_length: static, the room for prompt and output.
+
+    Returns:
+      `SamplerState`. A row with a prompt length outside its range has length -1.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    >>> import jax.numpy as jnp
+    >>> state = init_state(jnp.array([[3, 1, 3], [2, 0, 0]]), jnp.array([3, 1]), 5, 8)
+    >>> state = update_state(state, jnp.array([4, 4]))
+    >>> print(state.lengths, state.tokens[:, :4].tolist())
+    [4 2] [[3, 1, 3, 4], [2, 4, 0, 0]]
+    """
+    for name, size in (("vocab_size", vocab_size), ("max_length", max_length)):
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise ValueError(f"{name} must be a Python integer of at least 1, got {size!r}")
+    tokens = _checks.integers("prompt_tokens", prompt_tokens)
+    if tokens.ndim < 1 or tokens.shape[-1] > max_length:
+        raise ValueError(
+            f"prompt_tokens must have shape [..., n] with n <= max_length = {max_length}, "
+            f"got {tokens.shape}"
+        )
+    lengths = _checks.integer("prompt_lengths", prompt_lengths, tokens)
+    return _init_state(tokens, _checks.to_rows(lengths, tokens), int(vocab_size), int(max_length))
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _init_state(tokens: Array, lengths: Array, vocab: int, max_length: int) -> SamplerState:
+    *lead, width = tokens.shape
+    valid = jnp.arange(width) < lengths[..., None]
+    ids = jnp.where(valid & (tokens >= 0), tokens, vocab)  # dropped, as any beyond the vocabulary
+    seen = jnp.vectorize(lambda mask, ids: mask.at[ids].set(True), signature="(v),(n)->(v)")(
+        jnp.zeros((*lead, vocab), bool), ids
+    )
+    padding = [(0, 0)] * len(lead) + [(0, max_length - width)]
+    return SamplerState(
+        tokens=jnp.pad(jnp.where(valid, tokens, 0), padding),
+        lengths=jnp.where((lengths >= 0) & (lengths <= width), lengths, -1),
+        prompt_lengths=lengths,
+        prompt_mask=packed_bitmask(seen),
+        counts=jnp.zeros((*lead, vocab), jnp.int32),
+    )
+
+
+def update_state(
+    state: SamplerState, tokens: ArrayLike, active: ArrayLike = True
+) -> SamplerState:
+    """Appends a token to each row and counts it.
+
+    Under donation of the state nothing is copied.
+
+    Args:
+      state: of the rows.
+      tokens: integers `[...]`, what was sampled; a negative one, of a bad row, is not appended.
+      active: bool, a scalar or `[...]`; rows where it is False stay as they are.
+
+    Returns:
+      The state after the tokens. A token beyond `max_length` is counted, but no longer in
+      `tokens`; its row is bad for `sample` from then on.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    >>> import jax.numpy as jnp
+    >>> state = init_state(jnp.zeros((2, 0), int), 0, vocab_size=4, max_length=8)
+    >>> state = update_state(state, jnp.array([3, 3]), active=jnp.array([True, False]))
+    >>> print(state.counts)
+    [[0 0 0 1] [0 0 0 0]]
+    """
+    tokens = _checks.tokens("tokens", tokens, state.counts)
+    active = _checks.flags("active", active, state.counts)
+    return _update_state(state, tokens, _checks.to_rows(active, state.counts))
+
+
+@jax.jit
+def _update_state(state: SamplerState, tokens: Array, active: Array) -> SamplerState:
+    active &= tokens >= 0
+    vocab, max_length = state.counts.shape[-1], state.tokens.shape[-1]
+
+    def set_at(row: Array, place: Array, token: Array) -> Array:
+        return row.at[place].set(token, mode="drop")
+
+    def add_at(row: Array, place: Array) -> Array:
+        return row.at[place].add(1, mode="drop")
+
+    place = jnp.where(active & (state.lengths >= 0), state.lengths, max_length)
+    return dataclasses.replace(
+        state,
+        tokens=jnp.vectorize(set_at, signature="(n),(),()->(n)")(state.tokens, place, tokens),
+        lengths=state.lengths + (active & (state.lengths >= 0)).astype(jnp.int32),
+        counts=jnp.vectorize(add_at, signature="(v),()->(v)")(
+            state.counts, jnp.where(active, tokens, vocab)
+        ),
+    )
+
+
+def reset_rows(
+    state: SamplerState, rows: ArrayLike, prompt_tokens: ArrayLike, prompt_lengths: ArrayLike
+) -> SamplerState:
+    """Gives rows of a batch to new requests: continuous batching without a new shape.
+
+    Under donation of the state only the rows that change are written.
+
+    Args:
+      state: of a batch, with one leading axis.
+      rows: integers `[n]`, the rows to give away, no row twice; negative ones are padding.
+      prompt_tokens: integers `[n, width]`, width at most `max_length`.
+      prompt_lengths: integers in [0, width], a scalar or `[n]`.
+
+    Returns:
+      The state, with the rows as `init_state` makes them and all others as they were.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    >>> import jax.numpy as jnp
+    >>> state = init_state(jnp.zeros((3, 2), int), 2, vocab_size=4, max_length=8)
+    >>> print(reset_rows(state, jnp.array([1, -1]), jnp.ones((2, 1), int), 1).lengths)
+    [2 1 2]
+    """
+    if state.counts.ndim != 2:
+        raise ValueError(f"state must have one leading axis, got {state.lengths.shape}")
+    rows, tokens = _checks.integers("rows", rows), _checks.integers("prompt_tokens", prompt_tokens)
+    if rows.ndim != 1 or tokens.ndim != 2 or len(rows) != len(tokens):
+        raise ValueError(
+            f"rows and prompt_tokens must have shapes [n] and [n, width], got {rows.shape} and "
+            f"{tokens.shape}"
+        )
+    new = init_state(tokens, prompt_lengths, state.counts.shape[-1], state.tokens.shape[-1])
+    return _reset_rows(state, rows, new)
+
+
+@jax.jit
+def _reset_rows(state: SamplerState, rows: Array, new: SamplerState) -> SamplerState:
+    place = jnp.where(rows < 0, len(state.lengths), rows)  # dropped
+    return jax.tree.map(lambda old, fresh: old.at[place].set(fresh, mode="drop"), state, new)
+

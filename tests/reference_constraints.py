@@ -1,0 +1,38 @@
+"""The constraints in NumPy float64, a row at a time: what the library must equal."""
+
+import numpy as np
+
+
+def biased(row: np.ndarray, ids: list[int], bias: list[float]) -> np.ndarray:
+    row = row.astype(np.float64)
+    for token, value in zip(ids, bias, strict=True):
+        if token >= 0:
+            row[token] += value
+    return row
+
+
+def unpacked(words: np.ndarray, vocab: int) -> np.ndarray:
+    """Which tokens a packed bitmask allows."""
+    return np.array([int(words[t // 32]) >> (t % 32) & 1 == 1 for t in range(vocab)])
+
+
+def bad_words(vocab: int, text: list[int], words: list[list[int]]) -> np.ndarray:
+    """Which tokens stay: those that end no word."""
+    kept = np.full(vocab, True)
+    for word in words:
+        if word and word[:-1] == text[len(text) - len(word) + 1 :]:
+            kept[word[-1]] = False
+    return kept
+
+
+def guided(conditional: np.ndarray, unconditional: np.ndarray, scale: float) -> np.ndarray:
+    if scale == 1:
+        return conditional.astype(np.float64)
+    masked = (conditional == -np.inf) | (unconditional == -np.inf)
+    c, u = (np.where(masked, 0, _log_softmax(x)) for x in (conditional, unconditional))
+    return np.where(masked, -np.inf, u + scale * (c - u))
+
+
+def _log_softmax(row: np.ndarray) -> np.ndarray:
+    row = row.astype(np.float64)
+    return row - row.max() - np.log(np.exp(row - row.max()).sum())
