@@ -19,15 +19,14 @@ MAX_VOCAB = 2**21
 """Up to here the mass of a row is counted without overflow."""
 
 
-def logits(value: ArrayLike) -> Array:
+def logits(value: ArrayLike, name: str = "logits") -> Array:
     """Logits `[..., vocab]`, float32, bfloat16 or float16."""
     array = jnp.asarray(value)
     if array.dtype not in FLOATS:
-        raise TypeError(f"logits must be float32, bfloat16 or float16, got {array.dtype}")
+        raise TypeError(f"{name} must be float32, bfloat16 or float16, got {array.dtype}")
     if array.ndim < 1 or not 1 <= array.shape[-1] <= MAX_VOCAB:
         raise ValueError(
-            f"logits must have shape [..., vocab] with vocab in [1, {MAX_VOCAB}], "
-            f"got {array.shape}"
+            f"{name} must have shape [..., vocab] with vocab in [1, {MAX_VOCAB}], got {array.shape}"
         )
     return array
 
@@ -76,18 +75,9 @@ def static_integer(name: str, value: Any, least: int, most: int) -> int:
     return int(value)
 
 
-def per_token(name: str, value: ArrayLike, rows: Array, kinds: str, width: int = 0) -> Array:
-    """An array `[..., vocab]` (or `[..., width]`) that broadcasts to the rows of `rows`.
-
-    `kinds` are NumPy's letters of the dtypes allowed: b for bool, i and u for integers, f for real
-    numbers. Integers become int32 and real numbers float32.
-    """
-    return _list(name, value, rows, kinds, width or rows.shape[-1])
-
-
-def per_item(name: str, value: ArrayLike, rows: Array, kinds: str) -> Array:
-    """An array `[..., n]`, a list of any length for each row, broadcast to the rows of `rows`."""
-    return _list(name, value, rows, kinds, None)
+def per_token(name: str, value: ArrayLike, rows: Array, kinds: str) -> Array:
+    """An array `[..., vocab]`, broadcast to the rows of `rows`, as `per_item`."""
+    return per_item(name, value, rows, kinds, rows.shape[-1])
 
 
 def keys(value: Any, rows: Array) -> Array:
@@ -140,7 +130,14 @@ def _parameter(
     return _narrow(array, dtype)
 
 
-def _list(name: str, value: ArrayLike, rows: Array, kinds: str, width: int | None) -> Array:
+def per_item(
+    name: str, value: ArrayLike, rows: Array, kinds: str, width: int | None = None
+) -> Array:
+    """An array `[..., width]`, or of any width, broadcast to the rows of `rows`.
+
+    `kinds` are NumPy's letters of the dtypes allowed: b for bool, i and u for integers, f for real
+    numbers. Integers become int32 and real numbers float32.
+    """
     array = value if isinstance(value, Array) else np.asarray(value)
     words = {"b": "bool", "i": "integers", "u": "integers", "f": "real numbers"}
     if kind(array) not in kinds:
@@ -148,8 +145,8 @@ def _list(name: str, value: ArrayLike, rows: Array, kinds: str, width: int | Non
         raise TypeError(f"{name} must hold {expected}, got {array.dtype}")
     lead = rows.shape[:-1]
     if array.ndim < 1 or (width is not None and array.shape[-1] != width):
-        expected = "n" if width is None else width
-        raise ValueError(f"{name} must have shape [..., {expected}], got {array.shape}")
+        wanted = "n" if width is None else width
+        raise ValueError(f"{name} must have shape [..., {wanted}], got {array.shape}")
     chex.assert_is_broadcastable(
         array.shape[:-1],
         lead,

@@ -129,6 +129,7 @@ def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None
 
     `keep(x, ids)` tells which tokens count; without it all do. Masked tokens never do.
     """
+
     def element(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
         x = rows.read(raw)
         # Masked before it is weighed: the compiler would weigh a whole row ahead of a search, and

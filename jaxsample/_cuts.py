@@ -82,4 +82,3 @@ def tail_free(rows: Rows, z: Array) -> Array:
 
     neutral = jnp.full(rows.row_max.shape, rows.vocab, jnp.int32)
     return jnp.where(needed, lax.cond(jnp.any(needed), bends, lambda: neutral), rows.vocab)
-

@@ -119,7 +119,7 @@ def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike) -> Array:
     if words.dtype not in (np.int32, np.uint32):
         raise TypeError(f"bitmask must hold int32 or uint32 words, got {words.dtype}")
     width = -(-logits.shape[-1] // _BITS)
-    words = _checks.per_token("bitmask", words.view(np.int32), logits, "i", width)
+    words = _checks.per_item("bitmask", words.view(np.int32), logits, "i", width)
     return _bitmask_logits(logits, words)
 
 
@@ -329,7 +329,7 @@ def guided_logits(conditional: ArrayLike, unconditional: ArrayLike, scale: Array
     >>> print(jnp.exp(guided_logits(c, u, 2.0)))
     [0.312 1.25 ]
     """
-    conditional = _checks.logits(conditional)
+    conditional = _checks.logits(conditional, "conditional")
     unconditional = _checks.per_token("unconditional", unconditional, conditional, "f")
     return _guided_logits(conditional, unconditional, _checks.real("scale", scale, conditional))
 

@@ -174,7 +174,9 @@ def _validate(name: str, holds: _Field, value: np.ndarray) -> None:
         expected = {"b": "bool", "iu": "integers"}.get(holds.kinds, "real numbers")
         raise TypeError(f"{name} must hold {expected}, got {value.dtype}")
     if value.ndim < len(holds.axes):
-        raise ValueError(f"{name} must have shape [..., {', '.join(holds.axes)}], got {value.shape}")
+        raise ValueError(
+            f"{name} must have shape [..., {', '.join(holds.axes)}], got {value.shape}"
+        )
     with np.errstate(over="ignore"):  # as it is computed with, in which a large value is infinite
         computed = value.astype(np.float32) if "f" in holds.kinds else value
     for row in np.argwhere(~holds.inside(computed)):

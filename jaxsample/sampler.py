@@ -1,7 +1,7 @@
 """Every rule in one call: the stages that the params ask for, in order, then the draw."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -141,7 +141,7 @@ def _sample(
     bad = jnp.array(False)
     if state is not None:
         bad = (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
-    temperature = params.temperature if plan.scales else None
+    temperature: Any = params.temperature if plan.scales else None
     rules = rules_of(plan.last, logits, params)
     out = _drawn(keys, processed, temperature, rules, bad, 0 if raw else num_logprobs, return_kept)
     if not raw:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -138,21 +138,35 @@ LLAMA_CPP_ORDER: Order = (
 )
 """The order of llama.cpp's default chain, and its stages."""
 
-_Apply = Callable[[Array, Array, SamplingParams, SamplerState | None], Array]
+
+class _Input(NamedTuple):
+    """What a stage works on.
+
+    Attributes:
+      keys: one a row.
+      logits: as the stages before left them.
+      given: the params of the stage that are not None.
+      state: the `SamplerState`, or None for a stage that does not look back.
+    """
+
+    keys: Array
+    logits: Array
+    given: dict[str, Any]
+    state: Any
 
 
 class _Stage(NamedTuple):
     """How a stage is applied.
 
     Attributes:
-      apply: from keys, logits, params and state to logits.
-      fields: the params that it needs; it is compiled where the first is given.
+      apply: to its input, for new logits.
+      fields: the params that it needs.
       optional: the params that it has a default for.
       remembers: whether it needs the state.
       drops: whether it only drops tokens, by looking at all of the distribution.
     """
 
-    apply: _Apply
+    apply: Callable[[_Input], Array]
     fields: tuple[str, ...]
     optional: tuple[str, ...] = ()
     remembers: bool = False
@@ -160,70 +174,62 @@ class _Stage(NamedTuple):
 
 
 def _of(rule: Callable[..., Array], *fields: str, drops: bool = False) -> _Stage:
-    """A stage whose rule takes the logits and then its fields."""
-
-    def apply(_: Array, logits: Array, params: SamplingParams, __: SamplerState | None) -> Array:
-        return rule(logits, *(getattr(params, name) for name in fields))
-
-    return _Stage(apply, fields, drops=drops)
+    """The stage of a rule that takes the logits and then its fields."""
+    return _Stage(lambda i: rule(i.logits, *(i.given[f] for f in fields)), fields, drops=drops)
 
 
-def _remembering(
-    rule: Callable[[Array, SamplingParams, SamplerState], Array],
-    *fields: str,
-    optional: tuple[str, ...] = (),
-) -> _Stage:
-    """A stage whose rule looks back on the state."""
-
-    def apply(_: Array, logits: Array, params: SamplingParams, state: SamplerState | None) -> Array:
-        assert state is not None
-        return rule(logits, params, state)
-
-    return _Stage(apply, fields, optional, remembers=True)
+def _bad_words(i: _Input) -> Array:
+    words, lengths = i.given["bad_words"], i.given["bad_word_lengths"]
+    return bad_words_logits(i.logits, i.state.tokens, i.state.lengths, words, lengths)
 
 
-def _repetition(logits: Array, params: SamplingParams, state: SamplerState) -> Array:
-    seen = unpacked(state.prompt_mask, logits.shape[-1]) | (state.counts > 0)
-    return repetition_penalized_logits(logits, seen, params.repetition_penalty)
+def _min_tokens(i: _Input) -> Array:
+    written = i.state.lengths - i.state.prompt_lengths
+    return min_tokens_logits(i.logits, i.given["stop_token_ids"], written, i.given["min_tokens"])
 
 
-def _dry(logits: Array, params: SamplingParams, state: SamplerState) -> Array:
-    names = ("base", "allowed_length", "breakers")
-    given = {name: getattr(params, f"dry_{name}") for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
-    return dry_penalized_logits(logits, state.tokens, state.lengths, params.dry_multiplier, **given)
+def _no_repeat_ngram(i: _Input) -> Array:
+    n = i.given["no_repeat_ngram"]
+    return no_repeat_ngram_logits(i.logits, i.state.tokens, i.state.lengths, n)
 
 
-def _min_tokens(logits: Array, params: SamplingParams, state: SamplerState) -> Array:
-    written = state.lengths - state.prompt_lengths
-    return min_tokens_logits(logits, params.stop_token_ids, written, params.min_tokens)
+def _repetition(i: _Input) -> Array:
+    seen = unpacked(i.state.prompt_mask, i.logits.shape[-1]) | (i.state.counts > 0)
+    return repetition_penalized_logits(i.logits, seen, i.given["repetition_penalty"])
 
 
-def _bad_words(logits: Array, params: SamplingParams, state: SamplerState) -> Array:
-    words, lengths = params.bad_words, params.bad_word_lengths
-    return bad_words_logits(logits, state.tokens, state.lengths, words, lengths)
+def _frequency(i: _Input) -> Array:
+    return frequency_penalized_logits(i.logits, i.state.counts, i.given["frequency_penalty"])
 
 
-def _entropy_temperature(
-    _: Array, logits: Array, params: SamplingParams, __: SamplerState | None
-) -> Array:
-    exponent = 1.0 if params.temperature_exponent is None else params.temperature_exponent
-    return entropy_scaled_logits(logits, params.temperature_low, params.temperature_high, exponent)
+def _presence(i: _Input) -> Array:
+    return presence_penalized_logits(i.logits, i.state.counts, i.given["presence_penalty"])
 
 
-def _smoothing(_: Array, logits: Array, params: SamplingParams, __: SamplerState | None) -> Array:
-    curve = 1.0 if params.smoothing_curve is None else params.smoothing_curve
-    return smoothed_logits(logits, params.smoothing_factor, curve)
+def _dry(i: _Input) -> Array:
+    given = {name.removeprefix("dry_"): value for name, value in i.given.items()}
+    return dry_penalized_logits(i.logits, i.state.tokens, i.state.lengths, **given)
 
 
-def _p_less(_: Array, logits: Array, params: SamplingParams, __: SamplerState | None) -> Array:
-    on = jnp.broadcast_to(params.p_less, logits.shape[:-1])[..., None]
-    return jnp.where(on, p_less_logits(logits), logits)
+def _entropy_temperature(i: _Input) -> Array:
+    given = {name.removeprefix("temperature_"): value for name, value in i.given.items()}
+    return entropy_scaled_logits(i.logits, **given)
 
 
-def _xtc(keys: Array, logits: Array, params: SamplingParams, __: SamplerState | None) -> Array:
-    own = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys.reshape(-1)).reshape(keys.shape)
-    return xtc_logits(own, logits, params.xtc_probability, params.xtc_threshold)
+def _smoothing(i: _Input) -> Array:
+    given = {name.removeprefix("smoothing_"): value for name, value in i.given.items()}
+    return smoothed_logits(i.logits, **given)
+
+
+def _p_less(i: _Input) -> Array:
+    on = jnp.broadcast_to(i.given["p_less"], i.logits.shape[:-1])[..., None]
+    return jnp.where(on, p_less_logits(i.logits), i.logits)
+
+
+def _xtc(i: _Input) -> Array:
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(i.keys.reshape(-1))
+    chance, threshold = i.given["xtc_probability"], i.given["xtc_threshold"]
+    return xtc_logits(keys.reshape(i.keys.shape), i.logits, chance, threshold)
 
 
 _STAGES = {
@@ -231,23 +237,17 @@ _STAGES = {
     "allowed": _of(allowed_logits, "allowed"),
     "bitmask": _of(bitmask_logits, "bitmask"),
     "suppressed": _of(suppressed_logits, "suppressed_token_ids"),
-    "bad_words": _remembering(_bad_words, "bad_words", "bad_word_lengths"),
-    "min_tokens": _remembering(_min_tokens, "min_tokens", "stop_token_ids"),
-    "no_repeat_ngram": _remembering(
-        lambda x, p, s: no_repeat_ngram_logits(x, s.tokens, s.lengths, p.no_repeat_ngram),
-        "no_repeat_ngram",
-    ),
-    "repetition_penalty": _remembering(_repetition, "repetition_penalty"),
-    "frequency_penalty": _remembering(
-        lambda x, p, s: frequency_penalized_logits(x, s.counts, p.frequency_penalty),
-        "frequency_penalty",
-    ),
-    "presence_penalty": _remembering(
-        lambda x, p, s: presence_penalized_logits(x, s.counts, p.presence_penalty),
-        "presence_penalty",
-    ),
-    "dry": _remembering(
-        _dry, "dry_multiplier", optional=("dry_base", "dry_allowed_length", "dry_breakers")
+    "bad_words": _Stage(_bad_words, ("bad_words", "bad_word_lengths"), remembers=True),
+    "min_tokens": _Stage(_min_tokens, ("min_tokens", "stop_token_ids"), remembers=True),
+    "no_repeat_ngram": _Stage(_no_repeat_ngram, ("no_repeat_ngram",), remembers=True),
+    "repetition_penalty": _Stage(_repetition, ("repetition_penalty",), remembers=True),
+    "frequency_penalty": _Stage(_frequency, ("frequency_penalty",), remembers=True),
+    "presence_penalty": _Stage(_presence, ("presence_penalty",), remembers=True),
+    "dry": _Stage(
+        _dry,
+        ("dry_multiplier",),
+        ("dry_base", "dry_allowed_length", "dry_breakers"),
+        remembers=True,
     ),
     "bias": _of(biased_logits, "bias_token_ids", "bias"),
     "temperature": _of(scaled_logits, "temperature"),
@@ -316,7 +316,7 @@ def applied(
             logits = cut_by(logits, rules_of(tuple(some), logits, params))
             continue
         for group in some:
-            results = [_STAGES[name].apply(keys, logits, params, state) for name in group]
+            results = [_applied(name, keys, logits, params, state) for name in group]
             # Logits are kept as they are or -inf, and the least is what all of them keep.
             logits = results[0]
             for result in results[1:]:
@@ -324,9 +324,16 @@ def applied(
     return logits
 
 
-def rules_of(
-    groups: tuple[tuple[str, ...], ...], logits: Array, params: SamplingParams
-) -> Rules:
+def _applied(
+    name: str, keys: Array, logits: Array, params: SamplingParams, state: SamplerState | None
+) -> Array:
+    stage = _STAGES[name]
+    fields = {field: getattr(params, field) for field in (*stage.fields, *stage.optional)}
+    given = {field: value for field, value in fields.items() if value is not None}
+    return stage.apply(_Input(keys, logits, given, state))
+
+
+def rules_of(groups: tuple[tuple[str, ...], ...], logits: Array, params: SamplingParams) -> Rules:
     """The rules of groups of top-k, top-p and min-p."""
     names = itertools.chain(*groups)
     values = {name: jnp.broadcast_to(getattr(params, name), logits.shape[:-1]) for name in names}

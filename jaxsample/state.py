@@ -1,15 +1,14 @@
-"""What a decoding loop remembers of its rows, in fixed shapes: rows come and go, no program does."""
+"""What a decoding loop remembers of its rows: in fixed shapes, so that rows may come and go."""
 
 import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _checks
+from jaxsample import _checks, _chunks
 from jaxsample.constraints import packed_bitmask
 
 
@@ -59,9 +58,8 @@ def init_state(
     >>> print(state.lengths, state.tokens[:, :4].tolist())
     [4 2] [[3, 1, 3, 4], [2, 4, 0, 0]]
     """
-    for name, size in (("vocab_size", vocab_size), ("max_length", max_length)):
-        if not isinstance(size, int | np.integer) or size < 1:
-            raise ValueError(f"{name} must be a Python integer of at least 1, got {size!r}")
+    vocab_size = _checks.static_integer("vocab_size", vocab_size, 1, _checks.MAX_VOCAB)
+    max_length = _checks.static_integer("max_length", max_length, 1, 2**31 - 1)
     tokens = _checks.integers("prompt_tokens", prompt_tokens)
     if tokens.ndim < 1 or tokens.shape[-1] > max_length:
         raise ValueError(
@@ -69,13 +67,13 @@ def init_state(
             f"got {tokens.shape}"
         )
     lengths = _checks.integer("prompt_lengths", prompt_lengths, tokens)
-    return _init_state(tokens, _checks.to_rows(lengths, tokens), int(vocab_size), int(max_length))
+    return _init_state(tokens, _checks.to_rows(lengths, tokens), vocab_size, max_length)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _init_state(tokens: Array, lengths: Array, vocab: int, max_length: int) -> SamplerState:
     *lead, width = tokens.shape
-    valid = jnp.arange(width) < lengths[..., None]
+    valid = _chunks.positions(tokens) < lengths[..., None]
     ids = jnp.where(valid & (tokens >= 0), tokens, vocab)  # dropped, as any beyond the vocabulary
     seen = jnp.vectorize(lambda mask, ids: mask.at[ids].set(True), signature="(v),(n)->(v)")(
         jnp.zeros((*lead, vocab), bool), ids
@@ -90,9 +88,7 @@ def _init_state(tokens: Array, lengths: Array, vocab: int, max_length: int) -> S
     )
 
 
-def update_state(
-    state: SamplerState, tokens: ArrayLike, active: ArrayLike = True
-) -> SamplerState:
+def update_state(state: SamplerState, tokens: ArrayLike, active: ArrayLike = True) -> SamplerState:
     """Appends a token to each row and counts it.
 
     Under donation of the state nothing is copied.
@@ -182,4 +178,3 @@ def reset_rows(
 def _reset_rows(state: SamplerState, rows: Array, new: SamplerState) -> SamplerState:
     place = jnp.where(rows < 0, len(state.lengths), rows)  # dropped
     return jax.tree.map(lambda old, fresh: old.at[place].set(fresh, mode="drop"), state, new)
-

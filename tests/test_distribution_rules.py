@@ -31,7 +31,7 @@ NEUTRAL = {
     "tail_free_logits": 1,
     "top_h_logits": 1,
 }
-BAD = {name: (-0.1, 1.1, np.nan) for name in VALUES} | {"top_n_sigma_logits": (np.inf, np.nan)}
+BAD = dict.fromkeys(VALUES, (-0.1, 1.1, np.nan)) | {"top_n_sigma_logits": (np.inf, np.nan)}
 
 
 def kept(logits):
@@ -60,7 +60,9 @@ def test_thresholds(rule, vocab, dtype):
             slack = 3e-6 * (1 + np.abs(row[row > -np.inf]).max() + abs(max(floor, -99)))
             masked = row == -np.inf
             low = (logprobs >= floor + slack) | (row == row.max())
-            assert_between(low & ~masked, mask, (low | (logprobs >= floor - slack)) & ~masked, value)
+            assert_between(
+                low & ~masked, mask, (low | (logprobs >= floor - slack)) & ~masked, value
+            )
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), SIZES)

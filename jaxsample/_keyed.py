@@ -1,0 +1,166 @@
+"""The keyed function of the watermarks: a pseudo-random word for each (key, context, candidate).
+
+Integers alone, so that every device finds the same words: text marked on one is detected on
+another. The context is folded into the key by threefry, once a row; the candidates, a vocabulary of
+them, go through a mixer at a fraction of the cost.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxsample import _checks, _chunks
+
+SCHEMES = ("left_hash", "self_hash")
+BITS = 32
+"""Of a word: as many coins."""
+
+_fold_in = jnp.vectorize(jax.random.fold_in)
+
+
+class Seed(NamedTuple):
+    """What a context makes of a key: two words of 32 bits, uint32 of one shape."""
+
+    first: Array
+    second: Array
+
+
+def keys(value: Any, rows: Array) -> Array:
+    """Threefry keys, one a row: a single key serves all the rows, an array of keys is kept."""
+    array = jnp.asarray(value)
+    typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+    single = array.ndim == (0 if typed else 1)
+    lone = jnp.zeros(1)  # over one row `[vocab]` a single key is not split
+    return jnp.broadcast_to(_checks.keys(value, lone if single else rows), rows.shape[:-1])
+
+
+def context(value: ArrayLike, rows: Array) -> Array:
+    """The last tokens `[..., width]` of each row, int32."""
+    array = _checks.per_item("context", value, rows, "iu")
+    if array.shape[-1] == 0:
+        raise ValueError(f"context must hold at least one token a row, got shape {array.shape}")
+    return array
+
+
+def history(tokens: ArrayLike, length: ArrayLike) -> tuple[Array, Array]:
+    """Tokens `[..., L]` and how many of them there are, int32 `[...]`; -1 if outside [0, L]."""
+    array = _checks.integers("tokens", tokens)
+    if array.ndim == 0:
+        raise ValueError("tokens must have shape [..., L], got ()")
+    count = _checks.to_rows(_checks.integer("length", length, array), array)
+    return array, jnp.where((count >= 0) & (count <= array.shape[-1]), count, -1)
+
+
+def size(name: str, value: Any, most: int = _checks.MAX_VOCAB) -> int:
+    """A static size, at least 1."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a Python integer, got {value!r}")
+    if not 1 <= value <= most:
+        raise ValueError(f"{name} must be in [1, {most}], got {value}")
+    return int(value)
+
+
+def scheme(value: str) -> str:
+    """One of the schemes of the green list."""
+    if value not in SCHEMES:
+        raise ValueError(f"scheme must be one of {SCHEMES}, got {value!r}")
+    return value
+
+
+def known(tokens: Array) -> Array:
+    """Whether none of the tokens `[..., n]` is missing."""
+    return jnp.all(tokens >= 0, axis=-1)
+
+
+def grams(tokens: Array, length: Array, width: int) -> tuple[Array, Array, Array]:
+    """The tokens of histories `[..., L]` that have a whole context, each with that context.
+
+    Returns:
+      The contexts, `[..., n, width]`, the tokens `[..., n]`, and bool `[..., n]`: whether they lie
+      within the length and are not missing.
+    """
+    number = max(tokens.shape[-1] - width, 0)
+    gram = jnp.stack([tokens[..., i : i + number] for i in range(width + 1)], axis=-1)
+    place = width + _chunks.positions(gram[..., 0])
+    return gram[..., :-1], gram[..., -1], known(gram) & (place < length[..., None])
+
+
+def fold(key: Array, context: Array) -> Seed:
+    """Folds tokens `[..., width]`, first to last, into keys `[...]`: seeds `[...]`."""
+    for i in range(context.shape[-1]):
+        key = _fold_in(key, context[..., i].astype(jnp.uint32))
+    return Seed(*jnp.unstack(jax.random.key_data(key), axis=-1))
+
+
+def word(seed: Seed, ids: Array) -> Array:
+    """Words of 32 bits, uint32 in the shape of `ids [..., *]`: one for each candidate.
+
+    Whatever the candidate, each word comes from as many seeds as any other, and each pair of words
+    (`uniform`) from one seed alone.
+    """
+    first, second = _expand(seed, ids)
+    return _mix(_mix(ids.astype(jnp.uint32) ^ first) ^ second)
+
+
+def green_word(key: Array, context: Array, ids: Array, scheme: str) -> Array:
+    """The words by which candidates `[..., n]` are green after contexts `[..., width]`."""
+    if scheme == "left_hash":
+        return word(fold(key, context), ids)
+    width = context.shape[-1]
+    words = [word(fold(key, context[..., i : i + 1]), ids) for i in range(width)]
+    return _mix(functools.reduce(jnp.minimum, words))
+
+
+def green(words: Array, gamma: Array) -> Array:
+    """Whether candidates with these words are green: a share gamma in [0, 1) of all words."""
+    return words < (gamma * 2.0**32).astype(jnp.uint32)
+
+
+def coin(words: Array, layer: Array) -> Array:
+    """The coin of a layer of the tournament, bool."""
+    return (words >> layer.astype(jnp.uint32)) & 1 == 1
+
+
+def uniform(seed: Seed, words: Array) -> Array:
+    """Uniform noise in (0, 1] for each of `word(seed, ids)`, float32.
+
+    From 64 bits, so that small values are precise: 32 give nothing below 1e-10, and tokens far
+    below the others need less to be drawn as often as they should.
+    """
+    first, _ = _expand(seed, words)
+    low = _mix(words ^ first ^ np.uint32(0x9E3779B9)).astype(jnp.float32)
+    return words.astype(jnp.float32) * 2.0**-32 + (low + 0.5) * 2.0**-64
+
+
+def first_of_each(valid: Array, words: Array, values: Array) -> tuple[Array, Array]:
+    """Marks each word's first place, so that what repeats is counted once.
+
+    Args:
+      valid: bool `[..., n]`, the places that count.
+      words: uint32 `[..., n]`.
+      values: `[..., n]`, what goes with each place.
+
+    Returns:
+      The values in the order of the words, and bool `[..., n]`, True where a value comes from the
+      first valid place of its word.
+    """
+    operands = ((~valid).astype(jnp.int32), words, values)
+    invalid, words, values = lax.sort(operands, num_keys=2, is_stable=True)
+    again = jnp.zeros_like(valid).at[..., 1:].set(words[..., 1:] == words[..., :-1])
+    return values, (invalid == 0) & ~again
+
+
+def _mix(x: Array) -> Array:
+    """A permutation of 32 bits that scatters neighbours."""
+    x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD)
+    x = (x ^ (x >> 15)) * np.uint32(0xD35A2D97)
+    return x ^ (x >> 15)
+
+
+def _expand(seed: Seed, ids: Array) -> Seed:
+    return Seed(*(a.reshape(a.shape + (1,) * (ids.ndim - a.ndim)) for a in seed))

@@ -1,0 +1,317 @@
+"""Watermarks: a keyed mark on generated text, which the holder of the key can detect.
+
+What is marked depends on the key, the last few tokens (the context) and the candidate token, by a
+keyed pseudo-random function of integers alone. All rows share one key, and it must be a key that
+nothing else draws from. The detectors are in `jaxsample.detection`; they know the text and the key,
+and neither the model nor the prompt.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+
+from jaxsample import _checks, _chunks, _keyed, _mass
+from jaxsample._chunks import CHUNK, Rows
+from jaxsample._keyed import Seed
+
+
+def green_list_logits(
+    logits: ArrayLike,
+    key: ArrayLike,
+    context: ArrayLike,
+    gamma: ArrayLike = 0.25,
+    delta: ArrayLike = 2.0,
+    *,
+    scheme: str = "left_hash",
+) -> Array:
+    """Adds delta to the logits of green tokens: a keyed share gamma of the vocabulary.
+
+    Each token is green with probability gamma, independently of the others.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      key: one key for all rows, or an array of keys `[...]`, one a row: typed (`jax.random.key`)
+        or raw uint32.
+      context: integers `[..., width]`, the last tokens, the latest last (`last_tokens`). A row
+        with a negative one, which tells of a missing token, is left as it is.
+      gamma: in (0, 1), a scalar or `[...]`.
+      delta: finite and at least 0, a scalar or `[...]`; 0 is neutral.
+      scheme: static. "left_hash": green depends on the whole context and the candidate, usually
+        with a context of one token. "self_hash": on the candidate and that token of the context
+        with which it has the least hash, so that an edit nearby seldom changes it; usually with
+        three, at the price of a hash for each.
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits. A NaN or +inf stays, a gamma or delta outside its
+      range makes its row NaN throughout.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype, shape or scheme; the message names the argument.
+
+    References:
+      Kirchenbauer et al., "A watermark for large language models", arXiv 2301.10226, and "On the
+      reliability of watermarks for large language models", arXiv 2306.04634.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits = green_list_logits(jnp.zeros(8), jax.random.key(0), jnp.array([5]), gamma=0.5)
+    >>> print(jnp.sum(logits == 2), jnp.sum(logits == 0))
+    6 2
+    """
+    logits = _checks.logits(logits)
+    return _green_list_logits(
+        logits,
+        _keyed.keys(key, logits),
+        _keyed.context(context, logits),
+        _checks.real("gamma", gamma, logits),
+        _checks.real("delta", delta, logits),
+        _keyed.scheme(scheme),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="scheme")
+def _green_list_logits(
+    logits: Array, keys: Array, context: Array, gamma: Array, delta: Array, scheme: str
+) -> Array:
+    gamma, delta = (_checks.to_rows(a, logits)[..., None] for a in (gamma, delta))
+    bad = ~((gamma > 0) & (gamma < 1) & (delta >= 0) & (delta < jnp.inf))
+    words = _keyed.green_word(keys, context, _chunks.positions(logits), scheme)
+    green = _keyed.green(words, jnp.where(bad, 0, gamma))
+    boosted = green & (delta > 0) & _keyed.known(context)[..., None]
+    new = _chunks.settle(logits.astype(jnp.float32) + delta, logits.dtype)
+    return jnp.where(bad, jnp.nan, jnp.where(boosted, new, logits))
+
+
+def synthid_logits(
+    logits: ArrayLike,
+    key: ArrayLike,
+    context: ArrayLike,
+    active: ArrayLike = True,
+    *,
+    depth: int = 30,
+) -> Array:
+    """Plays a tournament: draws from the result are marked, and on average over keys unbiased.
+
+    In each of `depth` layers a keyed coin g, 0 or 1, is thrown for each token, and
+    `p <- p * (1 + g - sum(g * p))` with `p = softmax(logits)`: two tokens drawn from p meet and one
+    with g = 1 wins. Logits are those of the last p up to a constant.
+
+    Text stays unbiased only if no context is used twice: `active=~context_repeated(...)`.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      key: one key for all rows, or an array of keys `[...]`, one a row: typed (`jax.random.key`)
+        or raw uint32.
+      context: integers `[..., width]`, the last tokens, the latest last (`last_tokens`); four in
+        the paper. A row with a negative one, which tells of a missing token, is left as it is.
+      active: bool, a scalar or `[...]`; rows where it is False are left as they are.
+      depth: static, in [1, 32].
+
+    Returns:
+      `[..., vocab]` in the dtype of the logits, differentiable in them. Bad rows (a NaN, +inf or
+      no finite logit) are left as they are.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype, shape or depth; the message names the argument.
+
+    References:
+      Dathathri et al., "Scalable watermarking for identifying large language model outputs",
+      Nature 634, 2024.
+
+    >>> import jax, jax.numpy as jnp
+    >>> key, context = jax.random.key(0), jnp.array([3, 1, 4, 1])
+    >>> print(jax.nn.softmax(synthid_logits(jnp.zeros(4), key, context, depth=1)))
+    [0.31 0.31 0.31 0.06]
+    """
+    logits = _checks.logits(logits)
+    return _synthid_logits(
+        logits,
+        _keyed.keys(key, logits),
+        _keyed.context(context, logits),
+        _checks.flags("active", active, logits),
+        _keyed.size("depth", depth, _keyed.BITS),
+    )
+
+
+@functools.partial(jax.jit, static_argnames="depth")
+def _synthid_logits(logits: Array, keys: Array, context: Array, active: Array, depth: int) -> Array:
+    seed = _keyed.fold(keys, context)
+    rows = _chunks.look_over(lax.stop_gradient(logits))
+    on = (_checks.to_rows(active, logits) & _keyed.known(context) & ~rows.bad)[..., None]
+
+    def play(layer: Array, x: Array) -> Array:
+        # Tied to the loop: the compiler would write the words of the whole vocabulary down.
+        here, layer = lax.optimization_barrier((seed, layer))
+        share = _losers(x, here, layer)
+        won, lost = _log(1 + share)[..., None], _log(share)[..., None]
+        g = _keyed.coin(_keyed.word(here, _chunks.positions(x)), layer)
+        return x + jnp.where(g, won, lost)
+
+    # Other rows stay out of the arithmetic: their gradients would be NaN.
+    x = lax.fori_loop(0, depth, play, jnp.where(on, logits, 0).astype(jnp.float32))
+    return jnp.where(on, _chunks.settle(x, logits.dtype), logits)
+
+
+@jax.custom_jvp
+def _losers(x: Array, seed: Seed, layer: Array) -> Array:
+    """The share of probability `[...]` with g = 0: each token loses all but that much of its own,
+    and those with g = 1 gain it."""
+    rows = _chunks.look_over(x)
+    scale = _chunks.probability(rows)
+    lost = _chunks.mass(rows, scale, lambda _, ids: ~_keyed.coin(_keyed.word(seed, ids), layer))
+    share = _mass.to_float(lost) / _mass.to_float(_chunks.mass(rows, scale))
+    # A share too small to be counted is no ban.
+    return jnp.maximum(share, 2.0**-_mass.FRACTION_BITS)
+
+
+@_losers.defjvp
+def _losers_jvp(
+    primals: tuple[Array, Seed, Array], tangents: tuple[Array, Seed, Array]
+) -> tuple[Array, Array]:
+    x, seed, layer = primals
+    share = _losers(x, seed, layer)
+    lost = ~_keyed.coin(_keyed.word(seed, _chunks.positions(x)), layer)
+    change = jax.nn.softmax(x) * (jnp.where(lost, 1, 0) - share[..., None]) * tangents[0]
+    return share, jnp.sum(change, axis=-1)
+
+
+def _log(x: Array) -> Array:
+    """The logarithm of a number a row, rounded alike for any number of rows.
+
+    A CPU rounds what does not fill a vector differently, so each row fills some.
+    """
+    lanes = lax.optimization_barrier(jnp.broadcast_to(x[..., None], (*x.shape, 64)))
+    return lax.optimization_barrier(jnp.log(lanes))[..., 0]
+
+
+def gumbel_watermark_sample(key: ArrayLike, logits: ArrayLike, context: ArrayLike) -> Array:
+    """The token with the largest `log(u) / p`, u uniform noise keyed by context and token.
+
+    Given key and context the token is determined; over random keys it is an exact draw from
+    `p = softmax(logits)`. What follows a repeated context is no new draw, and texts that start
+    alike go on alike: other draws come from another key, or for a first few tokens without a full
+    context from `categorical_sample`.
+
+    Args:
+      key: one key for all rows, or an array of keys `[...]`, one a row: typed (`jax.random.key`)
+        or raw uint32.
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. The noise has 64 random
+        bits whatever the dtype.
+      context: integers `[..., width]`, the last tokens, the latest last (`last_tokens`). A missing
+        one, -1, is a token like others.
+
+    Returns:
+      int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).
+
+    Raises:
+      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+
+    References:
+      Aaronson, "Watermarking of large language models", 2022; Kuditipudi et al., "Robust
+      distortion-free watermarks for language models", arXiv 2307.15593.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits = jnp.tile(jnp.array([1.0, 2.0]), (4096, 1))
+    >>> tokens = gumbel_watermark_sample(jax.random.key(0), logits, jnp.arange(4096)[:, None])
+    >>> print(tokens.mean())
+    0.73
+    """
+    logits = _checks.logits(logits)
+    return _gumbel_watermark_sample(
+        _keyed.keys(key, logits), logits, _keyed.context(context, logits)
+    )
+
+
+@jax.jit
+def _gumbel_watermark_sample(keys: Array, logits: Array, context: Array) -> Array:
+    rows = _chunks.look_over(lax.stop_gradient(logits))
+    seed = _keyed.fold(keys, context)
+
+    def lead(raw: Array, ids: Array, _: np.ndarray) -> Array:
+        return _chunks.to_key(_lead(rows, seed, rows.read(raw), ids))
+
+    leads = _chunks.fold(rows.logits, lead, lax.max)
+    chunk = _first_largest(leads)
+    x, ids = _chunks.take_chunk(rows, chunk)
+    tokens = chunk * CHUNK + _first_largest(_lead(rows, seed, x, ids))
+    return jnp.where(rows.bad, -1, tokens)
+
+
+def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
+    """How far ahead each token is in the race: `log(p / -log(u))` up to a constant of the row.
+
+    The detector's uniform noise is `1 - u`, which is small, and precise, where a token is ahead.
+    """
+    noise = _keyed.uniform(seed, _keyed.word(seed, ids))
+    time = -jnp.log1p(-jnp.minimum(noise, np.float32(1 - 2.0**-24)))
+    row_max = rows.row_max.reshape(rows.row_max.shape + (1,) * (x.ndim - rows.row_max.ndim))
+    return (x - row_max) - jnp.log(time)
+
+
+def _first_largest(x: Array) -> Array:
+    """The lowest index of each row's largest value."""
+    return _chunks.first_true(x == jnp.max(x, axis=-1, keepdims=True))
+
+
+def last_tokens(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
+    """The last tokens of a history: the context of the next token.
+
+    Args:
+      tokens: integers `[..., L]`.
+      length: integer in [0, L], a scalar or `[...]`: how many of the tokens there are.
+      width: static, at least 1.
+
+    Returns:
+      int32 `[..., width]`, the latest last; -1 where there are fewer, and for a length outside its
+      range.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype, shape or width; the message names the argument.
+
+    >>> import jax.numpy as jnp
+    >>> print(last_tokens(jnp.array([[7, 8, 9]] * 2), jnp.array([3, 1]), width=2))
+    [[ 8  9]
+     [-1  7]]
+    """
+    return _last_tokens(*_keyed.history(tokens, length), _keyed.size("width", width))
+
+
+@functools.partial(jax.jit, static_argnames="width")
+def _last_tokens(tokens: Array, length: Array, width: int) -> Array:
+    padded = jnp.concatenate([jnp.full((*tokens.shape[:-1], width), -1, jnp.int32), tokens], -1)
+    take = jnp.vectorize(
+        lambda row, start: lax.dynamic_slice_in_dim(row, start, width), signature="(n),()->(w)"
+    )
+    return jnp.where(length[..., None] < 0, -1, take(padded, length))
+
+
+def context_repeated(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
+    """Whether the last tokens of a history stand anywhere earlier in it, too.
+
+    Args:
+      tokens: integers `[..., L]`.
+      length: integer in [0, L], a scalar or `[...]`: how many of the tokens there are.
+      width: static, at least 1, the number of last tokens.
+
+    Returns:
+      bool `[...]`; False where there are fewer than `width`, and for a length outside its range.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype, shape or width; the message names the argument.
+
+    >>> import jax.numpy as jnp
+    >>> print(context_repeated(jnp.array([[1, 2, 3, 1, 2]] * 2), jnp.array([5, 4]), width=2))
+    [ True False]
+    """
+    return _context_repeated(*_keyed.history(tokens, length), _keyed.size("width", width))
+
+
+@functools.partial(jax.jit, static_argnames="width")
+def _context_repeated(tokens: Array, length: Array, width: int) -> Array:
+    last = _last_tokens(tokens, length, width)
+    earlier, _, within = _keyed.grams(tokens, length, width)
+    same = jnp.all(earlier == last[..., None, :], axis=-1)
+    return jnp.any(same & within, axis=-1) & _keyed.known(last)

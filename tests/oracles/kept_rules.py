@@ -1,0 +1,95 @@
+"""The rules that drop tokens: ours, their margins, and the parameters they are compared at."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cases
+import compare
+import jax
+import jax.numpy as jnp
+import margins
+import numpy as np
+
+from jaxsample import truncation
+
+
+class Rule(NamedTuple):
+    """A rule as `(logits [rows, vocab], parameters [rows]) -> logits`."""
+
+    ours: Callable
+    margins: Callable
+    draw: cases.Draw
+
+
+def _xtc(logits: np.ndarray, threshold: np.ndarray) -> jax.Array:
+    return truncation.xtc_logits(jax.random.key(0), logits, jnp.float32(1), threshold)
+
+
+RULES = {
+    "top_k": Rule(
+        lambda x, k: truncation.top_k_logits(x, k), margins.top_k, cases.integers(1, 256)
+    ),
+    "top_p": Rule(
+        lambda x, p: truncation.top_p_logits(x, p), margins.top_p, cases.uniform(0.01, 0.999)
+    ),
+    "min_p": Rule(
+        lambda x, p: truncation.min_p_logits(x, p), margins.min_p, cases.log_uniform(1e-4, 1)
+    ),
+    "typical_p": Rule(
+        lambda x, p: truncation.typical_p_logits(x, p), margins.typical_p, cases.uniform(0.05, 0.99)
+    ),
+    "epsilon": Rule(
+        lambda x, e: truncation.epsilon_logits(x, e), margins.epsilon, cases.log_uniform(1e-5, 0.9)
+    ),
+    "eta": Rule(
+        lambda x, e: truncation.eta_logits(x, e), margins.eta, cases.log_uniform(1e-5, 0.9)
+    ),
+    "top_n_sigma": Rule(
+        lambda x, n: truncation.top_n_sigma_logits(x, n), margins.top_n_sigma, cases.uniform(0.1, 4)
+    ),
+    "top_h": Rule(
+        lambda x, h: truncation.top_h_logits(x, h), margins.top_h, cases.uniform(0.05, 0.95)
+    ),
+    "xtc": Rule(_xtc, margins.xtc, cases.uniform(0.001, 0.5)),
+}
+
+
+def check(
+    name: str,
+    theirs: Callable,
+    record: Callable,
+    *,
+    keeps_ties: bool,
+    tolerance: float = 1e-5,
+    tolerance_per_token: float = 0.0,
+    least_decided: float = 0.98,
+    prepare: Callable = lambda x: x,
+    sizes=cases.SIZES,
+) -> None:
+    """Compares a rule with `theirs(logits [rows, vocab] float32, parameter) -> kept`."""
+    rule = RULES[name]
+    seen = []
+    for logits, values in cases.groups(rule.draw, sizes):
+        logits = prepare(logits)
+        rows = logits.reshape(-1, logits.shape[-1])
+        each = np.repeat(values, logits.shape[1])
+        ours = np.asarray(rule.ours(rows, each)).astype(np.float32) > -np.inf
+        x = logits.astype(np.float32)
+        kept = np.concatenate(
+            [theirs(batch, v) for batch, v in zip(x, values.tolist(), strict=True)]
+        )
+        x = rows.astype(np.float64)
+        ranked = -np.sort(-x, axis=-1)
+        seen.append(
+            compare.assert_same_kept(
+                x,
+                ours,
+                kept,
+                rule.margins(ranked, each.astype(np.float64)),
+                keeps_ties=keeps_ties,
+                tolerance=tolerance + tolerance_per_token * x.shape[-1],
+                least_decided=least_decided,
+            )
+        )
+    total, unlike = sum(c.rows for c in seen), sum(c.unlike for c in seen)
+    record("compared", f"{name}: {total} rows, {unlike} of them unlike by rounding")

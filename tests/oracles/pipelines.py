@@ -1,0 +1,143 @@
+"""Whole pipelines: rows that each ask for other rules, through `sample` and through a system."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rows import make
+
+import jaxsample
+from jaxsample.constraints import unpacked
+
+VOCAB, SIZE = 97, 24
+# Equal logits are cut in another way by each system, and next to -1000 float32 is coarse.
+KINDS = ("normal", "flat", "peaked", "masked")
+SLACK = 1e-4
+"""A row is compared if its kept set stays when all thresholds move by this share, up and down."""
+THRESHOLDS = {
+    "top_p", "min_p", "typical_p", "epsilon", "eta", "top_h", "top_n_sigma", "xtc_threshold"
+}  # fmt: skip
+
+Values = dict[str, Any]
+"""What a row asks for: the fields of `SamplingParams`."""
+
+_FIELDS: dict[str, tuple[Callable, Any]] = {
+    "temperature": (lambda rng: rng.choice([0.0, *rng.uniform(0.3, 2, 9)]), 1.0),
+    "dynamic": (lambda rng: rng.uniform((0.8, 0.1), (2.0, 0.7)), np.array([1.0, 0.0])),
+    "top_k": (lambda rng: rng.integers(1, VOCAB), 0),
+    "top_p": (lambda rng: rng.uniform(0.3, 0.99), 1.0),
+    "min_p": (lambda rng: rng.uniform(0.001, 0.3), 0.0),
+    "typical_p": (lambda rng: rng.uniform(0.3, 0.99), 1.0),
+    "epsilon": (lambda rng: rng.uniform(1e-4, 2e-2), 0.0),
+    "eta": (lambda rng: rng.uniform(1e-4, 2e-2), 0.0),
+    "top_h": (lambda rng: rng.uniform(0.3, 0.95), 1.0),
+    "top_n_sigma": (lambda rng: rng.uniform(0.5, 3), 0.0),
+    "xtc_threshold": (lambda rng: rng.uniform(0.02, 0.5), 0.6),
+    "repetition_penalty": (lambda rng: rng.uniform(0.7, 1.5), 1.0),
+    "presence_penalty": (lambda rng: rng.uniform(-1, 1.5), 0.0),
+    "frequency_penalty": (lambda rng: rng.uniform(-1, 1.5), 0.0),
+    "dry_multiplier": (lambda rng: rng.uniform(0.3, 2), 0.0),
+    "no_repeat_ngram": (lambda rng: rng.integers(1, 5), 0),
+    "min_tokens": (lambda rng: rng.integers(1, SIZE), 0),
+    "bias": (lambda rng: 3 * rng.normal(size=4), np.zeros(4)),
+    "suppressed_token_ids": (lambda rng: rng.permutation(VOCAB)[:6], np.full(6, -1)),
+    "allowed": (lambda rng: rng.random(VOCAB) < 0.8, np.full(VOCAB, True)),
+    "bad_word_lengths": (lambda rng: rng.integers(1, 4, 3), np.zeros(3, int)),
+    "guidance_scale": (lambda rng: rng.uniform(0.5, 3), 1.0),
+}
+
+
+@dataclasses.dataclass
+class Batch:
+    """Rows `[rows, vocab]` with what each asks for, its text and the length of its prompt."""
+
+    logits: np.ndarray
+    values: list[Values]
+    texts: list[np.ndarray]
+    prompts: np.ndarray
+
+
+def batch(fields: tuple[str, ...], rows: int, *, prompts: bool, greedy: bool = True) -> Batch:
+    """Each row asks for about half the fields; without prompts all text is output."""
+    rng = np.random.default_rng(rows)
+    logits = np.concatenate([make(kind, rows // len(KINDS), VOCAB) for kind in KINDS])
+    texts = [rng.integers(8, size=rng.integers(SIZE // 2, SIZE)) for _ in logits]
+    lengths = [rng.integers(1, len(text) // 2) if prompts else 0 for text in texts]
+    values = []
+    for _ in logits:
+        own = {}
+        for name in fields:
+            draw, neutral = _FIELDS[name]
+            own[name] = draw(rng) if rng.random() < 0.5 else neutral
+        if not greedy:
+            own["temperature"] = own["temperature"] or 1.0
+        own["stop_token_ids"] = rng.integers(8, VOCAB, 2)  # no bad words: those it does not ban
+        own["bias_token_ids"] = rng.permutation(VOCAB)[:4]
+        own["bad_words"] = rng.integers(8, size=(3, 3))
+        own["unconditional_logits"] = 2 * rng.normal(size=VOCAB)
+        values.append(own)
+    return Batch(logits, values, texts, np.array(lengths))
+
+
+def ours(batch: Batch, order: jaxsample.Order, key: jax.Array, slack: float = 0.0):
+    """What `sample` gives, in one call for all rows."""
+    names = [field.name for field in dataclasses.fields(jaxsample.SamplingParams)]
+    stacked = {name: np.stack([v[name] for v in batch.values]) for name in batch.values[0]}
+    if "dynamic" in stacked:
+        t, delta = stacked.pop("dynamic").T.astype(np.float32)
+        stacked |= {"temperature_low": t - delta, "temperature_high": t + delta}
+    for name in THRESHOLDS.intersection(stacked):
+        looser = -1 if name in ("top_p", "typical_p", "top_h", "top_n_sigma") else 1
+        moved = stacked[name] * (1 + looser * slack)
+        neutral = stacked[name] == _FIELDS[name][1]
+        stacked[name] = np.where(neutral, stacked[name], moved)
+    if "xtc_threshold" in stacked:
+        stacked["xtc_probability"] = np.ones(len(batch.logits))
+    for needed, other in (
+        ("bias", "bias_token_ids"),
+        ("min_tokens", "stop_token_ids"),
+        ("bad_word_lengths", "bad_words"),
+        ("guidance_scale", "unconditional_logits"),
+    ):
+        if needed not in stacked:
+            del stacked[other]
+    assert set(stacked) <= set(names)
+    real = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in stacked.items()}
+    params = jaxsample.SamplingParams(**real)
+    params.validate()
+    return jaxsample.sample(key, batch.logits, params, _state(batch), order=order, return_kept=True)
+
+
+def _state(batch: Batch) -> jaxsample.SamplerState:
+    longest = max(map(len, batch.texts))
+    tokens = np.stack([np.pad(text, (0, longest - len(text))) for text in batch.texts])
+    state = jaxsample.init_state(tokens, batch.prompts, VOCAB, SIZE)
+    lengths = np.array([len(text) for text in batch.texts])
+    for place in range(longest):
+        active = (batch.prompts <= place) & (place < lengths)
+        state = jaxsample.update_state(state, tokens[:, place], active)
+    return state
+
+
+def check(batch: Batch, order: jaxsample.Order, theirs: np.ndarray) -> str:
+    """Compares with the logits that a system made: what is kept, the token drawn, its log-prob."""
+    keys = jax.random.split(jax.random.key(1), len(batch.logits))
+    out, *moved = (ours(batch, order, keys, slack) for slack in (0.0, SLACK, -SLACK))
+    decided = (theirs > -np.inf).any(axis=-1)
+    for other in moved:
+        decided &= np.all(np.asarray(other.kept_mask) == out.kept_mask, axis=-1)
+    kept = np.asarray(unpacked(out.kept_mask, VOCAB))
+    wrong = decided & (kept != (theirs > -np.inf)).any(axis=-1)
+    assert not wrong.any(), f"{wrong.sum()} rows differ, the first is {np.argmax(wrong)}"
+    assert (np.asarray(out.tokens)[~(theirs > -np.inf).any(axis=-1)] == -1).all()
+    drawn = np.asarray(jaxsample.categorical_sample(keys, jnp.asarray(theirs, jnp.float32)))
+    unlike = int((np.asarray(out.tokens) != drawn)[decided].sum())
+    assert unlike <= 0.005 * len(drawn)  # a draw decided by the last bits of a logit
+    want = jaxsample.token_logprobs(jnp.asarray(theirs, jnp.float32), out.tokens)
+    np.testing.assert_allclose(out.logprobs[decided], want[decided], rtol=1e-4, atol=1e-4)
+    number = int(decided.sum())
+    assert number > 0.9 * len(decided)
+    return f"{number} of {len(decided)} rows, {unlike} tokens unlike by rounding"

@@ -1,0 +1,416 @@
+"""Every rule in one call: `sample` is the functions one after the other, in any order."""
+
+import functools
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rows import every_kind, make
+
+import jaxsample as js
+from jaxsample import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, SamplingParams, sample
+
+VOCAB, LENGTH = 300, 12
+ORDERS = {
+    "default": DEFAULT_ORDER,
+    "vllm": VLLM_ORDER,
+    "hf": HF_ORDER,
+    "llama.cpp": LLAMA_CPP_ORDER,
+}
+FIELDS = {
+    "guidance": ("unconditional_logits", "guidance_scale"),
+    "suppressed": ("suppressed_token_ids",),
+    "bad_words": ("bad_words", "bad_word_lengths"),
+    "min_tokens": ("min_tokens", "stop_token_ids"),
+    "dry": ("dry_multiplier", "dry_base", "dry_allowed_length", "dry_breakers"),
+    "bias": ("bias_token_ids", "bias"),
+    "entropy_temperature": ("temperature_low", "temperature_high", "temperature_exponent"),
+    "smoothing": ("smoothing_factor", "smoothing_curve"),
+    "xtc": ("xtc_probability", "xtc_threshold"),
+}
+
+
+def every_param(batch, seed=0, vocab=VOCAB):
+    """Params in which every row uses other rules; about half of the values are neutral."""
+    rng = np.random.default_rng(seed)
+
+    def pick(*values):
+        return rng.choice(np.asarray(values, np.float32), batch)
+
+    def count(*values):
+        return rng.choice(np.asarray(values, np.int32), batch)
+
+    return SamplingParams(
+        unconditional_logits=rng.normal(size=(batch, vocab)).astype(np.float32),
+        guidance_scale=pick(1, 1, 1.5),
+        allowed=rng.random((batch, vocab)) < 0.9,
+        bitmask=rng.integers(-(2**31), 2**31, (batch, -(-vocab // 32))).astype(np.int32) | 0x5555,
+        suppressed_token_ids=rng.integers(-1, vocab, (batch, 3)),
+        bad_words=rng.integers(0, 4, (batch, 3, 2)),
+        bad_word_lengths=rng.integers(0, 3, (batch, 3)),
+        stop_token_ids=rng.integers(-1, vocab, (batch, 2)),
+        min_tokens=count(0, 0, 9),
+        no_repeat_ngram=count(0, 0, 1, 2),
+        repetition_penalty=pick(1, 1, 1.3, 0.8),
+        presence_penalty=pick(0, 0, 0.7),
+        frequency_penalty=pick(0, 0, 0.4, -0.3),
+        dry_multiplier=pick(0, 0, 0.8),
+        dry_base=pick(1.75, 1.2),
+        dry_allowed_length=count(1, 2),
+        dry_breakers=rng.integers(-1, 4, (batch, 1)),
+        bias_token_ids=rng.integers(-1, vocab, (batch, 4)),
+        bias=rng.normal(size=(batch, 4)).astype(np.float32),
+        temperature=pick(0, 0.7, 1, 1.4),
+        temperature_low=pick(1, 0.5),
+        temperature_high=pick(1, 1.5),
+        temperature_exponent=pick(1, 2),
+        smoothing_factor=pick(0, 0, 0.2),
+        smoothing_curve=pick(1, 1.5),
+        top_k=count(0, 0, 5, 100),
+        top_p=pick(1, 1, 0.9, 0.5),
+        min_p=pick(0, 0, 0.02),
+        typical_p=pick(1, 1, 0.8),
+        epsilon=pick(0, 0, 1e-3),
+        eta=pick(0, 0, 1e-2),
+        top_a=pick(0, 0, 0.2),
+        top_n_sigma=pick(0, 0, 2),
+        tail_free=pick(1, 1, 0.95),
+        top_h=pick(1, 1, 0.6),
+        p_less=rng.random(batch) < 0.3,
+        xtc_probability=pick(0, 0, 0.7),
+        xtc_threshold=pick(0.05, 0.1),
+    )
+
+
+def a_state(batch, seed=0, vocab=VOCAB):
+    rng = np.random.default_rng(seed)
+    state = js.init_state(rng.integers(0, 4, (batch, 5)), rng.integers(0, 6, batch), vocab, LENGTH)
+    for _ in range(3):
+        state = js.update_state(state, rng.integers(0, 4, batch))
+    return state
+
+
+def only(params, stages):
+    """The params of some stages, the others None."""
+    names = itertools.chain(*(FIELDS.get(stage, (stage,)) for stage in stages))
+    return SamplingParams(**{name: getattr(params, name) for name in names})
+
+
+def apply(stage, key, x, p, s):
+    """The public function of a stage."""
+    unpacked = js.bitmask_logits(jnp.zeros(x.shape), s.prompt_mask) == 0
+    calls = {
+        "guidance": lambda: js.guided_logits(x, p.unconditional_logits, p.guidance_scale),
+        "allowed": lambda: js.allowed_logits(x, p.allowed),
+        "bitmask": lambda: js.bitmask_logits(x, p.bitmask),
+        "suppressed": lambda: js.suppressed_logits(x, p.suppressed_token_ids),
+        "bad_words": lambda: js.bad_words_logits(
+            x, s.tokens, s.lengths, p.bad_words, p.bad_word_lengths
+        ),
+        "min_tokens": lambda: js.min_tokens_logits(
+            x, p.stop_token_ids, s.lengths - s.prompt_lengths, p.min_tokens
+        ),
+        "no_repeat_ngram": lambda: js.no_repeat_ngram_logits(
+            x, s.tokens, s.lengths, p.no_repeat_ngram
+        ),
+        "repetition_penalty": lambda: js.repetition_penalized_logits(
+            x, unpacked | (s.counts > 0), p.repetition_penalty
+        ),
+        "frequency_penalty": lambda: js.frequency_penalized_logits(
+            x, s.counts, p.frequency_penalty
+        ),
+        "presence_penalty": lambda: js.presence_penalized_logits(x, s.counts, p.presence_penalty),
+        "dry": lambda: js.dry_penalized_logits(
+            x,
+            s.tokens,
+            s.lengths,
+            p.dry_multiplier,
+            p.dry_base,
+            p.dry_allowed_length,
+            p.dry_breakers,
+        ),
+        "bias": lambda: js.biased_logits(x, p.bias_token_ids, p.bias),
+        "temperature": lambda: js.scaled_logits(x, p.temperature),
+        "entropy_temperature": lambda: js.entropy_scaled_logits(
+            x, p.temperature_low, p.temperature_high, p.temperature_exponent
+        ),
+        "smoothing": lambda: js.smoothed_logits(x, p.smoothing_factor, p.smoothing_curve),
+        "p_less": lambda: jnp.where(p.p_less[:, None], js.p_less_logits(x), x),
+        "xtc": lambda: js.xtc_logits(
+            jax.vmap(jax.random.fold_in, (0, None))(key, 1), x, p.xtc_probability, p.xtc_threshold
+        ),
+    }
+    plain = lambda: getattr(js, f"{stage}_logits")(x, getattr(p, stage))  # noqa: E731
+    return calls.get(stage, plain)()
+
+
+def composed(keys, x, params, state, order):
+    """The definition of `sample`."""
+    for entry in order:
+        if isinstance(entry, str):
+            x = apply(entry, keys, x, params, state)
+            continue
+        results = [np.asarray(apply(stage, keys, x, params, state)) for stage in entry]
+        kept = np.logical_and.reduce([result > -np.inf for result in results])
+        x = jnp.where(kept, x, -jnp.inf)
+    tokens = js.categorical_sample(keys, x)
+    return tokens, js.token_logprobs(x, tokens), jnp.sum(x > -jnp.inf, axis=-1), x
+
+
+def assert_composed(x, params, state, order, stages):
+    keys = jax.random.split(jax.random.key(1), len(x))
+    params = only(params, stages)
+    out = sample(keys, x, params, state, order=order, return_kept=True)
+    tokens, logprobs, number, kept = composed(keys, jnp.asarray(x), params, state, order)
+    np.testing.assert_array_equal(out.tokens, tokens)
+    np.testing.assert_array_equal(out.logprobs, logprobs)
+    good = np.asarray(tokens) >= 0
+    np.testing.assert_array_equal(out.num_kept[good], number[good])
+    mask = np.asarray(js.packed_bitmask(np.asarray(kept) > -np.inf))
+    np.testing.assert_array_equal(out.kept_mask[good], mask[good])
+    assert good.mean() > 0.6
+
+
+@pytest.mark.parametrize(
+    "name", ["vllm", *(pytest.param(n, marks=pytest.mark.slow) for n in ORDERS if n != "vllm")]
+)
+def test_sample_is_its_functions_in_order(name):
+    x = every_kind(8, VOCAB)
+    order = ORDERS[name]
+    assert_composed(x, every_param(len(x)), a_state(len(x)), order, order)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("top_p", "top_k"),
+        (("top_k", "top_p"), "min_p"),
+        ("temperature", ("min_p", "top_p", "top_k")),
+        ("top_k", "temperature", "top_p"),
+        (("top_p", "epsilon"), "temperature"),
+        ("bias", "xtc"),
+    ],
+)
+def test_sample_is_its_functions_in_any_order(order):
+    x = every_kind(8, VOCAB)
+    stages = [*itertools.chain(*((s,) if isinstance(s, str) else s for s in order))]
+    assert_composed(x, every_param(len(x)), a_state(len(x)), order, stages)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_sample_is_its_functions_in_narrow_floats(dtype):
+    x = every_kind(8, VOCAB, dtype)
+    assert_composed(x, every_param(len(x)), a_state(len(x)), DEFAULT_ORDER, DEFAULT_ORDER)
+
+
+def test_orders_keep_what_those_systems_keep():
+    """p = .4 .3 .2 .1 at top-k 3, top-p .7, min-p .6: who comes first decides."""
+    x = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
+
+    def number(order, **params):
+        return int(sample(jax.random.key(0), x, SamplingParams(**params), order=order).num_kept)
+
+    # Of the first three, .7 of their mass of .9 takes two; of all, .75 takes three.
+    assert number(("top_k", "top_p"), top_k=3, top_p=0.75) == 2
+    assert number(("top_p", "top_k"), top_k=3, top_p=0.75) == 3
+    assert number((("top_k", "top_p"),), top_k=3, top_p=0.75) == 3
+    assert number(HF_ORDER, top_k=3, top_p=0.75) == 2
+    # vLLM: min-p first leaves .4 and .3, of which .57 needs one; else .57 needs two.
+    assert number(VLLM_ORDER, min_p=0.6, top_p=0.57) == 1
+    assert number(HF_ORDER, min_p=0.6, top_p=0.57) == 2
+    # llama.cpp: the temperature comes last, and changes nothing that is kept.
+    assert number(LLAMA_CPP_ORDER, top_p=0.65, temperature=9.0) == 2
+    assert number(HF_ORDER, top_p=0.65, temperature=9.0) == 3
+
+
+@functools.cache
+def one_of_each():
+    x = make("normal", 12, VOCAB)
+    return jnp.asarray(x), every_param(12, 3), a_state(12)
+
+
+@pytest.mark.slow
+def test_one_program_serves_every_row():
+    """Each row alone, in the batch and under vmap: the same token, and one trace for all values."""
+    x, params, state = one_of_each()
+    keys = jax.random.split(jax.random.key(1), len(x))
+    step = jax.jit(chex.assert_max_traces(n=1)(lambda *args: sample(*args).tokens))
+    want = step(keys, x, params, state)
+    other = every_param(12, 4)
+    step(keys, x + 1, other, a_state(12, 5))
+    row = lambda tree, i: jax.tree.map(lambda a: a[i], tree)  # noqa: E731
+    for i in (0, 5):
+        alone = sample(keys[i], x[i], row(params, i), row(state, i)).tokens
+        assert alone == want[i]
+    np.testing.assert_array_equal(jax.vmap(sample)(keys, x, params, state).tokens, want)
+
+
+@pytest.mark.slow
+def test_neutral_values_change_nothing():
+    x = jnp.asarray(every_kind(2, VOCAB))
+    batch = len(x)
+    zero, one = np.zeros(batch, np.float32), np.ones(batch, np.float32)
+    nothing = np.full((batch, 1), -1)
+    params = SamplingParams(
+        unconditional_logits=jnp.zeros_like(x),
+        guidance_scale=one,
+        allowed=np.ones((batch, VOCAB), bool),
+        bitmask=np.full((batch, -(-VOCAB // 32)), -1, np.int32),
+        suppressed_token_ids=nothing,
+        bad_words=np.zeros((batch, 1, 1), int),
+        bad_word_lengths=np.zeros((batch, 1), int),
+        stop_token_ids=np.zeros((batch, 1), int),
+        min_tokens=np.zeros(batch, int),
+        no_repeat_ngram=np.zeros(batch, int),
+        repetition_penalty=one,
+        presence_penalty=zero,
+        frequency_penalty=zero,
+        dry_multiplier=zero,
+        bias_token_ids=nothing,
+        bias=np.ones((batch, 1)),
+        temperature=one,
+        temperature_low=one,
+        temperature_high=one,
+        smoothing_factor=zero,
+        top_k=np.zeros(batch, int),
+        top_p=one,
+        min_p=zero,
+        typical_p=one,
+        epsilon=zero,
+        eta=zero,
+        top_a=zero,
+        top_n_sigma=zero,
+        tail_free=one,
+        top_h=one,
+        p_less=np.zeros(batch, bool),
+        xtc_probability=zero,
+        xtc_threshold=zero,
+    )
+    params.validate()
+    keys = jax.random.split(jax.random.key(1), batch)
+    for a, b in zip(
+        sample(keys, x, params, a_state(batch)), sample(keys, x, SamplingParams()), strict=True
+    ):
+        if a is not None:
+            np.testing.assert_array_equal(a, b)
+
+
+def lowered(params, state=None, **options):
+    x = jax.ShapeDtypeStruct((4, VOCAB), jnp.float32)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 4))
+    call = lambda keys, x, params, state: sample(keys, x, params, state, **options)  # noqa: E731
+    return jax.jit(call).lower(keys, x, params, state).as_text()
+
+
+def test_an_unused_field_costs_nothing():
+    """The program of two stages is the same in an order of two and in one of all; a state adds its
+    check alone."""
+    params = SamplingParams(temperature=0.7, top_p=0.9)
+    assert lowered(params) == lowered(params, order=("temperature", "top_p"))
+    with_state = lowered(params, a_state(4))
+    assert "while" in lowered(params, order=("temperature", "top_p"))  # the search of top-p
+    assert len(with_state) < 1.1 * len(lowered(params))
+    assert len(lowered(SamplingParams())) < len(lowered(params))
+
+
+def test_top_logprobs_and_ranks():
+    x = every_kind(3, VOCAB)
+    keys = jax.random.split(jax.random.key(1), len(x))
+    params = SamplingParams(temperature=0.8, top_k=np.tile([0, 5, 100], 9), top_p=0.9)
+    kept = js.top_p_logits(js.top_k_logits(js.scaled_logits(x, 0.8), params.top_k), 0.9)
+    for mode, logits in (("processed_logprobs", kept), ("raw_logprobs", jnp.asarray(x))):
+        out = sample(keys, x, params, num_logprobs=20, logprobs_mode=mode)
+        np.testing.assert_array_equal(out.logprobs, js.token_logprobs(logits, out.tokens))
+        np.testing.assert_array_equal(out.ranks, js.token_ranks(logits, out.tokens))
+        for a, b in zip(out.top_logprobs, js.top_logprobs(logits, num=20), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_a_rollout_is_replayed_from_its_kept_set():
+    x = jnp.asarray(make("normal", 6, VOCAB))
+    keys = jax.random.split(jax.random.key(1), 6)
+    params = SamplingParams(temperature=0.8, top_p=0.7, top_k=40)
+    out = sample(keys, x, params, return_kept=True)
+
+    def replayed(x):
+        return js.replay_logprobs(js.scaled_logits(x, 0.8), out.tokens, out.kept_mask)
+
+    np.testing.assert_array_equal(replayed(x), out.logprobs)
+    grad = jax.grad(lambda x: jnp.sum(replayed(x)))(x)
+    want = jax.grad(lambda x: jnp.sum(sample(keys, x, params).logprobs))(x)
+    np.testing.assert_allclose(grad, want, atol=1e-7)
+    np.testing.assert_array_equal(np.asarray(grad) != 0, np.asarray(want) != 0)
+    # Another policy, under the kept set of the rollout.
+    assert np.isfinite(replayed(x + jnp.asarray(make("flat", 6, VOCAB)))).all()
+
+
+def test_bad_rows_are_empty_everywhere():
+    x = make("normal", 3, VOCAB)
+    x[1, 5] = np.nan
+    keys = jax.random.split(jax.random.key(1), 3)
+    for mode in ("processed_logprobs", "raw_logprobs"):
+        options = {"num_logprobs": 4, "return_kept": True, "logprobs_mode": mode}
+        out = sample(keys, x, SamplingParams(top_p=0.9), **options)
+        assert out.tokens[1] == out.ranks[1] == -1
+        assert out.num_kept[1] == 0
+        assert np.isnan(out.logprobs[1])
+        assert (out.top_logprobs.tokens[1] == -1).all()
+        assert np.isnan(out.top_logprobs.logprobs[1]).all()
+        assert (out.kept_mask[1] == 0).all()
+        assert (out.tokens[::2] >= 0).all()
+
+
+X, KEY = np.zeros((2, 40), np.float32), jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ("params", "options", "match"),
+    [
+        ({"bias": np.zeros((2, 1))}, {}, "params must have bias_token_ids where they have bias"),
+        ({"xtc_threshold": 0.1}, {}, "params must have xtc_probability where"),
+        ({"dry_base": 2.0}, {}, "params must have dry_multiplier where they have dry_base"),
+        ({"frequency_penalty": 1}, {}, "state must be given where params have frequency_penalty"),
+        ({"eta": 0.1}, {"order": VLLM_ORDER}, "order must name every stage .* 'eta'"),
+        ({}, {"order": ("top_q",)}, "order must hold names of .*; got 'top_q'"),
+        ({}, {"order": ("top_k", "top_k")}, "order must name a stage once, got 'top_k' twice"),
+        ({}, {"order": (("top_k", "bias"),)}, "order must not nest 'bias'"),
+        ({}, {"num_logprobs": 41}, r"num_logprobs must be in \[0, 40\], got 41"),
+        ({}, {"logprobs_mode": "raw"}, "logprobs_mode must be one of .*, got 'raw'"),
+        ({}, {"state": a_state(3, 0, 40)}, "state must be of logits of shape"),
+    ],
+)
+def test_what_does_not_fit_is_named(params, options, match):
+    with pytest.raises(ValueError, match=match):
+        sample(KEY, X, SamplingParams(**params), **options)
+
+
+def test_validate_knows_every_field():
+    every_param(5).validate()
+    bad = {
+        "repetition_penalty": 0,
+        "dry_base": 0.5,
+        "dry_allowed_length": 0,
+        "bias": [np.inf],
+        "smoothing_curve": 0,
+        "min_tokens": -1,
+        "top_n_sigma": np.nan,
+        "frequency_penalty": np.inf,
+        "xtc_threshold": 1.5,
+        "top_h": -0.1,
+        "bad_word_lengths": [-1],
+    }
+    for name, value in bad.items():
+        with pytest.raises(ValueError, match=f"^{name}.* must be"):
+            SamplingParams(**{name: np.asarray(value)}).validate()
+    for name, value in (
+        ("p_less", 1),
+        ("allowed", [1]),
+        ("bad_words", [[1.5]]),
+        ("bitmask", [1.0]),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} must hold"):
+            SamplingParams(**{name: np.asarray(value)}).validate()

@@ -1,0 +1,181 @@
+"""The memory of a batch: what it holds, what a step costs, and rows that come and go."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsample import (
+    SamplerState,
+    SamplingParams,
+    bitmask_logits,
+    init_state,
+    packed_bitmask,
+    reset_rows,
+    sample,
+    update_state,
+)
+
+PROMPTS = np.array([[3, 1, 3, 9], [0, 0, 0, 0], [5, 40, -2, 1]])
+LENGTHS = np.array([4, 0, 3])
+
+
+def mask_of(bitmask, vocab):
+    return np.asarray(bitmask_logits(jnp.zeros((*bitmask.shape[:-1], vocab)), bitmask)) == 0
+
+
+def test_a_new_state_holds_the_prompts():
+    state = init_state(PROMPTS, LENGTHS, vocab_size=10, max_length=6)
+    np.testing.assert_array_equal(state.lengths, LENGTHS)
+    np.testing.assert_array_equal(state.prompt_lengths, LENGTHS)
+    np.testing.assert_array_equal(state.tokens[0], [3, 1, 3, 9, 0, 0])
+    np.testing.assert_array_equal(state.tokens[1], np.zeros(6))
+    seen = [set(np.flatnonzero(row)) for row in mask_of(state.prompt_mask, 10)]
+    assert seen == [{1, 3, 9}, set(), {5}]  # 40 and -2 are no tokens of this vocabulary
+    assert not np.asarray(state.counts).any()
+
+
+def test_steps_append_and_count_active_rows_only():
+    state = init_state(PROMPTS, LENGTHS, 10, 6)
+    state = update_state(state, np.array([7, 7, 2]), np.array([True, False, True]))
+    state = update_state(state, np.array([7, 8, -1]))  # -1: a bad row's token
+    np.testing.assert_array_equal(state.lengths, [6, 1, 4])
+    np.testing.assert_array_equal(state.tokens[:2], [[3, 1, 3, 9, 7, 7], [8, 0, 0, 0, 0, 0]])
+    want = np.zeros((3, 10))
+    want[0, 7], want[1, 8], want[2, 2] = 2, 1, 1
+    np.testing.assert_array_equal(state.counts, want)
+
+
+def test_a_row_that_outgrows_its_room_is_bad():
+    state = init_state(PROMPTS, LENGTHS, 10, 4)
+    params = SamplingParams(frequency_penalty=0.5)
+    x = jnp.zeros((3, 10))
+    assert (sample(jax.random.key(0), x, params, state).tokens >= 0).all()
+    state = update_state(state, np.array([1, 1, 1]))
+    np.testing.assert_array_equal(state.lengths, [5, 1, 4])
+    np.testing.assert_array_equal(state.counts[:, 1], [1, 1, 1])
+    out = sample(jax.random.key(0), x, params, state)
+    np.testing.assert_array_equal(np.asarray(out.tokens) >= 0, [False, True, True])
+
+
+def test_a_prompt_longer_than_its_room_is_bad():
+    state = init_state(PROMPTS, np.array([4, 5, -1]), 10, 6)
+    np.testing.assert_array_equal(state.lengths, [4, -1, -1])
+    state = update_state(state, np.array([1, 1, 1]))
+    np.testing.assert_array_equal(state.lengths, [5, -1, -1])
+    out = sample(jax.random.key(0), jnp.zeros((3, 10)), SamplingParams(), state)
+    np.testing.assert_array_equal(np.asarray(out.tokens) >= 0, [True, False, False])
+
+
+def test_reset_rows_are_new_and_the_others_untouched():
+    state = init_state(PROMPTS, LENGTHS, 10, 6)
+    state = update_state(state, np.array([7, 7, 2]))
+    fresh = np.array([[8, 8], [1, 2], [4, 4]])
+    got = reset_rows(state, np.array([2, -1, 0]), fresh, np.array([1, 2, 2]))
+    new = init_state(np.array([[4, 4], [0, 0], [8, 8]]), np.array([2, 0, 1]), 10, 6)
+    for a, b, c in zip(*map(jax.tree.leaves, (got, new, state)), strict=True):
+        np.testing.assert_array_equal(a[::2], b[::2])
+        np.testing.assert_array_equal(a[1], c[1])
+
+
+def test_states_of_one_row_and_under_vmap():
+    state = init_state(PROMPTS, LENGTHS, 10, 6)
+    want = update_state(state, np.array([7, 7, 2]))
+    one = jax.tree.map(lambda a: a[0], state)
+    got = [update_state(one, 7), jax.tree.map(lambda a: a[0], want)]
+    chex.assert_trees_all_equal(*got)
+    chex.assert_trees_all_equal(jax.vmap(update_state)(state, np.array([7, 7, 2])), want)
+    empty = init_state(np.zeros((0, 3), int), 0, 10, 6)
+    assert update_state(empty, np.zeros(0, int)).counts.shape == (0, 10)
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
+@pytest.mark.parametrize("vocab", [1, 31, 32, 33, 500])
+def test_packed_bitmasks_are_read_as_they_were_written(lead, vocab):
+    mask = np.random.default_rng(0).random((*lead, vocab)) < 0.5
+    np.testing.assert_array_equal(mask_of(packed_bitmask(mask), vocab), mask)
+
+
+def big_state():
+    return init_state(np.zeros((32, 8), int), 8, 128256, 64)
+
+
+@pytest.mark.parametrize("step", ["update", "reset"])
+def test_a_donated_state_is_changed_in_place(step):
+    state = big_state()
+    if step == "update":
+        function, arguments = update_state, (np.zeros(32, np.int32),)
+    else:
+        function, arguments = reset_rows, (np.array([3, 4]), np.zeros((2, 8), int), 8)
+    jitted = jax.jit(function, donate_argnums=0)
+    compiled = jitted.lower(state, *arguments).compile()
+    size = state.counts.size * 4
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= size
+    assert memory.temp_size_in_bytes < size / 8
+    copies = re.findall(r"= \w+\[32,128256\]\S* copy\(", compiled.as_text())
+    assert not copies
+
+
+@chex.assert_max_traces(n=1)
+def loop_step(key, logits, params, state):
+    out = sample(key, logits, params, state)
+    return out.tokens, update_state(state, out.tokens)
+
+
+def test_rows_come_and_go_in_one_program():
+    """A request's tokens are the same whenever it comes and whatever it shares the batch with."""
+    step = jax.jit(loop_step)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32))
+    admit = jax.jit(chex.assert_max_traces(n=1)(reset_rows))
+
+    def texts(schedule):
+        """Runs requests 0, 1, ... in the slots that a schedule gives them, from some step on."""
+        state = init_state(np.zeros((3, 2), int), 0, 50, 20)
+        seeds, started, out = [0, 0, 0], [0, 0, 0], {}
+        for now in range(16):
+            for request, (slot, start) in enumerate(schedule):
+                if start == now:
+                    prompt = np.array([[request, request + 1]])
+                    state = admit(state, np.array([slot]), prompt, np.array([2]))
+                    seeds[slot], started[slot] = request, now
+                    out[request] = []
+            keys = jax.vmap(lambda s, t: jax.random.fold_in(jax.random.key(s), t))(
+                jnp.array(seeds), jnp.array([now - s for s in started])
+            )
+            params = SamplingParams(
+                repetition_penalty=np.full(3, 1.3), no_repeat_ngram=np.full(3, 2), top_p=0.9
+            )
+            tokens, state = step(keys, jnp.stack([x[0]] * 3), params, state)
+            for request, (slot, start) in enumerate(schedule):
+                if start <= now < start + 6:
+                    out[request].append(int(tokens[slot]))
+        return out
+
+    assert texts([(0, 0), (1, 0), (2, 4), (0, 7)]) == texts([(2, 9), (2, 1), (0, 0), (1, 3)])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: init_state(np.zeros((2, 9), int), 1, 10, 8), ValueError, "prompt_tokens must"),
+        (lambda: init_state(np.zeros((2, 9)), 1, 10, 9), TypeError, "prompt_tokens must hold int"),
+        (lambda: init_state(np.zeros((2, 9), int), [1, 2, 3], 10, 9), ValueError, "prompt_lengths"),
+        (lambda: init_state(np.zeros((2, 9), int), 1, 0, 9), ValueError, "vocab_size must be in"),
+        (lambda: init_state(np.zeros((2, 9), int), 1, 10, 0), ValueError, "max_length must be in"),
+        (lambda: update_state(big_state(), np.zeros(3, int)), ValueError, "tokens must"),
+        (lambda: update_state(big_state(), np.zeros(32, int), 1), TypeError, "active must be a b"),
+        (lambda: reset_rows(big_state(), np.array([0]), np.zeros((2, 8), int), 1), ValueError, "r"),
+    ],
+)
+def test_wrong_arguments_are_named(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_states_are_pytrees_with_keyword_fields():
+    with pytest.raises(TypeError):
+        SamplerState(1, 2, 3, 4, 5)
