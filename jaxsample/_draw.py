@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.extend.random import threefry_2x32
 
-from jaxsample import _mass, _ranking
+from jaxsample import _elementary, _mass, _ranking
 from jaxsample._chunks import CHUNK, Rows, first_true, take_chunk
 from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
@@ -34,12 +34,12 @@ def draw(keys: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
     rates = _mass.rates(sums, scale.shifts)
     # A uniform whose small values are precise makes exponentials whose small values are.
     noise = uniforms(keys, rates.shape[-1], CHUNK)
-    chunk_times, token_times = (-jnp.log1p(-uniform) for uniform in noise)
+    chunk_times, token_times = (-_elementary.log1m(uniform) for uniform in noise)
     chunk = _first_least(chunk_times / rates)
     x, ids = take_chunk(rows, chunk)
     # Below the maximum, where float32 is finest: far from 0 it would swallow the noise.
     below = jnp.where(_ranking.is_kept(x, ids, cut), x - rows.row_max[..., None], -jnp.inf)
-    return chunk * CHUNK + _first_least(jnp.log(token_times) - below)
+    return chunk * CHUNK + _first_least(_elementary.log(token_times) - below)
 
 
 def uniforms(keys: Array, *numbers: int) -> list[Array]:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _chunks, _mass, _ranking
+from jaxsample import _chunks, _elementary, _mass, _ranking
 from jaxsample._chunks import CHUNK, Rows
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
@@ -195,7 +195,7 @@ def _mass_up_to(rows: Rows, scale: Scale, cut: Cut) -> Mass:
 
 def min_p_cut(rows: Rows, min_p: Array) -> Cut:
     """The cut of min-p alone: behind the last token that could have its least logit."""
-    floor = rows.row_max + jnp.log(min_p)
+    floor = rows.row_max + _elementary.log(min_p)
     return Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
 
 

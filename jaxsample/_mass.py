@@ -16,6 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxsample import _elementary
+from jaxsample._elementary import LOG2_E
+
 _WEIGHT_BITS = 23
 """256 weights of at most 2**23 sum to at most 2**31."""
 
@@ -28,7 +31,6 @@ NO_SHIFT = FRACTION_BITS - _WEIGHT_BITS
 ENTROPY_UNIT = 64
 """More octaves than a token of weight can lie below the sum of a row."""
 
-_LOG2_E = 1.4426950408889634
 _NOTHING = -120.0
 """Octaves below the maximum at which a weight is 0 and its float still a normal number."""
 
@@ -70,23 +72,23 @@ class Scale(NamedTuple):
         octaves = _octaves(x, row_max)
         weight = _power(octaves, shift)
         if self.log_sum is not None:
-            log_sum = self.log_sum.reshape(row_max.shape) * _LOG2_E
+            log_sum = self.log_sum.reshape(row_max.shape) * LOG2_E
             weight = _bounded(weight * ((log_sum - octaves) * (1 / ENTROPY_UNIT)))
         return _round(weight, places)
 
 
 def shifts(chunk_max: Array, row_max: Array) -> Array:
     """The shifts `[..., chunks]` that suit the largest logits of the chunks."""
-    octaves = jnp.floor((row_max[..., None] - chunk_max) * _LOG2_E)
+    octaves = jnp.floor((row_max[..., None] - chunk_max) * LOG2_E)
     return jnp.clip(octaves, 0, NO_SHIFT).astype(jnp.int32)
 
 
 def entropy_shifts(chunk_max: Array, row_max: Array, log_sum: Array) -> Array:
     """The shifts `[..., chunks]` for what the tokens of the chunks add to the entropy."""
-    log_sum = (log_sum * _LOG2_E)[..., None]
+    log_sum = (log_sum * LOG2_E)[..., None]
     # `2**-d * (log_sum + d)`, at d octaves below the maximum, falls from here on.
-    octaves = jnp.maximum((row_max[..., None] - chunk_max) * _LOG2_E, 1 / np.log(2) - log_sum)
-    bits = octaves - jnp.log2((log_sum + octaves) / ENTROPY_UNIT)
+    octaves = jnp.maximum((row_max[..., None] - chunk_max) * LOG2_E, 1 / np.log(2) - log_sum)
+    bits = octaves - _elementary.log((log_sum + octaves) / ENTROPY_UNIT) * LOG2_E
     return jnp.clip(jnp.nan_to_num(jnp.floor(bits), posinf=NO_SHIFT), 0, NO_SHIFT).astype(jnp.int32)
 
 
@@ -99,7 +101,7 @@ def weighted_octaves(x: Array, places: np.ndarray, row_max: Array, shift: Array)
 
 def _octaves(x: Array, row_max: Array) -> Array:
     """How many powers of two a logit stands above the maximum: none or less."""
-    return jnp.maximum((x - row_max) * _LOG2_E, _NOTHING)
+    return jnp.maximum((x - row_max) * LOG2_E, _NOTHING)
 
 
 def _power(octaves: Array, shift: Array) -> Array:
@@ -109,7 +111,7 @@ def _power(octaves: Array, shift: Array) -> Array:
     the exponent, and a polynomial good to 1e-7 is enough for 23 bits.
     """
     whole = jnp.floor(octaves)
-    mantissa = lax.bitcast_convert_type(_exp2(octaves - whole), jnp.int32)
+    mantissa = lax.bitcast_convert_type(_elementary.exp2_of_fraction(octaves - whole), jnp.int32)
     exponent = (whole.astype(jnp.int32) + (_WEIGHT_BITS + shift)) << 23
     return lax.bitcast_convert_type(mantissa + exponent, jnp.float32)
 
@@ -180,22 +182,13 @@ def to_float(mass: Mass) -> Array:
 
 def log(mass: Mass) -> Array:
     """The logarithm of a mass relative to the likeliest token's weight, -inf where it is empty."""
-    return jnp.log(to_float(mass) * 2.0**-FRACTION_BITS)
+    return _elementary.log(to_float(mass) * 2.0**-FRACTION_BITS)
 
 
 def rates(sums: Array, shift: Array) -> Array:
     """The masses of single chunks, float32, relative to the likeliest token's weight."""
     scale = _power_of_two(-_WEIGHT_BITS - shift)
     return lax.bitcast_convert_type(sums, jnp.uint32).astype(jnp.float32) * scale
-
-
-def _exp2(x: Array) -> Array:
-    """`2**x` for x in [0, 1], the minimax polynomial that is exact at 0."""
-    coefficients = (0.00186503376, 0.00902269781, 0.0557944849, 0.240166605, 0.693151057, 1.0)
-    power = jnp.full_like(x, coefficients[0])
-    for coefficient in coefficients[1:]:
-        power = power * x + coefficient
-    return power
 
 
 def _power_of_two(exponent: Array) -> Array:

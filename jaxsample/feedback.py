@@ -15,8 +15,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _draw, _kept, _mass, _normalizer, _ranking
+from jaxsample import _checks, _chunks, _draw, _elementary, _kept, _mass, _normalizer, _ranking
 from jaxsample._chunks import Rows
+from jaxsample._elementary import LOG2_E
 from jaxsample._kept import Rules
 from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
@@ -350,14 +351,15 @@ def _unsurprising(rows: Rows, scale: Scale, mu: Array) -> Cut:
 def _zipf_prefix(rows: Rows, scale: Scale, mu: Array) -> Cut:
     """The cut behind the rank at which a Zipf law like this row's has a surprise of mu bits."""
     units = _chunks.weigh(rows, _chunks.tally(rows))
-    log_vocab = jnp.log(jnp.maximum(jnp.sum(units, axis=-1), 2).astype(jnp.float32))
+    log_vocab = _elementary.log(jnp.maximum(jnp.sum(units, axis=-1), 2).astype(jnp.float32))
     s = _zipf_exponent(_ranking.candidates(rows, _ZIPF_TOKENS).logit)
     e = s - 1
     power = -_settled(e * log_vocab)
     # e / (1 - N^-e), of which the limit at e = 0 is 1 / log N.
-    share = jnp.where(power == 0, 1, power / jnp.expm1(power)) / log_vocab
-    log2_k = (mu + _settled(jnp.log2(share))) / s
-    k = jnp.clip(jnp.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
+    inverse = _elementary.exp2(power * LOG2_E)
+    share = jnp.where(inverse == 1, 1, _elementary.log(inverse) / (inverse - 1)) / log_vocab
+    log2_k = (mu + _settled(_elementary.log(share) * LOG2_E)) / s
+    k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
     return _kept.prefix(rows, scale, rules).cut
 
@@ -405,7 +407,9 @@ def _adaptive_p(
     goal = jnp.where(state.total_weight > 0, 2 * target - average, target)
     goal = lax.optimization_barrier(jnp.clip(goal, 0, 1))
     logprobs = _normalizer.logprobs(rows, scale, sums, logits, logits)
-    distance = _settled(jnp.abs(jnp.exp(logprobs) - goal[..., None]) * (1 / _WIDTH))
+    distance = _settled(
+        jnp.abs(_elementary.exp2(logprobs * LOG2_E) - goal[..., None]) * (1 / _WIDTH)
+    )
     adapted = _PEAK - _settled(_SHARPNESS * distance * distance / (1 + distance))
     adapted = jnp.where(logits == -jnp.inf, -jnp.inf, adapted)
     adapted = jnp.where((target < 0)[..., None], logits.astype(jnp.float32), adapted)
@@ -414,7 +418,8 @@ def _adaptive_p(
     tokens = categorical_sample(keys, lax.optimization_barrier(adapted))
 
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")
-    p = _settled(jnp.exp(_normalizer.logprobs(rows, scale, sums, logits, chosen)[..., 0]))
+    chosen = _normalizer.logprobs(rows, scale, sums, logits, chosen)[..., 0]
+    p = _settled(_elementary.exp2(chosen * LOG2_E))
     following = AdaptivePState(
         p + _settled(decay * state.weighted_sum), 1 + _settled(decay * state.total_weight)
     )

@@ -6,7 +6,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _mass, _moments, _ranking
+from jaxsample import _checks, _chunks, _elementary, _mass, _moments, _ranking
 
 
 def scaled_logits(logits: ArrayLike, temperature: ArrayLike) -> Array:
@@ -95,9 +95,10 @@ def _entropy_scaled_logits(logits: Array, low: Array, high: Array, exponent: Arr
     low, high, exponent = (_checks.to_rows(a, logits) for a in (low, high, exponent))
     rows = _chunks.look_over(lax.stop_gradient(logits))
     entropy = _moments.entropy(rows, _chunks.probability(rows))
-    most = jnp.log(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
+    most = _elementary.log(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
-    share = lax.optimization_barrier(jnp.where(exponent == 0, 1, share**exponent))
+    power = _elementary.exp2(exponent * (_elementary.log(share) * _elementary.LOG2_E))
+    share = lax.stop_gradient(jnp.where(exponent == 0, 1, power))
     temperature = lax.optimization_barrier(low + lax.optimization_barrier((high - low) * share))
     bad = ~((low >= 0) & (high >= 0) & (exponent >= 0)) | jnp.isinf(low + high + exponent)
     return _scaled_logits(logits, jnp.where(bad, jnp.nan, temperature))

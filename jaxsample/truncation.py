@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _cuts, _draw, _kept, _moments, _ranking
+from jaxsample import _checks, _chunks, _cuts, _draw, _elementary, _kept, _moments, _ranking
 from jaxsample._chunks import Rows
 from jaxsample._kept import Rules
 from jaxsample._ranking import Cut
@@ -175,7 +175,7 @@ def epsilon_logits(logits: ArrayLike, epsilon: ArrayLike) -> Array:
 def _epsilon_logits(logits: Array, epsilon: Array) -> Array:
     rows, epsilon, bad = _opened(logits, epsilon)
     scale = _chunks.probability(rows)
-    return _from(logits, rows, _moments.log_sum(rows, scale) + jnp.log(epsilon), bad)
+    return _from(logits, rows, _moments.log_sum(rows, scale) + _elementary.log(epsilon), bad)
 
 
 def eta_logits(logits: ArrayLike, epsilon: ArrayLike) -> Array:
@@ -211,7 +211,7 @@ def eta_logits(logits: ArrayLike, epsilon: ArrayLike) -> Array:
 def _eta_logits(logits: Array, epsilon: Array) -> Array:
     rows, epsilon, bad = _opened(logits, epsilon)
     scale = _chunks.probability(rows)
-    least = jnp.log(epsilon)
+    least = _elementary.log(epsilon)
     bound = jnp.minimum(least, 0.5 * least - _moments.entropy(rows, scale))
     return _from(logits, rows, _moments.log_sum(rows, scale) + bound, bad)
 
@@ -245,7 +245,7 @@ def top_a_logits(logits: ArrayLike, a: ArrayLike) -> Array:
 def _top_a_logits(logits: Array, a: Array) -> Array:
     rows, a, bad = _opened(logits, a)
     log_sum = _moments.log_sum(rows, _chunks.probability(rows))
-    return _from(logits, rows, jnp.log(a) - log_sum, bad)
+    return _from(logits, rows, _elementary.log(a) - log_sum, bad)
 
 
 def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike) -> Array:
@@ -433,7 +433,7 @@ def xtc_logits(
 def _xtc_logits(keys: Array, logits: Array, probability: Array, threshold: Array) -> Array:
     rows, probability, improbable = _opened(logits, probability)
     _, threshold, outside = _opened(logits, threshold)
-    floor = _moments.log_sum(rows, _chunks.probability(rows)) + jnp.log(threshold)
+    floor = _moments.log_sum(rows, _chunks.probability(rows)) + _elementary.log(threshold)
     # A threshold of 0 is met by all that are not masked.
     floor = jnp.maximum(rows.row_max + floor, np.finfo(np.float32).min)
     least = _ranking.last_from(rows, floor)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _keyed, _mass
+from jaxsample import _checks, _chunks, _elementary, _keyed, _mass
 from jaxsample._chunks import CHUNK, Rows
 from jaxsample._keyed import Seed
 
@@ -146,7 +146,7 @@ def _synthid_logits(logits: Array, keys: Array, context: Array, active: Array, d
         # Tied to the loop: the compiler would write the words of the whole vocabulary down.
         here, layer = lax.optimization_barrier((seed, layer))
         share = _losers(x, here, layer)
-        won, lost = _log(1 + share)[..., None], _log(share)[..., None]
+        won, lost = _elementary.log(1 + share)[..., None], _elementary.log(share)[..., None]
         g = _keyed.coin(_keyed.word(here, _chunks.positions(x)), layer)
         return x + jnp.where(g, won, lost)
 
@@ -176,15 +176,6 @@ def _losers_jvp(
     lost = ~_keyed.coin(_keyed.word(seed, _chunks.positions(x)), layer)
     change = jax.nn.softmax(x) * (jnp.where(lost, 1, 0) - share[..., None]) * tangents[0]
     return share, jnp.sum(change, axis=-1)
-
-
-def _log(x: Array) -> Array:
-    """The logarithm of a number a row, rounded alike for any number of rows.
-
-    A CPU rounds what does not fill a vector differently, so each row fills some.
-    """
-    lanes = lax.optimization_barrier(jnp.broadcast_to(x[..., None], (*x.shape, 64)))
-    return lax.optimization_barrier(jnp.log(lanes))[..., 0]
 
 
 def gumbel_watermark_sample(key: ArrayLike, logits: ArrayLike, context: ArrayLike) -> Array:
@@ -246,9 +237,9 @@ def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
     The detector's uniform noise is `1 - u`, which is small, and precise, where a token is ahead.
     """
     noise = _keyed.uniform(seed, _keyed.word(seed, ids))
-    time = -jnp.log1p(-jnp.minimum(noise, np.float32(1 - 2.0**-24)))
+    time = -_elementary.log1m(jnp.minimum(noise, np.float32(1 - 2.0**-24)))
     row_max = rows.row_max.reshape(rows.row_max.shape + (1,) * (x.ndim - rows.row_max.ndim))
-    return (x - row_max) - jnp.log(time)
+    return (x - row_max) - _elementary.log(time)
 
 
 def _first_largest(x: Array) -> Array:

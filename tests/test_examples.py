@@ -1,6 +1,8 @@
 """The example: its model, its decoding loop and its command line."""
 
+import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -13,40 +15,48 @@ import numpy as np
 import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-WEIGHTS = EXAMPLES / "weights"
 sys.path.append(str(EXAMPLES))
 
 pytest.importorskip("tokenizers")
+import batching  # noqa: E402
 import decode  # noqa: E402
+import jobs  # noqa: E402
 import model  # noqa: E402
-from request import DEMO, Request  # noqa: E402
+from request import DEMO, KINDS, NEUTRAL, Request  # noqa: E402
 
-CONFIG = model.Config(**json.loads((WEIGHTS / "config.json").read_text())["sizes"])
-MATES = [
-    Request(prompt=f"import {name}\n\n\n", temperature=1.5, top_k=k, seed=k, max_tokens=30 + k)
+from jaxsample import SamplingParams  # noqa: E402
+
+CONFIG, TOKENIZER, WEIGHTS = decode.open_model(decode.MODEL)
+PLAIN = [
+    Request(prompt=f"import {name}\n\n\n", top_k=k, min_p=0.01 * k, seed=k, max_tokens=20 + 3 * k)
     for k, name in enumerate(["abc", "ast", "os", "re", "sys", "json", "email"])
 ]
+VARIED = [
+    *(dataclasses.replace(request, max_tokens=30) for request in DEMO),
+    Request(prompt="x = ", min_tokens=5, logit_bias={"<|endoftext|>": 100}, max_tokens=30),
+]
+NOTHING = Request(prompt="", temperature=1.0, top_p=1.0)
+ASKED = {
+    name: dataclasses.replace(NOTHING, **{name: value})
+    for name, value in {
+        **{name: {int: 3, float: 0.5, bool: True}.get(KINDS[name]) for name in NEUTRAL},
+        "smoothing_curve": 2.5,
+        "dry_base": 2.5,
+        "logit_bias": {"self": -math.inf, "7": 2},
+        "bad_words": ["import os"],
+    }.items()
+}
+"""For each setting a request that asks for it alone."""
 
 
-@pytest.fixture(scope="module")
-def weights():
-    return model.load(WEIGHTS / "weights.npz", CONFIG)
+def serve(requests, among=()):
+    """Decodes requests with the rules compiled that these and the others use."""
+    work = jobs.make_jobs(TOKENIZER, [*requests, *among], CONFIG.context)
+    return batching.serve(WEIGHTS, CONFIG, work[: len(requests)])[0]
 
 
-@pytest.fixture(scope="module")
-def write(weights):
-    """Decodes requests: per request its tokens and their log-probabilities."""
-    tokenizer = decode.Tokenizer.from_file(str(WEIGHTS / "tokenizer.json"))
-
-    def write(requests):
-        prompts = [decode.tokenize(tokenizer, r, CONFIG.context) for r in requests]
-        batch = decode.make_batch(requests, prompts, CONFIG)
-        texts = decode.write(weights, batch, *decode.read(weights, batch))
-        tokens, logprobs, counts = map(np.asarray, texts)
-        rows = range(len(requests))
-        return [(tokens[row, : counts[row]], logprobs[row, : counts[row]]) for row in rows]
-
-    return write
+def text_of(text):
+    return text._replace(slot=None)
 
 
 def run(script, *args):
@@ -68,80 +78,151 @@ def fail(monkeypatch, capsys, *args):
     return err
 
 
-def test_decoding_a_token_at_a_time_gives_the_logits_of_the_whole_text(weights):
+def test_decoding_a_token_at_a_time_gives_the_logits_of_the_whole_text():
     lengths = jnp.array([3, 11, 1])
     tokens = jax.random.randint(jax.random.key(0), (3, CONFIG.context), 1, CONFIG.vocab)
-    expected = jax.jit(model.forward)(weights, tokens[:, :32])
+    expected = jax.jit(model.forward)(WEIGHTS, tokens[:, :32])
     rows = jnp.arange(3)
 
-    logits, cache = jax.vmap(model.prefill, (None, 0, 0))(weights, tokens, lengths)
+    logits, cache = jax.vmap(model.prefill, (None, 0, 0))(WEIGHTS, tokens, lengths)
     chex.assert_trees_all_close(logits, expected[rows, lengths - 1], atol=1e-4)
     decode_step = jax.jit(model.decode_step)
     for step in range(8):
         positions = lengths + step
-        logits, cache = decode_step(weights, cache, tokens[rows, positions], positions)
+        logits, cache = decode_step(WEIGHTS, cache, tokens[rows, positions], positions)
         chex.assert_trees_all_close(logits, expected[rows, positions], atol=1e-4)
 
 
-@pytest.mark.parametrize("request_", DEMO, ids=str)
-def test_a_text_is_the_same_alone_and_in_any_slot_of_any_batch(write, request_):
-    alone = write([request_])[0]
-    assert len(alone[0]) > 1
-    for slot in (1, 3, 7):
-        together = write([*MATES[:slot], request_, *MATES[slot:]])[slot]
-        chex.assert_trees_all_equal(together, alone)
+def test_a_text_is_the_same_whatever_the_schedule():
+    """Any slot, any neighbours, any order of arrival."""
+    alone = [text_of(serve([r], among=VARIED)[0]) for r in VARIED]
+    assert len({text.tokens.tobytes() for text in alone}) == len(VARIED)
+    slots = [set() for _ in VARIED]
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(VARIED) + len(PLAIN)).tolist()
+        texts = serve([[*VARIED, *PLAIN][i] for i in order], among=VARIED)
+        for i, text in zip(order, texts, strict=True):
+            if i < len(VARIED):
+                chex.assert_trees_all_equal(text_of(text), alone[i])
+                slots[i].add(text.slot)
+    assert max(map(len, slots)) > 1
 
 
-def test_a_text_ends_with_the_end_of_text_or_after_max_tokens(write):
+def test_a_neutral_rule_writes_what_no_rule_does():
+    for mine, other in zip(serve(PLAIN[:3], among=PLAIN), serve(PLAIN[:3], VARIED), strict=True):
+        chex.assert_trees_all_equal(text_of(mine), text_of(other))
+
+
+def test_nothing_is_traced_for_another_request_or_setting():
+    serve(VARIED)
+    before = dict(batching.TRACES)
+    other = Request(
+        prompt="class A:", dry_multiplier=2.0, xtc_probability=0.1, min_p=0.3, top_k=9, seed=7
+    )
+    assert len(serve([other] * 6 + PLAIN, among=VARIED)) == 6 + len(PLAIN)
+    assert before == batching.TRACES
+
+
+def test_a_text_ends_with_the_end_of_text_or_after_max_tokens():
     requests = [Request(prompt="import os\n\n\ndef ", seed=s, max_tokens=100) for s in range(8)]
-    lengths = []
-    for tokens, logprobs in write(requests):
+    texts = serve(requests, among=PLAIN)
+    for tokens, logprobs, reason, _ in texts:
         assert np.all(logprobs <= 0)
+        assert len(logprobs) == len(tokens) <= 100
         assert model.END not in tokens[:-1]
-        assert tokens[-1] == model.END or len(tokens) == 100
-        lengths.append(len(tokens))
-    assert min(lengths) < max(lengths) == 100
+        assert reason == ("stop" if tokens[-1] == model.END else "length")
+        assert reason == "stop" or len(tokens) == 100
+    assert {text.reason for text in texts} == {"stop", "length"}
 
 
-def test_bad_logits_end_a_text(weights, capsys):
-    request = Request(prompt="import os")
-    batch = decode.make_batch([request], [[model.END]], CONFIG)
-    broken = weights | {"embedding": weights["embedding"] * jnp.nan}
-    tokenizer = decode.Tokenizer.from_file(str(WEIGHTS / "tokenizer.json"))
-    texts = decode.write(broken, batch, *decode.read(broken, batch))
-    decode.print_texts(tokenizer, [request], texts)
+def test_bad_logits_end_a_text(capsys):
+    request = Request(prompt="import os", top_k=1, min_p=0.1)
+    broken = WEIGHTS | {"embedding": WEIGHTS["embedding"] * jnp.nan}
+    work = jobs.make_jobs(TOKENIZER, [request], CONFIG.context)
+    decode.print_texts(TOKENIZER, [request], batching.serve(broken, CONFIG, work)[0])
     assert "import os\n" in (out := capsys.readouterr().out)
-    assert "error: the logits are not finite, 1 token," in out
+    assert "error: the logits are not finite, 0 tokens," in out
 
 
-def test_settings_never_compile_anew(write, monkeypatch):
-    write([Request(prompt="a")])
-    # Whatever traces the loop again calls this instead, and fails.
-    monkeypatch.setattr(decode, "sample", None)
-    write([Request(prompt="b c", temperature=0.1, top_k=3, top_p=0.5, min_p=0.2, seed=9)])
-
-
-def test_replaying_writes_the_same_texts(weights):
-    batch = decode.make_batch([Request(prompt="")] * 2, [[model.END]] * 2, CONFIG)
-    texts, seconds = decode.run(weights, batch)
-    again = decode.write(weights, batch, *decode.read(weights, batch), texts)
-    chex.assert_trees_all_equal((again.tokens, again.counts), (texts.tokens, texts.counts))
+def test_replaying_writes_the_same_texts():
+    work = jobs.make_jobs(TOKENIZER, PLAIN, CONFIG.context)
+    texts, seconds = batching.serve(WEIGHTS, CONFIG, work)
+    scripts = [decode.replaying(job, text) for job, text in zip(work, texts, strict=True)]
+    again, _ = batching.serve(WEIGHTS, CONFIG, scripts)
+    for text, other in zip(texts, again, strict=True):
+        chex.assert_trees_all_equal(other._replace(logprobs=None), text._replace(logprobs=None))
     assert np.all(seconds > 0)
+
+
+def test_every_rule_is_a_setting():
+    scalars = [f.name for f in dataclasses.fields(SamplingParams) if not f.metadata["holds"].axes]
+    assert {*scalars, "logit_bias", "bad_words"} == {*NEUTRAL, "guidance_scale"}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_a_setting_becomes_params_of_its_own_rule(name):
+    plain, asked = jobs.make_params([NOTHING, ASKED[name]], TOKENIZER)
+    given = {field: x for field, x in vars(asked).items() if x is not None}
+    for field, value in given.items():
+        assert getattr(plain, field).shape == value.shape
+        if field in NEUTRAL:
+            assert getattr(plain, field) == np.float32(NEUTRAL[field])
+            assert value == np.float32(getattr(ASKED[name], field))
+    if name not in ("logit_bias", "bad_words"):
+        assert name in given
+    rules = [set(rule) for rule in jobs.RULES if name in rule]
+    assert [given.keys() & NEUTRAL.keys()] == (rules if name in given else [set()])
+
+
+def test_params_of_words_and_biases():
+    _, bias = jobs.make_params([NOTHING, ASKED["logit_bias"]], TOKENIZER)
+    assert bias.bias_token_ids.tolist() == [*TOKENIZER.encode("self").ids, 7]
+    assert bias.bias.tolist() == [-math.inf, 2]
+    none, words = jobs.make_params([NOTHING, ASKED["bad_words"]], TOKENIZER)
+    spelled = [TOKENIZER.encode(text).ids for text in ("import os", "import os ")]
+    assert words.bad_words.tolist() == spelled
+    assert (words.bad_word_lengths.tolist(), none.bad_word_lengths.tolist()) == ([2, 2], [0, 0])
+
+
+def test_no_rule_is_compiled_for_nothing():
+    assert vars(jobs.make_params([NOTHING], TOKENIZER)[0]) == vars(SamplingParams())
+
+
+def test_words_biases_and_lengths_shape_a_text():
+    lines, ended = VARIED[-2:]
+    banned = {id for text in ("self", "self ") for id in TOKENIZER.encode(text).ids}
+    free = dataclasses.replace(lines, bad_words=[])
+    texts = serve([lines, free, ended], among=VARIED)
+    assert banned.isdisjoint(texts[0].tokens.tolist())
+    assert not banned.isdisjoint(texts[1].tokens.tolist())
+    assert (texts[2].reason, len(texts[2].tokens)) == ("stop", 6)
+
+
+@pytest.mark.slow
+def test_one_program_serves_rows_of_all_rules_as_each_its_own():
+    requests = [
+        dataclasses.replace(request, prompt="class A:\n", seed=seed, max_tokens=20)
+        for seed, request in enumerate(ASKED.values())
+    ]
+    for request, text in zip(requests, serve(requests), strict=True):
+        chex.assert_trees_all_equal(text_of(serve([request])[0]), text_of(text))
 
 
 def test_the_command_line(tmp_path):
     requests = [
         {"prompt": "import os\n\n\ndef ", "temperature": 0, "max_tokens": 4},
         {"prompt": "class Queue:\n    ", "top_k": 5, "min_p": 0.1, "seed": 2, "max_tokens": 3},
+        *({"prompt": "x", "repetition_penalty": 1.2, "max_tokens": n} for n in (1, 2, 3, 1)),
     ]
     file = tmp_path / "requests.json"
     file.write_text(json.dumps(requests))
-    done = run("decode.py", "--requests", file, "--top-p", "0.9")
+    done = run("decode.py", "--requests", file, "--top-p", "0.9", "--order", "vllm")
     assert (done.returncode, done.stderr) == (0, "")
     assert "── greedy ──" in done.stdout
     assert "── seed 2, temperature 0.8, top_k 5, top_p 0.9, min_p 0.1 ──" in done.stdout
-    for expected in ("class Queue:\n    ", "length, 4 tokens", "length, 3 tokens", "7 tokens in"):
+    for expected in ("class Queue:\n    ", "length, 4 tokens", "length, 1 token,", "14 tokens in"):
         assert expected in done.stdout
+    assert "6 requests through 4 slots; times traced: admit 1, write 1\n" in done.stdout
 
 
 def test_a_bad_flag_ends_a_process_in_one_line_too():
@@ -168,6 +249,20 @@ def test_a_bad_flag_ends_a_process_in_one_line_too():
         (["--requests", "nope.json"], "No such file or directory: 'nope.json'"),
         (["--model", "nope"], "No such file or directory: 'nope/config.json'"),
         (["--bogus"], "unrecognized arguments: --bogus"),
+        (["--order", "mine"], "--order: invalid choice: 'mine'"),
+        (["--order", "vllm", "--typical-p", "0.5"], "order must name every stage that params ask"),
+        (["--typical-p", "2"], "--typical-p: typical_p must be in [0, 1], got 2"),
+        (["--repetition-penalty", "0"], "repetition_penalty must be finite and above 0, got 0"),
+        (["--dry-allowed-length", "0"], "dry_allowed_length must be at least 1, got 0"),
+        (["--p-less", "1"], "--p-less: p_less must be true or false, got 1"),
+        (["--logit-bias", "3"], "--logit-bias: logit_bias must be an object of numbers, got 3"),
+        (["--logit-bias", '{"a": "b"}'], 'logit_bias["a"] must be a number, got "b"'),
+        (["--logit-bias", '{"a": NaN}'], "bias[0] must be finite or -inf, got nan"),
+        (["--logit-bias", '{"x y": 1}'], 'by id or text; "x y" is not one token'),
+        (["--logit-bias", '{"4096": 1}'], 'by id or text; "4096" is not one token'),
+        (["--bad-words", "a"], '--bad-words: bad_words must be a list of strings, got "a"'),
+        (["--bad-words", '["a", 3]'], "each of bad_words must be a string, got 3"),
+        (["--bad-words", '[""]'], "each of bad_words must be a text"),
     ],
 )
 def test_a_bad_flag_is_named(monkeypatch, capsys, args, said):
@@ -191,6 +286,10 @@ def test_a_bad_flag_is_named(monkeypatch, capsys, args, said):
         ('[{"prompt": "x", "top_p": 1.5}]', "request 1: top_p must be in [0, 1], got 1.5"),
         ('[{"prompt": "x", "top_k": 4294967296}]', "request 1: top_k must be below 2**31"),
         ('[{"prompt": "\\ud800"}]', "request 1: prompt must be valid Unicode"),
+        ('[{"prompt": "x", "p_less": 1}]', "request 1: p_less must be true or false, got 1"),
+        ('[{"prompt": "x", "eta": true}]', "request 1: eta must be a number, got true"),
+        ('[{"prompt": "x", "bad_words": ["\\ud800"]}]', "each of bad_words must be valid Unicode"),
+        ('[{"prompt": "x", "logit_bias": {"a": Infinity}}]', 'logit_bias["a"] must be below 2**31'),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, monkeypatch, capsys, text, said):
@@ -202,12 +301,12 @@ def test_a_bad_file_is_named(tmp_path, monkeypatch, capsys, text, said):
 
 
 def test_the_weights_are_small():
-    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) < 6_000_000
+    assert sum(file.stat().st_size for file in decode.MODEL.iterdir()) < 6_000_000
 
 
-def test_weights_survive_a_file(tmp_path, weights):
-    model.save(tmp_path / "weights.npz", weights)
-    chex.assert_trees_all_equal(model.load(tmp_path / "weights.npz", CONFIG), weights)
+def test_weights_survive_a_file(tmp_path):
+    model.save(tmp_path / "weights.npz", WEIGHTS)
+    chex.assert_trees_all_equal(model.load(tmp_path / "weights.npz", CONFIG), WEIGHTS)
 
 
 @pytest.mark.slow

@@ -6,11 +6,10 @@ from typing import NamedTuple
 import cases
 import compare
 import jax
-import jax.numpy as jnp
 import margins
 import numpy as np
 
-from jaxsample import truncation
+import jaxsample
 
 
 class Rule(NamedTuple):
@@ -22,34 +21,18 @@ class Rule(NamedTuple):
 
 
 def _xtc(logits: np.ndarray, threshold: np.ndarray) -> jax.Array:
-    return truncation.xtc_logits(jax.random.key(0), logits, jnp.float32(1), threshold)
+    return jaxsample.xtc_logits(jax.random.key(0), logits, 1.0, threshold)
 
 
 RULES = {
-    "top_k": Rule(
-        lambda x, k: truncation.top_k_logits(x, k), margins.top_k, cases.integers(1, 256)
-    ),
-    "top_p": Rule(
-        lambda x, p: truncation.top_p_logits(x, p), margins.top_p, cases.uniform(0.01, 0.999)
-    ),
-    "min_p": Rule(
-        lambda x, p: truncation.min_p_logits(x, p), margins.min_p, cases.log_uniform(1e-4, 1)
-    ),
-    "typical_p": Rule(
-        lambda x, p: truncation.typical_p_logits(x, p), margins.typical_p, cases.uniform(0.05, 0.99)
-    ),
-    "epsilon": Rule(
-        lambda x, e: truncation.epsilon_logits(x, e), margins.epsilon, cases.log_uniform(1e-5, 0.9)
-    ),
-    "eta": Rule(
-        lambda x, e: truncation.eta_logits(x, e), margins.eta, cases.log_uniform(1e-5, 0.9)
-    ),
-    "top_n_sigma": Rule(
-        lambda x, n: truncation.top_n_sigma_logits(x, n), margins.top_n_sigma, cases.uniform(0.1, 4)
-    ),
-    "top_h": Rule(
-        lambda x, h: truncation.top_h_logits(x, h), margins.top_h, cases.uniform(0.05, 0.95)
-    ),
+    "top_k": Rule(jaxsample.top_k_logits, margins.top_k, cases.integers(1, 256)),
+    "top_p": Rule(jaxsample.top_p_logits, margins.top_p, cases.uniform(0.01, 0.999)),
+    "min_p": Rule(jaxsample.min_p_logits, margins.min_p, cases.log_uniform(1e-4, 1)),
+    "typical_p": Rule(jaxsample.typical_p_logits, margins.typical_p, cases.uniform(0.05, 0.99)),
+    "epsilon": Rule(jaxsample.epsilon_logits, margins.epsilon, cases.log_uniform(1e-5, 0.9)),
+    "eta": Rule(jaxsample.eta_logits, margins.eta, cases.log_uniform(1e-5, 0.9)),
+    "top_n_sigma": Rule(jaxsample.top_n_sigma_logits, margins.top_n_sigma, cases.uniform(0.1, 4)),
+    "top_h": Rule(jaxsample.top_h_logits, margins.top_h, cases.uniform(0.05, 0.95)),
     "xtc": Rule(_xtc, margins.xtc, cases.uniform(0.001, 0.5)),
 }
 

@@ -92,7 +92,7 @@ class _Vector(ctypes.Structure):
 
 
 def dry(multiplier: float, base: float, allowed_length: int, breakers: list[int]):
-    """A sampler with breakers of one token each, of which the public function wants a vocabulary."""
+    """A sampler with breakers of one token each: the public function reads them from a model."""
     if not breakers:
         return llama_cpp.llama_sampler_init_dry(
             None, multiplier, base, allowed_length, 1024, None, 0

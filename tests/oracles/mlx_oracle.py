@@ -35,3 +35,9 @@ def presence(penalty: float, size: int):
 
 def frequency(penalty: float, size: int):
     return sample_utils.make_frequency_penalty(penalty, size)
+
+
+def bias(token_ids: np.ndarray, bias: np.ndarray):
+    pairs = dict(zip(token_ids.tolist(), bias.tolist(), strict=True))
+    (processor,) = sample_utils.make_logits_processors(logit_bias=pairs)
+    return processor

@@ -3,6 +3,7 @@ import compare
 import kept_rules
 import numpy as np
 import pytest
+from rows import every_kind
 
 import jaxsample
 
@@ -49,3 +50,15 @@ def test_penalties(record_property):
         theirs = _penalized(make, x, texts, penalty)
         compare.assert_same_values(np.asarray(ours), theirs)
     record_property("compared", f"repetition, presence, frequency: {len(x)} rows each")
+
+
+def test_bias(record_property):
+    x, rng = every_kind(30, 257), np.random.default_rng(1)
+    ids = np.stack([rng.permutation(257)[:20] for _ in x]).astype(np.int32)
+    bias = (rng.normal(size=ids.shape) * 5).astype(np.float32)
+    ours = np.asarray(jaxsample.biased_logits(x, ids, bias))
+    theirs = [
+        oracle.process(oracle.bias(i, b), row, i) for row, i, b in zip(x, ids, bias, strict=True)
+    ]
+    compare.assert_same_values(ours, np.stack(theirs))
+    record_property("compared", f"bias: {len(x)} rows")

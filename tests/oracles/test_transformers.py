@@ -56,7 +56,7 @@ def test_temperature(record_property):
 
 
 def test_repetition_penalty(record_property):
-    x, texts, tokens, lengths = cases.with_texts(60, 257, alphabet=257)
+    x, texts, *_ = cases.with_texts(60, 257, alphabet=257)
     penalty = np.random.default_rng(1).uniform(0.5, 2, len(x)).astype(np.float32)
     seen = cases.counts(texts, 257) > 0
     ours = jaxsample.repetition_penalized_logits(x, seen, penalty)
@@ -112,7 +112,7 @@ def test_bias_and_suppressed(record_property):
 
 
 def test_min_tokens(record_property):
-    x, texts, tokens, lengths = cases.with_texts(60, 257, alphabet=4)
+    x, texts, _, lengths = cases.with_texts(60, 257, alphabet=4)
     rng = np.random.default_rng(4)
     prompt, least = rng.integers(0, 15, (2, len(x)))
     stops = rng.integers(257, size=(len(x), 3)).astype(np.int32)

@@ -7,9 +7,7 @@ greedy rows take the largest logit; temperature, min-p, top-k and, on what is le
 import numpy as np
 
 
-def process(
-    row: np.ndarray, values: dict, text: np.ndarray, prompt: int
-) -> np.ndarray:
+def process(row: np.ndarray, values: dict, text: np.ndarray, prompt: int) -> np.ndarray:
     """New logits of a row."""
     x = np.where(values["allowed"], row.astype(np.float64), -np.inf)
     for word, size in zip(values["bad_words"], values["bad_word_lengths"], strict=True):

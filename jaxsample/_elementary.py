@@ -1,0 +1,77 @@
+"""Logarithm and powers that round alike in arrays of every size.
+
+The compiler has vector versions of `log` and `exp` and others for what is left over behind the
+last full vector, and they round differently: the same number in a row of 501 or in a batch of 3
+would not always have the same logarithm. Here both are sums and products of the number itself.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+LOG2_E = 1.4426950408889634
+
+_LN_2_HIGH, _LN_2_LOW = 0.693359375, -2.12194440e-4
+"""ln 2, the first so short that its product with an exponent is exact."""
+
+# Least squares fits on Chebyshev nodes, of which the first is good to 1e-9 and the second to 1e-7.
+_LOG = (
+    0.0680056746,
+    -0.11724911,
+    0.118901843,
+    -0.123967012,
+    0.142179232,
+    -0.16668502,
+    0.200022367,
+    -0.250000007,
+    0.333333103,
+)
+_EXP2 = (0.00186503376, 0.00902269781, 0.0557944849, 0.240166605, 0.693151057, 1.0)
+
+
+@jax.custom_jvp
+def log(x: Array) -> Array:
+    """The natural logarithm of float32 numbers, -inf at 0 and NaN below."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    # As 2**e * (1 + r), with 1 + r between the roots of 1/2 and 2.
+    root = np.float32(np.sqrt(0.5)).view(np.int32)
+    shifted = bits - root
+    exponent = shifted >> 23
+    r = lax.bitcast_convert_type((shifted & 0x7FFFFF) + root, jnp.float32) - 1
+    e = exponent.astype(jnp.float32)
+    # No sum of two products, of which a compiler may choose either to round.
+    y = r * r * (r * _polynomial(_LOG, r) - 0.5) + (r + e * _LN_2_LOW) + e * _LN_2_HIGH
+    y = jnp.where(x == jnp.inf, x, y)
+    return jnp.where(x >= np.finfo(np.float32).tiny, y, jnp.where(x >= 0, -jnp.inf, jnp.nan))
+
+
+log.defjvps(lambda tangent, _, x: tangent / x)
+
+
+def log1m(x: Array) -> Array:
+    """`log(1 - x)` for x in [0, 1), as precise for a small x as for a large one."""
+    rest = 1 - x
+    return jnp.where(rest == 1, -x, log(rest) * (x / jnp.where(rest == 1, 1, 1 - rest)))
+
+
+def exp2(x: Array) -> Array:
+    """`2**x` for float32 x up to 127, 0 from -126 down."""
+    clipped = jnp.clip(x, -126, 127)
+    whole = jnp.floor(clipped)
+    exponent = whole.astype(jnp.int32) << 23
+    mantissa = lax.bitcast_convert_type(exp2_of_fraction(clipped - whole), jnp.int32)
+    power = lax.bitcast_convert_type(mantissa + exponent, jnp.float32)
+    return jnp.where(x > -126, power, jnp.where(jnp.isnan(x), x, 0))
+
+
+def exp2_of_fraction(x: Array) -> Array:
+    """`2**x` for x in [0, 1], exact at 0."""
+    return _polynomial(_EXP2, x)
+
+
+def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
+    value = jnp.full_like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        value = value * x + coefficient
+    return value
