@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,17 +15,51 @@ from jaxsample import SamplingParams
 class Request:
     """A prompt and how to continue it.
 
+    The settings from min_tokens to no_repeat_ngram are those of `SamplingParams`.
+
+    Attributes:
+      prompt: the text to continue.
+      seed: of the draws.
+      max_tokens: how many to write at most.
+      logit_bias: numbers, -Infinity too, by the text of a token or by its id.
+      bad_words: texts not to be written.
+
     Raises:
       ValueError: A field of the wrong type or outside its range; the message names it.
     """
 
     prompt: str
+    seed: int = 0
+    max_tokens: int = 120
+    min_tokens: int = 0
     temperature: float = 0.8
+    temperature_low: float = 1.0
+    temperature_high: float = 1.0
+    temperature_exponent: float = 1.0
+    smoothing_factor: float = 0.0
+    smoothing_curve: float = 1.0
     top_k: int = 0
     top_p: float = 0.95
     min_p: float = 0.0
-    seed: int = 0
-    max_tokens: int = 120
+    typical_p: float = 1.0
+    epsilon: float = 0.0
+    eta: float = 0.0
+    top_a: float = 0.0
+    top_n_sigma: float = 0.0
+    tail_free: float = 1.0
+    top_h: float = 1.0
+    p_less: bool = False
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    no_repeat_ngram: int = 0
+    logit_bias: dict = dataclasses.field(default_factory=dict)
+    bad_words: list = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name in KINDS:
@@ -32,33 +67,66 @@ class Request:
 
     def __str__(self) -> str:
         """The settings that matter to the text."""
+        shown, hidden = ["seed", "temperature"], set()
         if self.temperature == 0:
-            return "greedy"
-        neutral = {"top_k": 0, "top_p": 1, "min_p": 0}
-        names = ["seed", "temperature", *(n for n in neutral if getattr(self, n) != neutral[n])]
-        return ", ".join(f"{name} {getattr(self, name)}" for name in names)
+            shown, hidden = [], {"temperature", "top_k", "top_p", "min_p"}
+        asked = {name for name in NEUTRAL if getattr(self, name) != NEUTRAL[name]} - hidden
+        names = dict.fromkeys([*shown, *(name for name in NEUTRAL if name in asked)])
+        settings = [f"{name} {json.dumps(getattr(self, name))}" for name in names]
+        return ", ".join(settings if shown else ["greedy", *settings])
 
 
 KINDS: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(Request)}
-_KIND_NAMES = {str: "a string", int: "an integer", float: "a number"}
+_KIND_NAMES = {
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object of numbers",
+    list: "a list of strings",
+}
 _LOWEST = {"seed": 0, "max_tokens": 1}
 
 
-def check(name: str, value: object) -> None:
+def check(name: str, value: Any) -> None:
     """Raises a ValueError, naming the field and what it allows, for a `value` it does not."""
     kind = KINDS[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
-        raise ValueError(f"{name} must be {_KIND_NAMES[kind]}, got {json.dumps(value)}")
-    if kind is str:
-        if value.encode(errors="ignore").decode() != value:
-            raise ValueError(f"{name} must be valid Unicode, got {value!r}")
-        return
-    if abs(value) >= 2**31:
-        raise ValueError(f"{name} must be below 2**31, got {value}")
-    if name not in _LOWEST:
+    _check_kind(name, kind, value)
+    if kind is dict:
+        for token, bias in value.items():
+            _check_kind(f"a token of {name}", str, token)
+            if bias != -math.inf:
+                _check_kind(f"{name}[{json.dumps(token)}]", float, bias)
+        SamplingParams(bias=[*value.values()]).validate()
+    elif kind is list:
+        for word in value:
+            _check_kind(f"each of {name}", str, word)
+            if not word:
+                raise ValueError(f"each of {name} must be a text, got {json.dumps(word)}")
+    elif name in _LOWEST:
+        if value < _LOWEST[name]:
+            raise ValueError(f"{name} must be at least {_LOWEST[name]}, got {value}")
+    elif kind is not str:
         SamplingParams(**{name: value}).validate()
-    elif value < _LOWEST[name]:
-        raise ValueError(f"{name} must be at least {_LOWEST[name]}, got {value}")
+
+
+def _check_kind(name: str, kind: type, value: Any) -> None:
+    fits = isinstance(value, (int, float) if kind is float else kind)
+    if not fits or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name} must be {_KIND_NAMES[kind]}, got {json.dumps(value)}")
+    if kind is str and value.encode(errors="ignore").decode() != value:
+        raise ValueError(f"{name} must be valid Unicode, got {value!r}")
+    if kind in (int, float) and abs(value) >= 2**31:
+        raise ValueError(f"{name} must be below 2**31, got {value}")
+
+
+PLAIN = Request(prompt="")
+NEUTRAL: dict[str, Any] = {
+    name: value
+    for name, value in vars(dataclasses.replace(PLAIN, temperature=1.0, top_p=1.0)).items()
+    if name not in ("prompt", "seed", "max_tokens")
+}
+"""The rules, each with the value at which it does nothing."""
 
 
 def load_requests(path: Path, overrides: dict[str, Any]) -> list[Request]:
@@ -102,21 +170,28 @@ def make_parser(description: str) -> Parser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", action="append", help="a text to continue; may be repeated")
     source.add_argument("--requests", type=Path, help="a JSON list of objects of these settings")
-    for field in dataclasses.fields(Request):
-        if field.name != "prompt":
-            parser.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                type=functools.partial(parse_flag, field.name),
-                help=f"of every request (default: {field.default}, or what the request says)",
-            )
+    add_settings(parser)
     return parser
 
 
+def add_settings(parser: Parser) -> None:
+    """Adds a flag for each setting."""
+    for field in dataclasses.fields(Request):
+        if field.name != "prompt":
+            default = json.dumps(getattr(PLAIN, field.name))
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}",
+                type=functools.partial(parse_flag, field.name),
+                help=f"of every request (default: {default}, or what the request says)",
+            )
+
+
 def parse_flag(name: str, text: str) -> Any:
-    """Reads the value of a setting."""
+    """Reads the value of a setting: a number, else JSON."""
+    kind = KINDS[name]
     try:
-        value = KINDS[name](text)
-    except ValueError:
+        value = kind(text) if kind in (int, float) else json.loads(text)
+    except (ValueError, RecursionError):
         value = text
     try:
         check(name, value)
@@ -128,15 +203,25 @@ def parse_flag(name: str, text: str) -> Any:
 
 DEMO = [
     Request(prompt="import os\n\n\ndef ", temperature=0),
-    Request(prompt="import os\n\n\ndef ", temperature=0.8, top_p=0.9, seed=8),
+    Request(prompt="import os\n\n\ndef ", top_p=0.9, seed=8),
     Request(prompt="def main(", temperature=0.7, top_k=20, top_p=1, seed=1),
     Request(prompt='class Queue:\n    """', temperature=1, top_p=1, min_p=0.1, seed=5),
+    Request(prompt="import os\n\n\ndef ", temperature=0, repetition_penalty=1.3, max_tokens=80),
+    Request(prompt="class Stack:\n", dry_multiplier=0.8, seed=2, max_tokens=80),
+    Request(prompt="for line in ", temperature=1.2, top_n_sigma=1, top_p=1, seed=3, max_tokens=40),
+    Request(prompt="def parse(self, ", xtc_probability=0.5, seed=4, max_tokens=60),
+    Request(prompt="class Error(", bad_words=["self"], logit_bias={"def ": 2}, max_tokens=80),
 ]
+
+
+def settings_in(flags: dict[str, Any]) -> dict[str, Any]:
+    """The settings among the flags."""
+    return {name: value for name, value in flags.items() if name in KINDS and name != "prompt"}
 
 
 def make_requests(flags: dict[str, Any]) -> list[Request]:
     """The requests that the flags ask for: prompts, a file or else the demonstration."""
-    settings = {name: value for name, value in flags.items() if name in KINDS and name != "prompt"}
+    settings = settings_in(flags)
     if "prompt" in flags:
         return [Request(prompt=prompt, **settings) for prompt in flags["prompt"]]
     if "requests" in flags:

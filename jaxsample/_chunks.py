@@ -112,11 +112,9 @@ def fold(
 
     results = []
     if whole:
-        body = values[..., : whole * size].reshape(*lead, whole, _FOLDS, lanes)
-        parts = [
-            part(body[..., i, :], range(i * lanes, (i + 1) * lanes), range(whole))
-            for i in range(_FOLDS)
-        ]
+        body = values[..., : whole * size].reshape(*lead, whole, size)
+        elements = part(body, range(size), range(whole))
+        parts = [elements[..., i : i + lanes] for i in range(0, size, lanes)]
         results.append(reduce(functools.reduce(combine, parts)))
     if short := vocab - whole * size:
         tail = values[..., None, whole * size :]

@@ -24,7 +24,7 @@ import jobs  # noqa: E402
 import model  # noqa: E402
 from request import DEMO, KINDS, NEUTRAL, Request  # noqa: E402
 
-from jaxsample import SamplingParams  # noqa: E402
+from jaxsample import DEFAULT_ORDER, SamplingParams  # noqa: E402
 
 CONFIG, TOKENIZER, WEIGHTS = decode.open_model(decode.MODEL)
 PLAIN = [
@@ -49,10 +49,10 @@ ASKED = {
 """For each setting a request that asks for it alone."""
 
 
-def serve(requests, among=()):
+def serve(requests, among=VARIED):
     """Decodes requests with the rules compiled that these and the others use."""
-    work = jobs.make_jobs(TOKENIZER, [*requests, *among], CONFIG.context)
-    return batching.serve(WEIGHTS, CONFIG, work[: len(requests)])[0]
+    work = jobs.make_jobs(TOKENIZER, [*requests, *among], CONFIG.context)[: len(requests)]
+    return batching.serve(WEIGHTS, CONFIG, work)[0]
 
 
 def text_of(text):
@@ -95,22 +95,17 @@ def test_decoding_a_token_at_a_time_gives_the_logits_of_the_whole_text():
 
 def test_a_text_is_the_same_whatever_the_schedule():
     """Any slot, any neighbours, any order of arrival."""
-    alone = [text_of(serve([r], among=VARIED)[0]) for r in VARIED]
+    alone = [text_of(serve([r])[0]) for r in VARIED]
     assert len({text.tokens.tobytes() for text in alone}) == len(VARIED)
     slots = [set() for _ in VARIED]
-    for seed in range(3):
+    for seed in range(2):
         order = np.random.default_rng(seed).permutation(len(VARIED) + len(PLAIN)).tolist()
-        texts = serve([[*VARIED, *PLAIN][i] for i in order], among=VARIED)
+        texts = serve([[*VARIED, *PLAIN][i] for i in order])
         for i, text in zip(order, texts, strict=True):
             if i < len(VARIED):
                 chex.assert_trees_all_equal(text_of(text), alone[i])
                 slots[i].add(text.slot)
     assert max(map(len, slots)) > 1
-
-
-def test_a_neutral_rule_writes_what_no_rule_does():
-    for mine, other in zip(serve(PLAIN[:3], among=PLAIN), serve(PLAIN[:3], VARIED), strict=True):
-        chex.assert_trees_all_equal(text_of(mine), text_of(other))
 
 
 def test_nothing_is_traced_for_another_request_or_setting():
@@ -119,13 +114,13 @@ def test_nothing_is_traced_for_another_request_or_setting():
     other = Request(
         prompt="class A:", dry_multiplier=2.0, xtc_probability=0.1, min_p=0.3, top_k=9, seed=7
     )
-    assert len(serve([other] * 6 + PLAIN, among=VARIED)) == 6 + len(PLAIN)
+    assert len(serve([other] * 6 + PLAIN)) == 6 + len(PLAIN)
     assert before == batching.TRACES
 
 
 def test_a_text_ends_with_the_end_of_text_or_after_max_tokens():
     requests = [Request(prompt="import os\n\n\ndef ", seed=s, max_tokens=100) for s in range(8)]
-    texts = serve(requests, among=PLAIN)
+    texts = serve(requests)
     for tokens, logprobs, reason, _ in texts:
         assert np.all(logprobs <= 0)
         assert len(logprobs) == len(tokens) <= 100
@@ -136,16 +131,15 @@ def test_a_text_ends_with_the_end_of_text_or_after_max_tokens():
 
 
 def test_bad_logits_end_a_text(capsys):
-    request = Request(prompt="import os", top_k=1, min_p=0.1)
     broken = WEIGHTS | {"embedding": WEIGHTS["embedding"] * jnp.nan}
-    work = jobs.make_jobs(TOKENIZER, [request], CONFIG.context)
-    decode.print_texts(TOKENIZER, [request], batching.serve(broken, CONFIG, work)[0])
+    work = jobs.make_jobs(TOKENIZER, VARIED, CONFIG.context)[:1]
+    decode.print_texts(TOKENIZER, VARIED[:1], batching.serve(broken, CONFIG, work)[0])
     assert "import os\n" in (out := capsys.readouterr().out)
     assert "error: the logits are not finite, 0 tokens," in out
 
 
 def test_replaying_writes_the_same_texts():
-    work = jobs.make_jobs(TOKENIZER, PLAIN, CONFIG.context)
+    work = jobs.make_jobs(TOKENIZER, VARIED, CONFIG.context)
     texts, seconds = batching.serve(WEIGHTS, CONFIG, work)
     scripts = [decode.replaying(job, text) for job, text in zip(work, texts, strict=True)]
     again, _ = batching.serve(WEIGHTS, CONFIG, scripts)
@@ -154,24 +148,21 @@ def test_replaying_writes_the_same_texts():
     assert np.all(seconds > 0)
 
 
-def test_every_rule_is_a_setting():
+def test_every_rule_is_a_setting_named_as_its_stage():
+    assert jobs.RULES.keys() <= set(DEFAULT_ORDER)
     scalars = [f.name for f in dataclasses.fields(SamplingParams) if not f.metadata["holds"].axes]
     assert {*scalars, "logit_bias", "bad_words"} == {*NEUTRAL, "guidance_scale"}
 
 
-@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize("name", [name for name in ASKED if KINDS[name] not in (dict, list)])
 def test_a_setting_becomes_params_of_its_own_rule(name):
-    plain, asked = jobs.make_params([NOTHING, ASKED[name]], TOKENIZER)
-    given = {field: x for field, x in vars(asked).items() if x is not None}
-    for field, value in given.items():
-        assert getattr(plain, field).shape == value.shape
-        if field in NEUTRAL:
-            assert getattr(plain, field) == np.float32(NEUTRAL[field])
-            assert value == np.float32(getattr(ASKED[name], field))
-    if name not in ("logit_bias", "bad_words"):
-        assert name in given
-    rules = [set(rule) for rule in jobs.RULES if name in rule]
-    assert [given.keys() & NEUTRAL.keys()] == (rules if name in given else [set()])
+    params = jobs.make_params([NOTHING, ASKED[name]], TOKENIZER)
+    plain, asked = ({n: x for n, x in vars(p).items() if x is not None} for p in params)
+    (rule,) = (rule for rule in jobs.RULES.values() if name in rule)
+    assert plain.keys() == asked.keys() == {*rule, *["stop_token_ids"] * (name == "min_tokens")}
+    for field in rule:
+        assert plain[field] == np.float32(NEUTRAL[field])
+        assert asked[field] == np.float32(getattr(ASKED[name], field))
 
 
 def test_params_of_words_and_biases():
@@ -179,9 +170,11 @@ def test_params_of_words_and_biases():
     assert bias.bias_token_ids.tolist() == [*TOKENIZER.encode("self").ids, 7]
     assert bias.bias.tolist() == [-math.inf, 2]
     none, words = jobs.make_params([NOTHING, ASKED["bad_words"]], TOKENIZER)
-    spelled = [TOKENIZER.encode(text).ids for text in ("import os", "import os ")]
-    assert words.bad_words.tolist() == spelled
-    assert (words.bad_word_lengths.tolist(), none.bad_word_lengths.tolist()) == ([2, 2], [0, 0])
+    for row, text in enumerate(("import os", "import os ")):
+        ids = TOKENIZER.encode(text).ids
+        assert words.bad_word_lengths[row] == len(ids)
+        assert words.bad_words[row, : len(ids)].tolist() == ids
+    assert none.bad_word_lengths.tolist() == [0, 0]
 
 
 def test_no_rule_is_compiled_for_nothing():
@@ -192,7 +185,7 @@ def test_words_biases_and_lengths_shape_a_text():
     lines, ended = VARIED[-2:]
     banned = {id for text in ("self", "self ") for id in TOKENIZER.encode(text).ids}
     free = dataclasses.replace(lines, bad_words=[])
-    texts = serve([lines, free, ended], among=VARIED)
+    texts = serve([lines, free, ended])
     assert banned.isdisjoint(texts[0].tokens.tolist())
     assert not banned.isdisjoint(texts[1].tokens.tolist())
     assert (texts[2].reason, len(texts[2].tokens)) == ("stop", 6)
@@ -204,25 +197,37 @@ def test_one_program_serves_rows_of_all_rules_as_each_its_own():
         dataclasses.replace(request, prompt="class A:\n", seed=seed, max_tokens=20)
         for seed, request in enumerate(ASKED.values())
     ]
-    for request, text in zip(requests, serve(requests), strict=True):
-        chex.assert_trees_all_equal(text_of(serve([request])[0]), text_of(text))
+    for request, text in zip(requests, serve(requests, []), strict=True):
+        chex.assert_trees_all_equal(text_of(serve([request], [])[0]), text_of(text))
 
 
-def test_the_command_line(tmp_path):
-    requests = [
-        {"prompt": "import os\n\n\ndef ", "temperature": 0, "max_tokens": 4},
-        {"prompt": "class Queue:\n    ", "top_k": 5, "min_p": 0.1, "seed": 2, "max_tokens": 3},
-        *({"prompt": "x", "repetition_penalty": 1.2, "max_tokens": n} for n in (1, 2, 3, 1)),
-    ]
+def test_the_command_line(tmp_path, monkeypatch, capsys):
     file = tmp_path / "requests.json"
-    file.write_text(json.dumps(requests))
-    done = run("decode.py", "--requests", file, "--top-p", "0.9", "--order", "vllm")
+    file.write_text(json.dumps([vars(request) for request in VARIED]))
+    monkeypatch.setattr(decode, "REPEATS", 1)
+    monkeypatch.setattr(sys, "argv", ["decode.py", "--requests", str(file), "--max-tokens", "7"])
+    decode.main()
+    out = capsys.readouterr().out
+    for expected in (
+        "── greedy ──",
+        "── seed 5, temperature 1, min_p 0.1 ──",
+        '── seed 0, temperature 0.8, top_p 0.95, logit_bias {"def ": 2}, bad_words ["self"]',
+        'class Queue:\n    """',
+        "length, 7 tokens, log-prob",
+        "10 requests through 4 slots; times traced:",
+        "69 tokens in",
+    ):
+        assert expected in out
+
+
+@pytest.mark.slow
+def test_the_demonstration_compiles_once_and_keeps_to_an_order():
+    done = run("decode.py", "--max-tokens", 5)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "── greedy ──" in done.stdout
-    assert "── seed 2, temperature 0.8, top_k 5, top_p 0.9, min_p 0.1 ──" in done.stdout
-    for expected in ("class Queue:\n    ", "length, 4 tokens", "length, 1 token,", "14 tokens in"):
-        assert expected in done.stdout
-    assert "6 requests through 4 slots; times traced: admit 1, write 1\n" in done.stdout
+    assert "9 requests through 4 slots; times traced: admit 1, write 1\n" in done.stdout
+    done = run("decode.py", "--prompt", "x", "--order", "llama.cpp", "--max-tokens", 1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "length, 1 token," in done.stdout
 
 
 def test_a_bad_flag_ends_a_process_in_one_line_too():
@@ -250,7 +255,7 @@ def test_a_bad_flag_ends_a_process_in_one_line_too():
         (["--model", "nope"], "No such file or directory: 'nope/config.json'"),
         (["--bogus"], "unrecognized arguments: --bogus"),
         (["--order", "mine"], "--order: invalid choice: 'mine'"),
-        (["--order", "vllm", "--typical-p", "0.5"], "order must name every stage that params ask"),
+        (["--order", "vllm", "--prompt", "x", "--eta", "0.1"], "order vllm has no eta, which a"),
         (["--typical-p", "2"], "--typical-p: typical_p must be in [0, 1], got 2"),
         (["--repetition-penalty", "0"], "repetition_penalty must be finite and above 0, got 0"),
         (["--dry-allowed-length", "0"], "dry_allowed_length must be at least 1, got 0"),

@@ -31,8 +31,10 @@ def test_top_logprobs_are_the_head_of_the_ranking(vocab, dtype):
     num = min(vocab, 100)
     logprobs, tokens = top_logprobs(x, num=num)
     for row, got, ids in zip(x, np.asarray(logprobs), np.asarray(tokens), strict=True):
-        np.testing.assert_array_equal(ids, reference.ranking(row)[:num])
-        np.testing.assert_allclose(got, reference.logprobs(row)[ids], rtol=1e-6, atol=ROUNDING)
+        head = reference.ranking(row)[:num]
+        finite = row[head] > -np.inf
+        np.testing.assert_array_equal(ids, np.where(finite, head, -1))
+        np.testing.assert_allclose(got, reference.logprobs(row)[head], rtol=1e-6, atol=ROUNDING)
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), SIZES[::2])
@@ -59,7 +61,7 @@ def test_tokens_outside_the_vocabulary():
 
 
 def test_the_number_of_top_logprobs():
-    with pytest.raises(ValueError, match=r"num must be in \[1, vocab = 5\], got 6"):
+    with pytest.raises(ValueError, match=r"num must be in \[1, 5\], got 6"):
         top_logprobs(jnp.zeros(5), num=6)
     with pytest.raises(TypeError, match="num must be a Python integer"):
         top_logprobs(jnp.zeros(5), num=2.0)

@@ -1,0 +1,210 @@
+"""Continuous batching: requests come and go in fixed slots, and no program is compiled anew.
+
+A finished row gives its slot to the next request while the others go on. A request's text depends
+on the request alone, whatever the slot, the neighbours and the order of arrival: the key of each
+draw comes from the request's seed and the position in its text, and `sample` treats each row by
+itself. The model must do so too, bit for bit, and a matrix product may round differently with
+another number of rows: hence there are always `SLOTS` rows, and prompts are read one by one.
+"""
+
+import collections
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import ArrayLike
+from model import END, Cache, Config, Weights, decode_step, prefill
+
+from jaxsample import (
+    DEFAULT_ORDER,
+    Order,
+    SamplerState,
+    SamplingParams,
+    init_state,
+    reset_rows,
+    sample,
+    update_state,
+)
+
+SLOTS = 4
+
+TRACES: collections.Counter[str] = collections.Counter()
+"""How often each compiled function was traced: its Python code runs at no other time."""
+
+
+class Job(NamedTuple):
+    """What is asked of a slot. All of a run have the same shapes.
+
+    Attributes:
+      prompt: int32 [context], padded.
+      length: int32 [], the number of tokens in the prompt.
+      max_tokens: int32 [].
+      seed: int32 [].
+      params: traced like all the others: no setting is ever compiled in, only which are None.
+      script: int32 [context], if given, a text to write again without the sampler.
+    """
+
+    prompt: ArrayLike
+    length: ArrayLike
+    max_tokens: ArrayLike
+    seed: ArrayLike
+    params: SamplingParams
+    script: ArrayLike | None = None
+
+
+class Slots(NamedTuple):
+    """Everything on the device but the weights; each array has a leading axis of SLOTS.
+
+    Attributes:
+      jobs: a slot without a request keeps the last one.
+      state: the texts.
+      logprobs: float32 [SLOTS, context], of the token at each position.
+      newest: int32 [SLOTS], the token drawn last; -1 tells of logits that are not finite.
+      active: bool [SLOTS], which rows write.
+      logits: float32 [SLOTS, vocab], of the next token.
+      cache: keys and values of the texts.
+    """
+
+    jobs: Job
+    state: SamplerState
+    logprobs: Array
+    newest: Array
+    active: Array
+    logits: Array
+    cache: Cache
+
+
+class Text(NamedTuple):
+    """What was written for a job.
+
+    Attributes:
+      tokens: int32 [n]; it includes an end-of-text.
+      logprobs: float32 [n], of each token under the distribution it was drawn from.
+      reason: why it ended: "stop", "length" or an error.
+      slot: where it was written.
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    reason: str
+    slot: int
+
+
+def empty(weights: Weights, config: Config, job: Job) -> Slots:
+    """Slots for jobs like this one, none of them active."""
+
+    def blank(x: Any) -> Array:
+        return jnp.zeros((SLOTS, *x.shape), x.dtype)
+
+    like = jax.eval_shape(lambda: (job, *prefill(weights, jnp.asarray(job.prompt), job.length)))
+    jobs, logits, cache = jax.tree.map(blank, like)
+    return Slots(
+        jobs=jobs,
+        state=init_state(jobs.prompt, 0, config.vocab, config.context),
+        logprobs=jnp.zeros((SLOTS, config.context)),
+        newest=jnp.zeros(SLOTS, jnp.int32),
+        active=jnp.zeros(SLOTS, bool),
+        logits=logits,
+        cache=cache,
+    )
+
+
+@functools.partial(jax.jit, donate_argnames="slots")
+def admit(weights: Weights, slots: Slots, slot: ArrayLike, job: Job) -> Slots:
+    """Reads a job's prompt and gives it a slot; all other slots stay as they are.
+
+    Each prompt is padded to the whole context: one compilation serves them all.
+    """
+    TRACES["admit"] += 1
+
+    def put(old: Any, new: Any) -> Any:
+        return jax.tree.map(lambda x, row: x.at[slot].set(row), old, new)
+
+    rows = jnp.asarray(slot)[None]
+    logits, cache = prefill(weights, job.prompt, job.length)
+    return slots._replace(
+        jobs=put(slots.jobs, job),
+        state=reset_rows(slots.state, rows, job.prompt[None], job.length[None]),
+        active=put(slots.active, True),
+        logits=put(slots.logits, logits),
+        cache=put(slots.cache, cache),
+    )
+
+
+def step(weights: Weights, slots: Slots, order: Order = DEFAULT_ORDER) -> Slots:
+    """Writes a token in each active row."""
+    jobs, state = slots.jobs, slots.state
+    if jobs.script is None:
+        keys = jax.vmap(jax.random.fold_in)(jax.vmap(jax.random.key)(jobs.seed), state.lengths)
+        drawn = sample(keys, slots.logits, jobs.params, state, order=order)
+        tokens, logprobs = drawn.tokens, drawn.logprobs
+    else:
+        tokens = jnp.take_along_axis(jobs.script, state.lengths[:, None], axis=1)[:, 0]
+        logprobs = jnp.take_along_axis(slots.logits, tokens[:, None], axis=1)[:, 0]
+    # A row that has stopped may stand at the end of the context, where writes are dropped.
+    logits, cache = decode_step(weights, slots.cache, tokens, state.lengths)
+    last = state.lengths + 1 >= state.prompt_lengths + jobs.max_tokens
+    return Slots(
+        jobs=jobs,
+        state=update_state(state, tokens, slots.active),
+        logprobs=slots.logprobs.at[jnp.arange(SLOTS), state.lengths].set(logprobs),
+        newest=jnp.where(slots.active, tokens, slots.newest),
+        active=slots.active & (tokens != END) & (tokens >= 0) & ~last,
+        logits=logits,
+        cache=cache,
+    )
+
+
+@functools.partial(jax.jit, donate_argnames="slots", static_argnames="order")
+def write(weights: Weights, slots: Slots, *, order: Order = DEFAULT_ORDER) -> Slots:
+    """Writes tokens until a row stops, of which one at least must be active."""
+    TRACES["write"] += 1
+
+    def none_stopped(now: Slots) -> Array:
+        return jnp.all(now.active == slots.active)
+
+    return lax.while_loop(none_stopped, lambda now: step(weights, now, order), slots)
+
+
+def text_in(slots: Slots, slot: int) -> Text:
+    """What a slot holds."""
+    begin, end = int(slots.state.prompt_lengths[slot]), int(slots.state.lengths[slot])
+    reasons = {END: "stop", -1: "error: the logits are not finite"}
+    return Text(
+        tokens=np.asarray(slots.state.tokens[slot])[begin:end],
+        logprobs=np.asarray(slots.logprobs[slot])[begin:end],
+        reason=reasons.get(int(slots.newest[slot]), "length"),
+        slot=slot,
+    )
+
+
+def serve(
+    weights: Weights, config: Config, jobs: Sequence[Job], order: Order = DEFAULT_ORDER
+) -> tuple[list[Text], np.ndarray]:
+    """Writes the texts of any number of jobs; also the seconds [2] of reading and of writing."""
+    slots, seconds = empty(weights, config, jobs[0]), np.zeros(2)
+    waiting, serving, texts = collections.deque(range(len(jobs))), {}, {}
+    while waiting or serving:
+        for slot in range(SLOTS):
+            if waiting and slot not in serving:
+                serving[slot] = waiting.popleft()
+                slots, spent = timed(admit, weights, slots, slot, jobs[serving[slot]])
+                seconds[0] += spent
+        slots, spent = timed(write, weights, slots, order=order)
+        seconds[1] += spent
+        active = np.array(slots.active)
+        for slot in [slot for slot in serving if not active[slot]]:
+            texts[serving.pop(slot)] = text_in(slots, slot)
+    return [texts[i] for i in range(len(jobs))], seconds
+
+
+def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
+    """The finished result of a call and the seconds it took."""
+    began = time.perf_counter()
+    result = jax.block_until_ready(function(*args, **kwargs))
+    return result, time.perf_counter() - began

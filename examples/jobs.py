@@ -1,0 +1,129 @@
+"""From requests to jobs: arrays of the same shapes for each, whatever it asks for.
+
+A rule that no request of a run uses stays None and is not compiled. In a run that uses it, a
+request that does not has its neutral value.
+"""
+
+import itertools
+import json
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from batching import Job
+from model import END
+from request import KINDS, NEUTRAL, Request
+from tokenizers import Tokenizer
+
+from jaxsample import SamplingParams
+
+_NAMED = {
+    "entropy_temperature": ("temperature_low", "temperature_high", "temperature_exponent"),
+    "smoothing": ("smoothing_factor", "smoothing_curve"),
+    "dry": ("dry_multiplier", "dry_base", "dry_allowed_length"),
+    "xtc": ("xtc_probability", "xtc_threshold"),
+    "bias": ("logit_bias",),
+}
+RULES = _NAMED | {n: (n,) for n in NEUTRAL if not any(n in names for names in _NAMED.values())}
+"""By the name of its stage, the settings of each rule."""
+
+_DTYPES = {int: np.int32, float: np.float32, bool: np.bool_}
+
+
+def make_jobs(tokenizer: Tokenizer, requests: list[Request], context: int) -> list[Job]:
+    """The requests as arrays, all of the same shapes."""
+    prompts = [tokenize(tokenizer, request, context) for request in requests]
+    return [
+        Job(
+            prompt=padded(prompt, context),
+            length=np.int32(len(prompt)),
+            max_tokens=np.int32(request.max_tokens),
+            seed=np.int32(request.seed),
+            params=params,
+        )
+        for request, prompt, params in zip(
+            requests, prompts, make_params(requests, tokenizer), strict=True
+        )
+    ]
+
+
+def tokenize(tokenizer: Tokenizer, request: Request, context: int) -> list[int]:
+    """The tokens of a prompt, which must leave room for those to be written."""
+    tokens = [END, *tokenizer.encode(request.prompt).ids]
+    if len(tokens) + request.max_tokens > context:
+        raise ValueError(
+            f"max_tokens {request.max_tokens} and the {len(tokens)} tokens of prompt "
+            f"{reprlib.repr(request.prompt)} must fit a context of {context} tokens"
+        )
+    return tokens
+
+
+def padded(tokens: Any, context: int) -> np.ndarray:
+    """Tokens as int32 [context]."""
+    return np.pad(np.asarray(tokens, np.int32), (0, context - len(tokens)), constant_values=END)
+
+
+def make_params(requests: Sequence[Request], tokenizer: Tokenizer) -> list[SamplingParams]:
+    """The params of each request.
+
+    Raises:
+      ValueError: A bias of what is not a token; the message names it.
+    """
+    columns: dict[str, Any] = {}
+    for name in itertools.chain(*(RULES[rule] for rule in used(requests))):
+        match name:
+            case "logit_bias":
+                biases = [token_bias(request, tokenizer) for request in requests]
+                columns["bias_token_ids"] = in_rows((bias.keys() for bias in biases), -1, np.int32)
+                columns["bias"] = in_rows((bias.values() for bias in biases), 0, np.float32)
+            case "bad_words":
+                columns |= bad_words([r.bad_words for r in requests], tokenizer)
+            case _:
+                values = [getattr(request, name) for request in requests]
+                columns[name] = np.array(values, _DTYPES[KINDS[name]])
+    if "min_tokens" in columns:
+        columns["stop_token_ids"] = np.full((len(requests), 1), END, np.int32)
+    rows = range(len(requests))
+    return [SamplingParams(**{name: x[row] for name, x in columns.items()}) for row in rows]
+
+
+def used(requests: Sequence[Request]) -> list[str]:
+    """The rules that are not neutral in some request."""
+
+    def asked(rule: str) -> bool:
+        return any(getattr(r, name) != NEUTRAL[name] for r in requests for name in RULES[rule])
+
+    return [rule for rule in RULES if asked(rule)]
+
+
+def token_bias(request: Request, tokenizer: Tokenizer) -> dict[int, float]:
+    """The bias of each token id."""
+    bias: dict[int, float] = {}
+    for name, value in request.logit_bias.items():
+        ids = [int(name)] if name.isdecimal() else tokenizer.encode(name).ids
+        if len(ids) != 1 or ids[0] >= tokenizer.get_vocab_size():
+            raise ValueError(
+                f"logit_bias must name tokens, by id or text; {json.dumps(name)} is not one token"
+            )
+        bias[ids[0]] = bias.get(ids[0], 0.0) + value
+    return bias
+
+
+def bad_words(lists: list[list[str]], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
+    """The words of each row as tokens; those of a word before a space end in another one."""
+    ids = [[tokenizer.encode(w + end).ids for w in words for end in ("", " ")] for words in lists]
+    lengths = in_rows(([len(word) for word in words] for words in ids), 0, np.int32)
+    words = np.zeros((*lengths.shape, lengths.max()), np.int32)
+    for row, column in np.argwhere(lengths):
+        words[row, column, : lengths[row, column]] = ids[row][column]
+    return {"bad_words": words, "bad_word_lengths": lengths}
+
+
+def in_rows(lists: Iterable[Iterable[Any]], fill: Any, dtype: Any) -> np.ndarray:
+    """Lists of any lengths as one array."""
+    rows = [list(items) for items in lists]
+    array = np.full((len(rows), max(map(len, rows))), fill, dtype)
+    for row, items in enumerate(rows):
+        array[row, : len(items)] = items
+    return array
