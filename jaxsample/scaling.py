@@ -80,7 +80,8 @@ def entropy_scaled_logits(
 
     >>> import jax.numpy as jnp
     >>> print(entropy_scaled_logits(jnp.array([[1.0, 1.0], [0.0, 80.0]]), 0.5, 2.0))
-    [[0.5  0.5] [0. 160.]]
+    [[  0.5   0.5]
+     [  0.  160. ]]
     """
     logits = _checks.logits(logits)
     low, high, exponent = (
@@ -141,9 +142,10 @@ def _smoothed_logits(logits: Array, factor: Array, curve: Array) -> Array:
     bad = ~((factor >= 0) & (curve >= 1)) | jnp.isinf(factor + curve) | rows.bad[..., None]
     finite = (logits > -jnp.inf) & ~bad
     x = jnp.where(finite, logits, 0).astype(jnp.float32)
-    # The gradient of the largest logit goes to the tokens that hold it.
-    row_max = jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf, where=finite)
-    distance = jnp.where(bad, 0, row_max) - x
+    best = _ranking.best(rows).token[..., None]
+    row_max = jnp.take_along_axis(logits, best, axis=-1, mode="clip").astype(jnp.float32)
+    row_max = jnp.where(bad, 0, row_max)
+    distance = row_max - x
     bend = (3 - curve) / 2 + (curve - 1) / 2 * distance
     smoothed = _chunks.settle(row_max - factor * distance * distance * bend, logits.dtype)
     smoothed = jnp.where(finite & (factor != 0), smoothed, logits)

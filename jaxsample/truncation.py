@@ -129,7 +129,7 @@ def typical_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
       Meister et al., "Locally typical sampling", arXiv 2202.00666.
 
     >>> import jax.numpy as jnp
-    >>> print(typical_p_logits(jnp.log(jnp.array([0.5, 0.3, 0.1, 0.1])), 0.3))
+    >>> print(typical_p_logits(jnp.log(jnp.array([0.5, 0.3, 0.1, 0.1])), 0.2))
     [ -inf -1.2  -inf  -inf]
     """
     logits = _checks.logits(logits)
@@ -309,8 +309,8 @@ def tail_free_logits(logits: ArrayLike, z: ArrayLike) -> Array:
       https://trentbrick.github.io/Tail-Free-Sampling.
 
     >>> import jax.numpy as jnp
-    >>> print(tail_free_logits(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.04, 0.01])), 0.5))
-    [-0.69 -1.2  -1.9  -inf  -inf]
+    >>> print(tail_free_logits(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.04, 0.01])), 0.6))
+    [-0.69 -1.2  -inf  -inf  -inf]
     """
     logits = _checks.logits(logits)
     return _tail_free_logits(logits, _checks.real("z", z, logits))
@@ -418,7 +418,7 @@ def xtc_logits(
 
     >>> import jax, jax.numpy as jnp
     >>> print(xtc_logits(jax.random.key(0), jnp.log(jnp.array([0.5, 0.3, 0.2])), 1.0, 0.25))
-    [ -inf -1.2  -1.6]
+    [ -inf -1.2  -1.6 ]
     """
     logits = _checks.logits(logits)
     return _xtc_logits(

@@ -150,8 +150,11 @@ def _synthid_logits(logits: Array, keys: Array, context: Array, active: Array, d
         g = _keyed.coin(_keyed.word(here, _chunks.positions(x)), layer)
         return x + jnp.where(g, won, lost)
 
-    # Other rows stay out of the arithmetic: their gradients would be NaN.
-    x = lax.fori_loop(0, depth, play, jnp.where(on, logits, 0).astype(jnp.float32))
+    # Other rows stay out of the arithmetic: their gradients would be NaN. Below the maximum, where
+    # float32 is finest: far from 0 it would swallow the shares.
+    row_max = rows.row_max[..., None]
+    x = jnp.where(on, logits.astype(jnp.float32) - row_max, 0)
+    x = lax.fori_loop(0, depth, play, x) + row_max
     return jnp.where(on, _chunks.settle(x, logits.dtype), logits)
 
 

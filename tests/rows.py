@@ -2,20 +2,27 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-DTYPES = ("float32", "bfloat16", "float16")
+
+def slow(*values):
+    """A case that only continuous integration runs."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+DTYPES = ("float32", "bfloat16", slow("float16"))
 KINDS = ("normal", "flat", "peaked", "ties", "equal", "masked", "one", "offset", "zeros")
 # Odd lengths, a chunk more or less, more and fewer tokens than candidates, and the blocks that
 # the ranking looks through only above 4096 tokens: each in some dtype.
 SIZES = (
     (1, "float32"),
-    (64, "float16"),
+    slow(64, "float16"),
     (65, "bfloat16"),
-    (256, "float32"),
+    slow(256, "float32"),
     (257, "float16"),
-    (4096, "bfloat16"),
+    slow(4096, "bfloat16"),
     (5003, "float32"),
-    (5003, "bfloat16"),
+    slow(5003, "bfloat16"),
 )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import make
+from rows import make, slow
 
 import jaxsample as js
 from jaxsample import SamplingParams, sample
@@ -17,10 +17,13 @@ BATCH, VOCAB = 32, 128256
 
 def calls(x):
     """Every public function on rows of one shape, as (function, arguments)."""
-    rows = x.shape[:-1]
+    rows, vocab = x.shape[:-1], x.shape[-1]
     keys = jax.vmap(jax.random.key)(jnp.arange(rows[0], dtype=jnp.int32))
     real, integer = jnp.full(rows, 0.9), jnp.full(rows, 100)
     params = SamplingParams(temperature=real, top_k=integer, top_p=real, min_p=real * 0.01)
+    few = jnp.arange(20, dtype=jnp.int32)
+    history = jnp.tile(few, (rows[0], 5))
+    counts, words = jnp.zeros(x.shape, jnp.int32), jnp.zeros((*rows, -(-vocab // 32)), jnp.int32)
     return {
         "scaled_logits": (js.scaled_logits, (x, real)),
         "top_k_logits": (js.top_k_logits, (x, integer)),
@@ -33,10 +36,33 @@ def calls(x):
         "top_logprobs": (lambda x: js.top_logprobs(x, num=20), (x,)),
         "sample": (sample, (keys, x, params)),
         "sample, temperature": (sample, (keys, x, SamplingParams(temperature=real))),
+        "entropy_scaled_logits": (js.entropy_scaled_logits, (x, real, real)),
+        "smoothed_logits": (js.smoothed_logits, (x, real)),
+        "typical_p_logits": (js.typical_p_logits, (x, real)),
+        "epsilon_logits": (js.epsilon_logits, (x, real * 0.01)),
+        "eta_logits": (js.eta_logits, (x, real * 0.01)),
+        "top_a_logits": (js.top_a_logits, (x, real)),
+        "top_n_sigma_logits": (js.top_n_sigma_logits, (x, real)),
+        "top_h_logits": (js.top_h_logits, (x, real)),
+        "p_less_logits": (js.p_less_logits, (x,)),
+        "xtc_logits": (js.xtc_logits, (keys, x, real, real * 0.1)),
+        "repetition_penalized_logits": (js.repetition_penalized_logits, (x, counts > 0, real)),
+        "presence_penalized_logits": (js.presence_penalized_logits, (x, counts, real)),
+        "frequency_penalized_logits": (js.frequency_penalized_logits, (x, counts, real)),
+        "dry_penalized_logits": (js.dry_penalized_logits, (x, history, integer, real)),
+        "no_repeat_ngram_logits": (js.no_repeat_ngram_logits, (x, history, integer, integer)),
+        "biased_logits": (js.biased_logits, (x, few, few.astype(jnp.float32))),
+        "allowed_logits": (js.allowed_logits, (x, counts == 0)),
+        "bitmask_logits": (js.bitmask_logits, (x, words)),
+        "suppressed_logits": (js.suppressed_logits, (x, few)),
+        "guided_logits": (js.guided_logits, (x, x, real)),
+        "replay_logprobs": (js.replay_logprobs, (x, integer, words)),
     }
 
 
 NAMES = tuple(calls(jnp.zeros((1, 2))))
+# Of those that share their passes with others, continuous integration looks at all.
+SOME = [name if i < 11 else slow(name) for i, name in enumerate(NAMES)]
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +78,42 @@ def compiled():
     return get
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", NAMES)
-def test_no_row_is_sorted(compiled, name, dtype):
-    for line in compiled(name, dtype).as_text().splitlines():
+def assert_not_sorted(compiled):
+    for line in compiled.as_text().splitlines():
         if "sort(" in line or "TopK" in line:
             sizes = [int(n) for dims in re.findall(r"\[([\d,]+)\]", line) for n in dims.split(",")]
             assert max(sizes, default=0) < VOCAB // 8, line
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_temporaries_are_a_fraction_of_the_logits(compiled, name):
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+@pytest.mark.parametrize("name", SOME)
+def test_no_row_is_sorted(compiled, name, dtype):
+    assert_not_sorted(compiled(name, dtype))
+
+
+def test_a_sort_would_be_seen():
+    x = jnp.zeros((BATCH, VOCAB))
+    with pytest.raises(AssertionError):
+        assert_not_sorted(jax.jit(jnp.sort).lower(x).compile())
+
+
+WRITE_BFLOAT16 = (
+    "dry_penalized_logits",
+    "no_repeat_ngram_logits",
+    "biased_logits",
+    "suppressed_logits",
+    "replay_logprobs",
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+@pytest.mark.parametrize("name", SOME)
+def test_temporaries_are_a_fraction_of_the_logits(compiled, name, dtype):
     if jax.__version_info__ < (0, 10):
         pytest.skip("the CPU compiler before 0.10 does not fuse the passes")
-    memory = compiled(name, "float32").memory_analysis()
+    if dtype == "bfloat16" and name in WRITE_BFLOAT16:
+        pytest.skip("XLA's scatter on the CPU is of float32, and a mask is written to be replayed")
+    memory = compiled(name, dtype).memory_analysis()
     assert memory.temp_size_in_bytes < BATCH * VOCAB * 4 / 4
 
 
@@ -99,7 +147,7 @@ def test_scalars_of_every_kind_share_one_program():
     assert truncation._top_p_logits._cache_size() == before + 1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["sample", *(slow(name) for name in NAMES if name != "sample")])
 def test_clean_under_every_checker(name):
     x = jnp.asarray(make("masked", 3, 300))
     function, arguments = calls(x)[name]

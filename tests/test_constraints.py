@@ -299,6 +299,7 @@ def test_values_never_trace_again():
         every(x, ids, bias, x > i, mask, length, words, lengths, scale)
 
 
+@pytest.mark.slow
 def test_gradients():
     c = jnp.asarray(make("masked", 3, VOCAB)).at[1, 5].set(jnp.nan)
     u = jnp.asarray(make("masked", 3, VOCAB, seed=1)).at[2].set(-jnp.inf)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference
 import reference_feedback
-from rows import every_kind, make
+from rows import every_kind, make, slow
 
 from jaxsample import categorical_sample, feedback
 from jaxsample.feedback import (
@@ -24,7 +24,7 @@ MIROSTAT = {
     mirostat_v2_sample: reference_feedback.mirostat_v2,
 }
 SAMPLERS = (*MIROSTAT, adaptive_p_sample)
-SIZES = ((1, "float16"), (257, "float32"), (5003, "bfloat16"))
+SIZES = (slow(1, "float16"), (257, "float32"), slow(5003, "bfloat16"))
 
 
 def keys_of(batch, seed=0):
@@ -99,6 +99,7 @@ def test_adaptive_p_is_the_draw_from_the_definition(vocab, dtype):
     assert np.sum(tokens != categorical_sample(keys, adapted)) <= 1
 
 
+@pytest.mark.slow
 def test_a_zipf_law_is_recognised():
     """On p ~ 1 / rank^s the k of mirostat is the k of its paper's formula."""
     number = 1000
@@ -288,6 +289,7 @@ def test_values_never_trace_again(sampler):
     assert body._cache_size() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_clean_under_every_checker(sampler):
     x = jnp.asarray(make("masked", 3, 257))

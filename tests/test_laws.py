@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import DTYPES, KINDS, every_kind, make
+from rows import KINDS, every_kind, make, slow
 
 from jaxsample import (
     SamplingParams,
@@ -62,13 +62,13 @@ def keys_of(batch: int, seed: int = 0):
 @pytest.mark.parametrize(
     ("vocab", "dtype"),
     [
-        (1, "float32"),
-        (2, "float16"),
-        (65, "bfloat16"),
-        (257, "float16"),
+        slow(1, "float32"),
+        slow(2, "float16"),
+        slow(65, "bfloat16"),
+        slow(257, "float16"),
         (5003, "float32"),
-        pytest.param(5003, "bfloat16", marks=pytest.mark.slow),
-        (8192, "bfloat16"),
+        slow(5003, "bfloat16"),
+        slow(8192, "bfloat16"),
     ],
 )
 def test_fused_is_composed(vocab, dtype):
@@ -77,7 +77,7 @@ def test_fused_is_composed(vocab, dtype):
         assert_fused_is_composed(keys_of(len(x), seed), x, random_params(len(x), seed))
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_fused_is_composed_where_candidates_suffice(dtype):
     """No row of this batch needs the search, so the whole batch takes the fast path."""
     x = make("normal", 500, 5003, dtype)
@@ -85,7 +85,7 @@ def test_fused_is_composed_where_candidates_suffice(dtype):
     assert_fused_is_composed(keys_of(500), x, params)
 
 
-@pytest.mark.parametrize("names", [[], ["temperature"], ["top_p"]])
+@pytest.mark.parametrize("names", [slow([]), ["temperature"], slow(["top_p"])])
 def test_fused_is_composed_with_stages_left_out(names):
     x = every_kind(20, 5003)
     drawn = random_params(len(x), 7)
@@ -96,15 +96,14 @@ def test_fused_is_composed_with_stages_left_out(names):
 @settings(max_examples=15, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
-    dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 10**6),
     temperature=st.sampled_from([0.0, 1.0]) | st.floats(2**-6, 64, width=32),
     k=st.integers(0, 400),
     p=st.floats(0, 1, width=32),
     m=st.floats(0, 1, width=32),
 )
-def test_fused_is_composed_for_any_parameters(kind, dtype, seed, temperature, k, p, m):
-    x = make(kind, 4, 300, dtype, seed)
+def test_fused_is_composed_for_any_parameters(kind, seed, temperature, k, p, m):
+    x = make(kind, 4, 300, "float32", seed)
     params = SamplingParams(temperature=temperature, top_k=k, top_p=p, min_p=m)
     assert_fused_is_composed(keys_of(4, seed), x, params)
 
@@ -127,9 +126,7 @@ def rows_of(params, index):
     return jax.tree.map(lambda parameter: parameter[index], params)
 
 
-@pytest.fixture(
-    scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="module", params=["float32", slow("bfloat16")])
 def batch(request):
     x = every_kind(8, 5003, request.param)[:64]
     params = random_params(64, 3)
@@ -137,7 +134,7 @@ def batch(request):
     return keys, x, params, draws(keys, x, params)
 
 
-@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("size", [slow(1), 7, slow(64)])
 def test_the_batch_does_not_matter(batch, size):
     keys, x, params, want = batch
     for start in range(0, 64, size)[:4]:
@@ -181,7 +178,7 @@ def test_jit_can_be_disabled(batch):
     assert_same(got, {name: tokens[some] for name, tokens in want.items()})
 
 
-@pytest.mark.parametrize("columns", [1, 53, 256, 3000])
+@pytest.mark.parametrize("columns", [slow(1), 53, slow(256), 3000])
 def test_masked_columns_behind_the_vocabulary_do_not_matter(batch, columns):
     keys, x, params, want = batch
     padding = np.full((64, columns), -np.inf, x.dtype)

@@ -286,6 +286,7 @@ def test_values_never_trace_again():
         )
 
 
+@pytest.mark.slow
 def test_gradients_reach_logits_and_penalties():
     x = jnp.asarray(every_kind(2, VOCAB)).at[1, 5].set(jnp.nan)
     for name in ("repetition", "presence", "frequency", "dry base", "ngram"):

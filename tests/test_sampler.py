@@ -74,6 +74,7 @@ def test_params_are_a_pytree_whose_missing_fields_have_no_leaves():
     assert second.top_p == jnp.float32(0.9)
 
 
+@pytest.mark.slow
 def test_one_token_is_kept_with_certainty():
     x = make("normal", 4, 5003)
     for params in (
@@ -86,6 +87,7 @@ def test_one_token_is_kept_with_certainty():
         np.testing.assert_array_equal(out.logprobs, 0)
 
 
+@pytest.mark.slow
 def test_num_kept_counts_the_tokens_that_can_be_drawn():
     x = make("masked", 4, 5003)
     finite = np.sum(x > -np.inf, axis=-1)

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from rows import DTYPES, every_kind, make
+from rows import DTYPES, every_kind, make, slow
 
-from jaxsample import scaled_logits
+from jaxsample import entropy_scaled_logits, scaled_logits, smoothed_logits
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -61,3 +61,77 @@ def test_the_gradient_by_logits_and_by_temperature():
     by_logits, by_temperature = jax.grad(loss, argnums=(0, 1))(x, t)
     np.testing.assert_allclose(by_logits, [[2, 0, 6], [0.5, 1, 1.5]])
     np.testing.assert_allclose(by_temperature, [-7 / 0.25, -2 / 4], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("vocab", "dtype"), [(300, "float32"), slow(257, "bfloat16")])
+def test_the_temperature_rises_with_the_entropy(vocab, dtype):
+    x = every_kind(2, vocab, dtype)
+    for low, high, exponent in ((0.5, 2.0, 1.0), (1.5, 0.3, 2.5), (0.7, 0.7, 1.0), (1.0, 3.0, 0.0)):
+        y = np.asarray(entropy_scaled_logits(x, low, high, exponent), np.float64)
+        for row, got in zip(x, y, strict=True):
+            finite = row > -np.inf
+            most = np.log(finite.sum())
+            share = reference.entropy(row) / most if most else 0
+            temperature = low + (high - low) * share**exponent
+            want = row[finite].astype(np.float64) / temperature
+            np.testing.assert_allclose(got[finite], want, rtol=2e-5 + float(jnp.finfo(dtype).eps))
+            assert (got[~finite] == -np.inf).all()
+
+
+def test_one_token_alone_gets_the_low_temperature():
+    y = entropy_scaled_logits(jnp.array([-jnp.inf, 3.0]), 0.5, 2.0)
+    np.testing.assert_array_equal(y, [-np.inf, 6])
+
+
+@pytest.mark.parametrize(("vocab", "dtype"), [(300, "float32"), slow(257, "bfloat16")])
+def test_smoothing_bends_by_the_distance_from_the_largest(vocab, dtype):
+    x = every_kind(2, vocab, dtype)
+    for factor, curve in ((0.3, 1.0), (1.0, 2.0), (0.2, 5.0)):
+        y = np.asarray(smoothed_logits(x, factor, curve), np.float64)
+        wide = x.astype(np.float64)
+        d = np.where(wide > -np.inf, wide - wide.max(-1, keepdims=True), 0)
+        bend = -factor * (3 - curve) / 2 * d**2 + factor * (curve - 1) / 2 * d**3
+        want = np.where(wide > -np.inf, wide.max(-1, keepdims=True) + bend, -np.inf)
+        scale = np.abs(wide.max(-1, keepdims=True)) + np.abs(bend)
+        finite = wide > -np.inf
+        slack = (1e-6 + float(jnp.finfo(dtype).eps)) * (1 + scale)
+        assert (np.abs(np.subtract(y, want, where=finite, out=np.zeros(y.shape))) <= slack).all()
+        assert ((y == -np.inf) == ~finite).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_neutral_values_of_dynamic_scaling(dtype):
+    x = every_kind(3, 300, dtype)
+    for y in (entropy_scaled_logits(x, 1.0, 1.0, 2.0), smoothed_logits(x, 0.0, 3.0)):
+        np.testing.assert_array_equal(np.asarray(y).view(np.uint8), x.view(np.uint8))
+
+
+def test_bad_rows_of_dynamic_scaling():
+    x = make("normal", 6, 300)
+    x[1, 3], x[2] = np.nan, -np.inf
+    ones = np.ones(6, np.float32)
+    bad = np.array([1, 1, 1, -0.1, np.nan, np.inf], np.float32)
+    want = np.asarray(entropy_scaled_logits(x, 0.5, ones, ones))[0]
+    for arguments in ((bad, ones, ones), (ones, bad, ones), (ones, ones, bad)):
+        y = np.asarray(entropy_scaled_logits(x, *arguments))
+        np.testing.assert_array_equal(np.isnan(y).all(-1), [0, 1, 1, 1, 1, 1])
+    np.testing.assert_array_equal(entropy_scaled_logits(x[0], 0.5, 1.0), want)
+    for arguments in ((bad, ones), (ones, np.where(bad == 1, 1, bad))):
+        y = np.asarray(smoothed_logits(x, *arguments))
+        np.testing.assert_array_equal(np.isnan(y).all(-1), [0, 1, 1, 1, 1, 1])
+        np.testing.assert_array_equal(y[0], smoothed_logits(x[0], 1.0, 1.0))
+
+
+@pytest.mark.slow
+def test_gradients_of_dynamic_scaling():
+    x = jnp.array([1.0, -jnp.inf, 2.0, 0.5])
+    grad = jax.grad(lambda x: jnp.sum(jnp.where(x > -jnp.inf, smoothed_logits(x, 0.3, 2.0), 0)))(x)
+    step = 1e-3
+    for i in (0, 2, 3):
+        moved = [
+            smoothed_logits(x.at[i].add(s), 0.3, 2.0)[jnp.array([0, 2, 3])] for s in (step, -step)
+        ]
+        np.testing.assert_allclose(grad[i], (moved[0] - moved[1]).sum() / 2 / step, atol=2e-3)
+    by_low = jax.grad(lambda low: entropy_scaled_logits(x, low, 2.0)[0])(0.5)
+    moved = [entropy_scaled_logits(x, 0.5 + s, 2.0)[0] for s in (step, -step)]
+    np.testing.assert_allclose(by_low, (moved[0] - moved[1]) / 2 / step, rtol=1e-2)

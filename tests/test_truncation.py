@@ -92,6 +92,7 @@ def test_ties_of_bfloat16_over_a_large_vocabulary():
         assert low <= n <= high
 
 
+@pytest.mark.slow
 def test_each_row_has_its_own_parameter():
     x = make("normal", 4, 5003)
     k = np.array([0, 1, 64, 500])
@@ -104,6 +105,7 @@ def test_each_row_has_its_own_parameter():
         np.testing.assert_array_equal(got[i], top_p_logits(x[i], p[i]))
 
 
+@pytest.mark.slow
 def test_rows_of_any_rank():
     x = make("normal", 6, 257)
     want = np.asarray(top_p_logits(x, 0.9))

@@ -252,12 +252,14 @@ def test_a_batch_may_be_empty():
         assert a.shape == ((0,) if name == "gumbel" else (0, 30))
 
 
+@pytest.mark.slow
 def test_vmap_and_scan_do_not_matter(batch):
     x, context, want = batch
     assert_same(jax.jit(jax.vmap(marks))(x, context), want)
     assert_same(jax.lax.scan(lambda _, row: (None, marks(*row)), None, (x, context))[1], want)
 
 
+@pytest.mark.slow
 def test_masked_columns_behind_the_vocabulary_do_not_matter(batch):
     x, context, want = batch
     got = marks(np.concatenate([x, np.full((16, 90), -np.inf, x.dtype)], axis=-1), context)
@@ -305,6 +307,7 @@ def test_gradients_of_the_green_list_are_ones(scheme):
     np.testing.assert_array_equal(gradient(jnp.ones_like(y))[0], jnp.ones_like(x))
 
 
+@pytest.mark.slow
 def test_gradients_of_synthid_are_those_of_the_tournament():
     x, context = jnp.asarray(make("masked", 3, 60)), contexts(3, 2)
     x = x.at[2, 0].set(jnp.nan)
@@ -389,6 +392,7 @@ def test_the_share_of_green_tokens_is_gamma():
             assert p_values > ERROR_RATE, (scheme, gamma)
 
 
+@pytest.mark.slow
 def test_words_of_neighbours_are_independent():
     """Bits of neighbouring candidates, of neighbouring contexts, and of one word."""
     from jaxsample import _keyed
@@ -441,6 +445,7 @@ def test_gumbel_over_contexts_is_a_draw():
     assert stats.chisquare(counts, softmax(x) * counts.sum()).pvalue > ERROR_RATE
 
 
+@pytest.mark.slow
 def test_gumbel_reaches_the_tail():
     """2,000 tokens, 18 nats below one: 3 in 100,000 draws, from noise below 1e-8."""
     x = np.zeros(2000, np.float32)
