@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import NoReturn
 
 from bench import report
+from bench.rules import rules
 from bench.timing import measure
 from bench.works import Case, works
 
 FULL = {"batch": [1, 32, 128], "vocab": [32000, 128256], "repeats": 100}
 QUICK = {"batch": [8], "vocab": [32000], "repeats": 5}
 DTYPES = ["float32", "bfloat16"]
+RULES = {"batch": [32], "vocab": [128256], "repeats": 30}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -23,22 +25,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     sizes = itertools.product(options.batch, options.vocab, options.dtype)
     cases = [Case(*size) for size in sizes]
-    print(report.headline())
+    print(report.headline(options.rules))
     tables = {}
     for number, case in enumerate(cases, 1):
-        timings = measure(works(case), options.repeats, label=f"{number}/{len(cases)}: {case}")
-        print(f"\n{report.table(case, timings)}", flush=True)
+        measured = rules(case) if options.rules else works(case)
+        timings = measure(measured, options.repeats, label=f"{number}/{len(cases)}: {case}")
+        table = report.rules_table if options.rules else report.table
+        print(f"\n{table(case, timings)}", flush=True)
         tables[case] = timings
     if options.out:
-        write(options.out, report.document(tables))
+        ratios = report.to_argmax if options.rules else report.times_as_fast_as
+        write(options.out, report.document(tables, ratios), "-rules" if options.rules else "")
 
 
-def write(out: Path, document: object) -> None:
+def write(out: Path, document: object, suffix: str) -> None:
     """Writes a document to a JSON file, or to the device's file in a folder."""
     if out == RESULTS:
         out.mkdir(exist_ok=True)
     name = re.sub(r"\W+", "-", report.device_name()).lower()
-    path = out / f"{name}.json" if out.is_dir() else out
+    path = out / f"{name}{suffix}.json" if out.is_dir() else out
     path.write_text(json.dumps(document, indent=2) + "\n")
     print(f"\nwritten to {path}")
 
@@ -61,6 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     # The least vocabulary has the 64 tokens that top-k asks for, the largest is the library's.
     vocab = whole_number(64, 2**21)
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
+    parser.add_argument("--rules", action="store_true", help="each rule alone, beside jnp.argmax")
     parser.add_argument("--batch", type=whole_number(1), nargs="+", metavar="N", help="rows")
     parser.add_argument("--vocab", type=vocab, nargs="+", metavar="N", help="tokens")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES, help="of the logits")
@@ -76,7 +82,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a JSON file to write, or a folder for one named by the device (bench/results)",
     )
     options = parser.parse_args(arguments)
-    for name, value in (QUICK if options.quick else FULL).items():
+    sizes = RULES if options.rules else FULL
+    for name, value in (QUICK if options.quick else sizes).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
     return options

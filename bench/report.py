@@ -4,7 +4,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,17 @@ from bench.works import BASELINES, Case
 Timings = Mapping[str, Timing]
 
 
-def headline() -> str:
+def headline(rules: bool) -> str:
     """What was measured on, and how to read the tables."""
     measured_on = ", ".join([device_name(), *(f"{name} {v}" for name, v in versions().items())])
+    if rules:
+        return f"{measured_on}\nMedians of a call, and what part of jnp.argmax they take."
     return f"{measured_on}\nMedians of a call; 2x is twice as fast as the baseline above it."
 
 
 def table(case: Case, timings: Timings) -> str:
     """A line a sampler: its median, and how many times as fast as each baseline it is."""
-    ratios = speedups(timings)
+    ratios = times_as_fast_as(timings)
     medians = [f"{name}\n{_digits(timings[name].median)} ms" for name in BASELINES]
     lines = [
         [name, _digits(timings[name].median), *(f"{_digits(r)}x" for r in of.values())]
@@ -41,7 +43,22 @@ def table(case: Case, timings: Timings) -> str:
     return f"{case}\n\n{text}"
 
 
-def document(tables: Mapping[Case, Timings]) -> dict[str, Any]:
+def rules_table(case: Case, timings: Timings) -> str:
+    """A line a rule: its median and its ratio to `jnp.argmax`."""
+    lines = [
+        [name, _digits(timings[name].median), _digits(ratio)]
+        for name, ratio in to_argmax(timings).items()
+    ]
+    text = tabulate(
+        lines,
+        headers=["", "median ms", "of jnp.argmax"],
+        colalign=["left", "right", "right"],
+        disable_numparse=True,
+    )
+    return f"{case}\n\n{text}"
+
+
+def document(tables: Mapping[Case, Timings], ratios: Callable[[Timings], Any]) -> dict[str, Any]:
     """All that was measured and what it was measured on, ready for JSON."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -51,14 +68,20 @@ def document(tables: Mapping[Case, Timings]) -> dict[str, Any]:
             {
                 **case._asdict(),
                 "milliseconds": {name: timing._asdict() for name, timing in timings.items()},
-                "times_as_fast_as": speedups(timings),
+                ratios.__name__: ratios(timings),
             }
             for case, timings in tables.items()
         ],
     }
 
 
-def speedups(timings: Timings) -> dict[str, dict[str, float]]:
+def to_argmax(timings: Timings) -> dict[str, float]:
+    """How long each work takes, in calls of `jnp.argmax`."""
+    argmax = timings["jnp.argmax"].median
+    return {name: timing.median / argmax for name, timing in timings.items()}
+
+
+def times_as_fast_as(timings: Timings) -> dict[str, dict[str, float]]:
     """How many times as fast as each baseline each sampler is."""
     return {
         name: {baseline: timings[baseline].median / timing.median for baseline in BASELINES}
