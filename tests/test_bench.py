@@ -57,6 +57,7 @@ def test_a_bad_option_ends_with_one_line(capsys, arguments, word):
     assert word in printed.err
 
 
+@pytest.mark.slow
 def test_the_sort_stack_keeps_what_the_library_keeps():
     x = logits.flat(6, 1000, "float32")
     t, k = np.linspace(0.2, 2, 6, dtype=np.float32), np.array([1, 7, 50, 400, 999, 1000], np.int32)

@@ -120,6 +120,23 @@ def test_a_donated_state_is_changed_in_place(step):
     assert not copies
 
 
+def test_penalties_on_a_donated_state_copy_nothing():
+    if jax.__version_info__ < (0, 10):
+        pytest.skip("the CPU compiler before 0.10 does not fuse the passes")
+    state, some = big_state(), np.full(32, 0.5, np.float32)
+    params = SamplingParams(repetition_penalty=some, presence_penalty=some, frequency_penalty=some)
+
+    def step(keys, logits, params, state):
+        tokens = sample(keys, logits, params, state).tokens
+        return tokens, update_state(state, tokens)
+
+    keys, logits = jax.random.split(jax.random.key(0), 32), jnp.zeros(state.counts.shape)
+    compiled = jax.jit(step, donate_argnums=3).lower(keys, logits, params, state).compile()
+    memory = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= logits.nbytes
+    assert memory.temp_size_in_bytes < logits.nbytes / 8
+
+
 @chex.assert_max_traces(n=1)
 def loop_step(key, logits, params, state):
     out = sample(key, logits, params, state)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from rows import KINDS, make
+from rows import KINDS, make, slow
 from scipy import stats
 
 from jaxsample import SamplingParams, categorical_sample, sample
@@ -74,7 +74,7 @@ def test_draws_follow_the_softmax(name):
     assert_follows(draw(x, 20_000, batch=500), reference.softmax(x))
 
 
-@pytest.mark.parametrize("vocab", [pytest.param(300, marks=pytest.mark.slow), 5003])
+@pytest.mark.parametrize("vocab", [slow(300), slow(5003)])
 def test_draws_of_every_stage_follow_the_kept_softmax(vocab):
     x = make("normal", 1, vocab)[0]
     for k, p in ((50, 0.9), (200, 0.99), (0, 0.8)):
