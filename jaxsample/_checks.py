@@ -5,6 +5,7 @@ asserted, never a fixed rank, so that the same functions run on one row, on a ba
 `vmap`. Python numbers become arrays of one dtype, so that a value never compiles anew.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import chex
@@ -103,6 +104,25 @@ def keys(value: Any, rows: Array) -> Array:
     if jax.random.key_impl(array) != "threefry2x32":
         array = jax.random.wrap_key_data(jax.random.key_data(array)[..., :2], impl="threefry2x32")
     return array if array.shape == shape else jax.random.split(array, shape)
+
+
+def in_range(
+    name: str,
+    value: ArrayLike,
+    kinds: str,
+    allowed: str,
+    inside: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    """Raises for a value on the host that is not `inside`, with its place and what is allowed."""
+    array = np.asarray(value)
+    if kind(array) not in kinds:
+        expected = {"b": "bool", "iu": "integers"}.get(kinds, "real numbers")
+        raise TypeError(f"{name} must hold {expected}, got {array.dtype}")
+    with np.errstate(over="ignore"):  # as it is computed with, in which a large value is infinite
+        computed = array.astype(np.float32) if "f" in kinds else array
+    for row in np.argwhere(~inside(computed)):
+        place = f"[{', '.join(map(str, row))}]" if array.ndim else ""
+        raise ValueError(f"{name}{place} must be {allowed}, got {array[tuple(row)]}")
 
 
 def kind(array: Array | np.ndarray) -> str:

@@ -56,13 +56,9 @@ def history(tokens: ArrayLike, length: ArrayLike) -> tuple[Array, Array]:
     return array, jnp.where((count >= 0) & (count <= array.shape[-1]), count, -1)
 
 
-def size(name: str, value: Any, most: int = _checks.MAX_VOCAB) -> int:
-    """A static size, at least 1."""
-    if not isinstance(value, int | np.integer) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a Python integer, got {value!r}")
-    if not 1 <= value <= most:
-        raise ValueError(f"{name} must be in [1, {most}], got {value}")
-    return int(value)
+def width(value: Any) -> int:
+    """The static number of tokens of a context."""
+    return _checks.static_integer("width", value, 1, _checks.MAX_VOCAB)
 
 
 def scheme(value: str) -> str:

@@ -90,7 +90,7 @@ def detect_green_list(
         tokens,
         length,
         _checks.real("gamma", gamma, tokens),
-        _keyed.size("width", width),
+        _keyed.width(width),
         _keyed.scheme(scheme),
     )
 
@@ -152,8 +152,8 @@ def detect_synthid(
         _keyed.keys(key, tokens),
         tokens,
         length,
-        _keyed.size("depth", depth, _keyed.BITS),
-        _keyed.size("width", width),
+        _checks.static_integer("depth", depth, 1, _keyed.BITS),
+        _keyed.width(width),
     )
 
 
@@ -213,7 +213,12 @@ def detect_gumbel(
     1.0 True
     """
     tokens, length = _keyed.history(tokens, length)
-    return _detect_gumbel(_keyed.keys(key, tokens), tokens, length, _keyed.size("width", width))
+    return _detect_gumbel(
+        _keyed.keys(key, tokens),
+        tokens,
+        length,
+        _keyed.width(width),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="width")

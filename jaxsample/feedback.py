@@ -49,8 +49,8 @@ class MirostatParams:
           TypeError: a field that holds no real numbers.
           ValueError: a value outside its range; the message names the field, the row and the range.
         """
-        _validate("tau", self.tau, "finite and at least 0", _finite_from_0)
-        _validate("eta", self.eta, "finite and at least 0", _finite_from_0)
+        _checks.in_range("tau", self.tau, "iuf", "finite and at least 0", _finite_from_0)
+        _checks.in_range("eta", self.eta, "iuf", "finite and at least 0", _finite_from_0)
 
 
 class MirostatState(NamedTuple):
@@ -193,8 +193,8 @@ class AdaptivePParams:
           TypeError: a field that holds no real numbers.
           ValueError: a value outside its range; the message names the field, the row and the range.
         """
-        _validate("target", self.target, "at most 1", _up_to_1)
-        _validate("decay", self.decay, f"in [0, {_MAX_DECAY:.2f}]", _decays)
+        _checks.in_range("target", self.target, "iuf", "at most 1", _up_to_1)
+        _checks.in_range("decay", self.decay, "iuf", f"in [0, {_MAX_DECAY:.2f}]", _decays)
 
 
 class AdaptivePState(NamedTuple):
@@ -287,7 +287,6 @@ def adaptive_p_sample(
     return _adaptive_p(_checks.keys(key, logits), logits, **real)
 
 
-_LOG2_E = np.float32(1.4426950408889634)
 _ZIPF_TOKENS = 100
 _STEEPEST = 1e6
 """Nats between neighbours of the ranking, far more than probabilities can tell apart."""
@@ -335,7 +334,7 @@ def _mirostat(
 
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")
     logprobs = _normalizer.logprobs(rows, scale, sums, logits, chosen)[..., 0]
-    surprise = _settled(-logprobs * _LOG2_E)
+    surprise = _settled(-logprobs * LOG2_E)
     next_mu = mu - _settled(eta * (surprise - tau))
     return jnp.where(bad, -1, tokens), MirostatState(jnp.where(bad, mu, next_mu))
 
@@ -343,7 +342,7 @@ def _mirostat(
 def _unsurprising(rows: Rows, scale: Scale, mu: Array) -> Cut:
     """The cut behind the last token whose surprise could be at most mu bits."""
     log_mass = _mass.log(_chunks.mass(rows, scale))
-    floor = rows.row_max + log_mass - _settled(mu / _LOG2_E)
+    floor = rows.row_max + log_mass - _settled(mu / LOG2_E)
     likely = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
     return _ranking.select(floor > rows.row_max, _ranking.best(rows), likely)
 
@@ -432,29 +431,18 @@ def _settled(x: Array) -> Array:
     return _chunks.settle(x, jnp.float32)
 
 
-def _finite_from_0(x: Array) -> Array:
+def _finite_from_0(x: Any) -> Any:
     return (x >= 0) & (x < np.inf)
 
 
-def _up_to_1(x: Array) -> Array:
+def _up_to_1(x: Any) -> Any:
     return x <= 1
 
 
-def _decays(x: Array) -> Array:
+def _decays(x: Any) -> Any:
     return (x >= 0) & (x <= _MAX_DECAY)
 
 
 def _check_type(name: str, value: object, expected: type) -> None:
     if not isinstance(value, expected):
         raise TypeError(f"{name} must be of type {expected.__name__}, got {type(value).__name__}")
-
-
-def _validate(name: str, value: ArrayLike, allowed: str, inside: Callable[[Any], Any]) -> None:
-    array = np.asarray(value)
-    if _checks.kind(array) not in "iuf":
-        raise TypeError(f"{name} must hold real numbers, got {array.dtype}")
-    with np.errstate(over="ignore"):  # as it is computed with, in which a large value is infinite
-        computed = array.astype(np.float32)
-    for row in np.argwhere(~inside(computed)):
-        place = f"[{', '.join(map(str, row))}]" if array.ndim else ""
-        raise ValueError(f"{name}{place} must be {allowed}, got {array[tuple(row)]}")

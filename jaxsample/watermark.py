@@ -132,7 +132,7 @@ def synthid_logits(
         _keyed.keys(key, logits),
         _keyed.context(context, logits),
         _checks.flags("active", active, logits),
-        _keyed.size("depth", depth, _keyed.BITS),
+        _checks.static_integer("depth", depth, 1, _keyed.BITS),
     )
 
 
@@ -270,7 +270,10 @@ def last_tokens(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
     [[ 8  9]
      [-1  7]]
     """
-    return _last_tokens(*_keyed.history(tokens, length), _keyed.size("width", width))
+    return _last_tokens(
+        *_keyed.history(tokens, length),
+        _keyed.width(width),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="width")
@@ -300,7 +303,10 @@ def context_repeated(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Arr
     >>> print(context_repeated(jnp.array([[1, 2, 3, 1, 2]] * 2), jnp.array([5, 4]), width=2))
     [ True False]
     """
-    return _context_repeated(*_keyed.history(tokens, length), _keyed.size("width", width))
+    return _context_repeated(
+        *_keyed.history(tokens, length),
+        _keyed.width(width),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="width")
