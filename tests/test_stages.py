@@ -1,5 +1,6 @@
 """Every rule in one call: `sample` is the functions one after the other, in any order."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -359,6 +360,29 @@ def test_bad_rows_are_empty_everywhere():
         assert np.isnan(out.top_logprobs.logprobs[1]).all()
         assert (out.kept_mask[1] == 0).all()
         assert (out.tokens[::2] >= 0).all()
+
+
+@pytest.mark.slow
+def test_xtc_and_the_draw_share_no_key():
+    x = jnp.asarray(make("normal", 3, VOCAB))
+    params = SamplingParams(xtc_probability=0.5, xtc_threshold=0.05)
+    with jax.debug_key_reuse(True), jax.checking_leaks():
+        keys = jax.random.split(jax.random.key(0), 3)
+        assert (sample(keys, x, params).tokens >= 0).all()
+
+
+@pytest.mark.slow
+def test_gradients_pass_through_every_kind_of_stage():
+    """Those of the log-probs, against the functions one after the other."""
+    x, state = jnp.asarray(make("normal", 6, VOCAB)), a_state(6)
+    stages = ("repetition_penalty", "frequency_penalty", "bias", "temperature", "typical_p")
+    params = only(every_param(6), stages)
+    params = dataclasses.replace(params, temperature=jnp.full(6, 0.8))
+    keys = jax.random.split(jax.random.key(1), 6)
+    grad = jax.grad(lambda x: jnp.sum(sample(keys, x, params, state).logprobs))(x)
+    want = jax.grad(lambda x: jnp.sum(composed(keys, x, params, state, stages)[1]))(x)
+    np.testing.assert_allclose(grad, want, atol=1e-6)
+    assert (np.asarray(grad) != 0).any()
 
 
 X, KEY = np.zeros((2, 40), np.float32), jax.random.key(0)
