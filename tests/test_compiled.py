@@ -23,7 +23,7 @@ def calls(x):
     params = SamplingParams(temperature=real, top_k=integer, top_p=real, min_p=real * 0.01)
     few = jnp.arange(20, dtype=jnp.int32)
     history = jnp.tile(few, (rows[0], 5))
-    counts, words = jnp.zeros(x.shape, jnp.int32), jnp.zeros((*rows, -(-vocab // 32)), jnp.int32)
+    counts, words = jnp.zeros(x.shape, jnp.int32), jnp.full((*rows, -(-vocab // 32)), -1)
     return {
         "scaled_logits": (js.scaled_logits, (x, real)),
         "top_k_logits": (js.top_k_logits, (x, integer)),
@@ -36,8 +36,8 @@ def calls(x):
         "top_logprobs": (lambda x: js.top_logprobs(x, num=20), (x,)),
         "sample": (sample, (keys, x, params)),
         "sample, temperature": (sample, (keys, x, SamplingParams(temperature=real))),
-        "entropy_scaled_logits": (js.entropy_scaled_logits, (x, real, real)),
-        "smoothed_logits": (js.smoothed_logits, (x, real)),
+        "entropy_scaled_logits": (js.entropy_scaled_logits, (x, real, real, real)),
+        "smoothed_logits": (js.smoothed_logits, (x, real, jnp.ones(rows))),
         "typical_p_logits": (js.typical_p_logits, (x, real)),
         "epsilon_logits": (js.epsilon_logits, (x, real * 0.01)),
         "eta_logits": (js.eta_logits, (x, real * 0.01)),
@@ -49,7 +49,10 @@ def calls(x):
         "repetition_penalized_logits": (js.repetition_penalized_logits, (x, counts > 0, real)),
         "presence_penalized_logits": (js.presence_penalized_logits, (x, counts, real)),
         "frequency_penalized_logits": (js.frequency_penalized_logits, (x, counts, real)),
-        "dry_penalized_logits": (js.dry_penalized_logits, (x, history, integer, real)),
+        "dry_penalized_logits": (
+            js.dry_penalized_logits,
+            (x, history, integer, real, real + 1, integer, few),
+        ),
         "no_repeat_ngram_logits": (js.no_repeat_ngram_logits, (x, history, integer, integer)),
         "biased_logits": (js.biased_logits, (x, few, few.astype(jnp.float32))),
         "allowed_logits": (js.allowed_logits, (x, counts == 0)),
