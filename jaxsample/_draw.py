@@ -9,7 +9,7 @@ second runs on logarithms, which is Gumbel-max. An exact draw from the softmax, 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.extend.random import threefry_2x32
 
 from jaxsample import _elementary, _mass, _ranking
@@ -63,4 +63,7 @@ def uniforms(keys: Array, *numbers: int) -> list[Array]:
 
 def _first_least(x: Array) -> Array:
     """The lowest index of each row's least value, which `argmin` takes longer to find."""
+    # Written down: computed twice, for the minimum and to be compared with it, it could be rounded
+    # in two ways, and none be equal.
+    x = lax.optimization_barrier(x)
     return first_true(x == jnp.min(x, axis=-1, keepdims=True))

@@ -247,6 +247,7 @@ def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
 
 def _first_largest(x: Array) -> Array:
     """The lowest index of each row's largest value."""
+    x = lax.optimization_barrier(x)  # computed once, not again to be compared
     return _chunks.first_true(x == jnp.max(x, axis=-1, keepdims=True))
 
 
