@@ -9,11 +9,11 @@ second runs on logarithms, which is Gumbel-max. An exact draw from the softmax, 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.extend.random import threefry_2x32
 
 from jaxsample import _elementary, _mass, _ranking
-from jaxsample._chunks import CHUNK, Rows, first_true, take_chunk
+from jaxsample._chunks import CHUNK, Rows, first_true, take_chunk, to_key
 from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
 
@@ -63,7 +63,7 @@ def uniforms(keys: Array, *numbers: int) -> list[Array]:
 
 def _first_least(x: Array) -> Array:
     """The lowest index of each row's least value, which `argmin` takes longer to find."""
-    # Written down: computed twice, for the minimum and to be compared with it, it could be rounded
-    # in two ways, and none be equal.
-    x = lax.optimization_barrier(x)
-    return first_true(x == jnp.min(x, axis=-1, keepdims=True))
+    # As integers: a minimum of floats may go to a library, with the sums and products in front of
+    # it, which rounds them in its own way. Then none would be equal to the minimum.
+    keys = to_key(x)
+    return first_true(keys == jnp.min(keys, axis=-1, keepdims=True))

@@ -230,7 +230,7 @@ def _gumbel_watermark_sample(keys: Array, logits: Array, context: Array) -> Arra
     leads = _chunks.fold(rows.logits, lead, lax.max)
     chunk = _first_largest(leads)
     x, ids = _chunks.take_chunk(rows, chunk)
-    tokens = chunk * CHUNK + _first_largest(_lead(rows, seed, x, ids))
+    tokens = chunk * CHUNK + _first_largest(_chunks.to_key(_lead(rows, seed, x, ids)))
     return jnp.where(rows.bad, -1, tokens)
 
 
@@ -245,10 +245,9 @@ def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
     return (x - row_max) - _elementary.log(time)
 
 
-def _first_largest(x: Array) -> Array:
-    """The lowest index of each row's largest value."""
-    x = lax.optimization_barrier(x)  # computed once, not again to be compared
-    return _chunks.first_true(x == jnp.max(x, axis=-1, keepdims=True))
+def _first_largest(keys: Array) -> Array:
+    """The lowest index of each row's largest key."""
+    return _chunks.first_true(keys == jnp.max(keys, axis=-1, keepdims=True))
 
 
 def last_tokens(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
