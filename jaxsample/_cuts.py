@@ -23,7 +23,7 @@ _TAIL_FREE_SHIFT = 7
 def typical(rows: Rows, scale: Scale, p: Array) -> tuple[Array, Cut]:
     """The logit of typical surprise, and the cut of the ranking by `typicality` at mass p."""
     log_sum, entropy = _moments.log_sum(rows, scale), _moments.entropy(rows, scale)
-    centre = lax.optimization_barrier(rows.row_max + (log_sum - entropy))
+    centre = rows.row_max + (log_sum - entropy)
     needed = ~rows.bad & (p < 1)
 
     def searched() -> Cut:

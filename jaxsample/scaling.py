@@ -100,7 +100,7 @@ def _entropy_scaled_logits(logits: Array, low: Array, high: Array, exponent: Arr
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
     power = _elementary.exp2(exponent * (_elementary.log(share) * _elementary.LOG2_E))
     share = lax.stop_gradient(jnp.where(exponent == 0, 1, power))
-    temperature = lax.optimization_barrier(low + lax.optimization_barrier((high - low) * share))
+    temperature = low + _chunks.settle((high - low) * share, jnp.float32)
     bad = ~((low >= 0) & (high >= 0) & (exponent >= 0)) | jnp.isinf(low + high + exponent)
     return _scaled_logits(logits, jnp.where(bad, jnp.nan, temperature))
 
