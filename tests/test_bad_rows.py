@@ -98,6 +98,7 @@ def test_bad_parameters(good, name):
             np.testing.assert_array_equal(rest, want[key][::2] if key in affected else want[key])
 
 
+@pytest.mark.slow
 def test_bad_rows_leave_gradients_alone():
     """Padding of -inf, a NaN, +inf, a bad parameter: rows whose loss is masked have no gradient."""
     good = jnp.asarray(make("normal", 1, 300)[0])

@@ -240,6 +240,7 @@ def test_gradients_pass_to_kept_logits_only():
     np.testing.assert_array_equal(grad, want)
 
 
+@pytest.mark.slow
 def test_moments_are_those_of_float64():
     from jaxsample import _chunks, _moments
 

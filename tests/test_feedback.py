@@ -188,7 +188,8 @@ def test_a_mu_below_every_surprise_keeps_rank_0(sampler):
     np.testing.assert_allclose(state.mu, -2.5)
 
 
-@pytest.mark.parametrize("sampler", [slow(mirostat_v1_sample), *SAMPLERS[1:]])
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_row_is_drawn_alike_wherever_it_stands(sampler):
     x = every_kind(1, 257)
     keys, arguments = keys_of(len(x)), random_arguments(sampler, len(x), seed=2)

@@ -77,6 +77,7 @@ def test_fused_is_composed(vocab, dtype):
         assert_fused_is_composed(keys_of(len(x), seed), x, random_params(len(x), seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_fused_is_composed_where_candidates_suffice(dtype):
     """No row of this batch needs the search, so the whole batch takes the fast path."""
@@ -157,6 +158,7 @@ def test_the_slot_does_not_matter(batch):
     assert_same(got, {name: tokens[order] for name, tokens in want.items()})
 
 
+@pytest.mark.slow
 def test_vmap_scan_and_jit_do_not_matter(batch):
     keys, x, params, want = batch
     assert_same(jax.jit(draws)(keys, x, params), want)

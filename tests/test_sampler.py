@@ -95,6 +95,7 @@ def test_num_kept_counts_the_tokens_that_can_be_drawn():
         np.testing.assert_array_equal(sample(KEY, x, params).num_kept, finite)
 
 
+@pytest.mark.slow
 def test_logprobs_are_of_the_distribution_drawn_from():
     x = make("normal", 50, 5003)
     out = sample(KEY, x, SamplingParams(temperature=0.7, top_k=100, top_p=0.9))
@@ -112,6 +113,7 @@ def test_an_empty_batch():
     assert sample(KEY, jnp.zeros((2, 0, 300)), SamplingParams()).tokens.shape == (2, 0)
 
 
+@pytest.mark.slow
 def test_logprobs_carry_the_gradient_of_the_kept_softmax():
     x = jnp.asarray(make("normal", 3, 300))
     key = jax.random.split(KEY, 3)

@@ -206,6 +206,7 @@ def test_sample_is_its_functions_in_narrow_floats(dtype):
     assert_composed(x, every_param(len(x)), a_state(len(x)), DEFAULT_ORDER, DEFAULT_ORDER)
 
 
+@pytest.mark.slow
 def test_orders_keep_what_those_systems_keep():
     """p = .4 .3 .2 .1 at top-k 3, top-p .7, min-p .6: who comes first decides."""
     x = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))

@@ -131,6 +131,7 @@ def detections(tokens, length, gamma=0.4):
     }
 
 
+@pytest.mark.slow
 def test_detectors_score_what_is_new():
     tokens, length = texts(12, 90)
     found = detections(tokens, length)
@@ -200,6 +201,7 @@ def test_bad_parameters_spoil_their_row(gamma, delta):
     np.testing.assert_array_equal(got[1], green_list_logits(x[1], KEY, context[1]))
 
 
+@pytest.mark.slow
 def test_bad_rows_of_detectors():
     tokens, lengths = texts(12, 90)
     want = detections(tokens, lengths)
@@ -285,6 +287,7 @@ def test_each_row_may_have_its_own_key_and_parameters(batch):
     np.testing.assert_array_equal(got, np.where(active[:, None], want["synthid"], x))
 
 
+@pytest.mark.slow
 def test_detectors_see_each_row_alone():
     tokens, length = texts(12, 90)
     mapped = jax.jit(jax.vmap(detections))(tokens, length)
