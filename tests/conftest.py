@@ -4,6 +4,15 @@ import os
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _drop_compiled():
+    """Every compiled program holds a few memory mappings, of which Linux grants a process 65,530:
+    beyond them the compiler crashes, and the whole suite in one process comes near."""
+    yield
+    jax.clear_caches()
