@@ -119,7 +119,9 @@ def fold(
     if short := vocab - whole * size:
         tail = values[..., None, whole * size :]
         results.append(reduce(part(tail, range(short), range(whole, whole + 1))))
-    return jnp.concatenate(results, axis=-1)
+    # The compiler would make one reduction of this and of one over the chunks, only to split it
+    # again with an eighth of the row written down.
+    return lax.optimization_barrier(jnp.concatenate(results, axis=-1))
 
 
 def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Array:
@@ -130,10 +132,8 @@ def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None
 
     def element(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
         x = rows.read(raw)
-        # Masked before it is weighed: the compiler would weigh a whole row ahead of a search, and
-        # write the weights down.
-        x = x if keep is None else jnp.where(keep(x, ids), x, -jnp.inf)
-        return scale.weights(x, places, shift)
+        weights = scale.weights(x, places, shift)
+        return weights if keep is None else jnp.where(keep(x, ids), weights, 0)
 
     return fold(rows.logits, element, lax.add, scale.shifts)
 

@@ -3,8 +3,6 @@
 Each searches the whole row, and only where a row of the batch asks for it.
 """
 
-import functools
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -13,6 +11,7 @@ from jaxsample import _chunks, _mass, _moments, _ranking
 from jaxsample._chunks import Rows
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
+from jaxsample._search import Order, by_logit, search
 from jaxsample._vmap import rowwise
 
 _TAIL_FREE_SHIFT = 7
@@ -29,8 +28,9 @@ def typical(rows: Rows, scale: Scale, p: Array) -> tuple[Array, Cut]:
     def searched() -> Cut:
         again, whole = _chunks.read_again(rows, _chunks.mass(rows, scale))
         target = _mass.fraction(whole, p)
-        rank = functools.partial(typicality, centre=centre)
-        return _ranking.search(again, scale, target, needed, rank)
+        top = jnp.zeros_like(centre)
+        order = Order(lambda x: typicality(x, centre), lambda v: centre + v, top, jnp.float32)
+        return search(again, scale, target, needed, order)
 
     return centre, lax.cond(jnp.any(needed), searched, lambda: _ranking.everything(rows))
 
@@ -53,7 +53,7 @@ def top_h(rows: Rows, log_sum: Array, h: Array) -> Cut:
         one = Mass(jnp.zeros_like(share.high), jnp.ones_like(share.low))
         target = _mass.add(share, one)
         resolved = _mass.reaches(whole, target)
-        beyond = _ranking.search(again, scale, target, needed & resolved)
+        beyond = search(again, scale, target, needed & resolved, by_logit(again))
         best = _ranking.best(rows)
         return _ranking.select(resolved, _ranking.later(_ranking.before(beyond), best), best)
 

@@ -1,7 +1,7 @@
 """The kept set of top-k, top-p and min-p, in any order: one prefix of the ranking.
 
 Each rule asks for a prefix, so together they ask for the shortest. The candidates settle nearly
-every row; `_ranking.search` settles the others, to the same tokens. A batch pays for the search
+every row; `_search` settles the others, to the same tokens. A batch pays for the search
 only where it holds such a row.
 """
 
@@ -17,6 +17,7 @@ from jaxsample import _chunks, _elementary, _mass, _ranking
 from jaxsample._chunks import CHUNK, Rows
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
+from jaxsample._search import by_logit, search
 from jaxsample._vmap import rowwise
 
 CANDIDATES = 64
@@ -104,8 +105,9 @@ def weigh(rows: Rows, scale: Scale, kept: Prefix) -> Kept:
     def few() -> Kept:
         top = kept.candidates
         chosen = _chunks.positions(top.token) < kept.length[..., None]
+        weights = jnp.where(chosen, _ranking.weights(scale, top.logit, top.token), 0)
         return Kept(
-            _scatter(jnp.where(chosen, _weights(scale, top), 0), top.token // CHUNK, scale),
+            _scatter(weights, top.token // CHUNK, scale),
             jnp.sum(chosen & (top.logit > -jnp.inf), axis=-1, dtype=jnp.int32),
         )
 
@@ -131,7 +133,8 @@ def _length(rows: Rows, scale: Scale, rules: Rules, top: Cut) -> Array:
     length = jnp.full(rows.row_max.shape, beyond, jnp.int32)
     unknown = jnp.full(rows.row_max.shape, False)
     dropping = jnp.full(rows.row_max.shape, False)
-    masses = _mass.cumulative(_mass.place(_weights(scale, top), _shifts(scale, top)))
+    weights = _ranking.weights(scale, top.logit, top.token)
+    masses = _mass.cumulative(_mass.place(weights, _ranking.shifts(scale, top.token)))
     for group in rules.order:
         before = length
         for name in group:
@@ -184,7 +187,7 @@ def _searched(rows: Rows, scale: Scale, rules: Rules, needed: Array) -> Cut:
                 whole = _mass_up_to(rows, scale, before)
                 rows, whole = _chunks.read_again(rows, whole)
                 target = _mass.fraction(whole, value)
-            found = _ranking.search(rows, counted, target, needed & on)
+            found = search(rows, counted, target, needed & on, by_logit(rows))
             cut = _ranking.select(on, _ranking.earlier(found, cut), cut)
     return cut
 
@@ -206,16 +209,6 @@ def _dropping(rows: Rows, rules: Rules, names: Iterable[str]) -> Array:
     for name in names:
         dropping |= rules.values[name] != neutral[name]
     return dropping
-
-
-def _shifts(scale: Scale, tokens: Cut) -> Array:
-    """The shifts of some tokens' chunks, `[..., tokens]`."""
-    return jnp.take_along_axis(scale.shifts, tokens.token // CHUNK, axis=-1)
-
-
-def _weights(scale: Scale, tokens: Cut) -> Array:
-    """The weights of some tokens, int32 `[..., tokens]`."""
-    return scale.weights(tokens.logit, tokens.token % CHUNK, _shifts(scale, tokens))
 
 
 def _scatter(weights: Array, chunks: Array, scale: Scale) -> Array:

@@ -76,6 +76,13 @@ class Scale(NamedTuple):
             weight = _bounded(weight * ((log_sum - octaves) * (1 / ENTROPY_UNIT)))
         return _round(weight, places)
 
+    def least(self, x: Array) -> Mass:
+        """What no token of a logit `[...]` falls below, however it is rounded."""
+        if self.row_max is None:
+            return Mass(jnp.zeros_like(x, jnp.uint32), jnp.ones_like(x, jnp.uint32))
+        weight = self.weights(x[..., None], np.zeros(1, np.int32), jnp.int32(0))[..., 0]
+        return place(jnp.maximum(weight - weight // 2**16 - 4, 0), jnp.zeros_like(weight))
+
 
 def shifts(chunk_max: Array, row_max: Array) -> Array:
     """The shifts `[..., chunks]` that suit the largest logits of the chunks."""
@@ -142,12 +149,12 @@ def place(sums: Array, shift: Array) -> Mass:
 
 def total(mass: Mass) -> Mass:
     """The sum of masses along the last axis."""
-    return _carry([jnp.sum(limb, axis=-1, dtype=jnp.uint32) for limb in _limbs(mass)])
+    return _carry(jnp.sum(_limbs(mass), axis=-1, dtype=jnp.uint32))
 
 
 def cumulative(mass: Mass) -> Mass:
     """The running sums of masses along the last axis, each with its own term."""
-    return _carry([jnp.cumsum(limb, axis=-1, dtype=jnp.uint32) for limb in _limbs(mass)])
+    return _carry(jnp.cumsum(_limbs(mass), axis=-1, dtype=jnp.uint32))
 
 
 def add(a: Mass, b: Mass) -> Mass:
@@ -158,7 +165,12 @@ def add(a: Mass, b: Mass) -> Mass:
 
 def times(mass: Mass, factor: Array) -> Mass:
     """A mass times integers of at most 16 bits."""
-    return _carry([limb * factor.astype(jnp.uint32) for limb in _limbs(mass)])
+    return _carry(_limbs(mass) * factor.astype(jnp.uint32)[None])
+
+
+def select(which: Array, a: Mass, b: Mass) -> Mass:
+    """`a` where `which` holds, else `b`."""
+    return Mass(jnp.where(which, a.high, b.high), jnp.where(which, a.low, b.low))
 
 
 def reaches(a: Mass, b: Mass) -> Array:
@@ -171,8 +183,7 @@ def fraction(mass: Mass, p: Array) -> Mass:
     units = jnp.maximum(to_float(mass) * p, 1)
     high = jnp.floor(units * 2.0**-32)
     share = Mass(high.astype(jnp.uint32), (units - high * 2.0**32).astype(jnp.uint32))
-    whole = reaches(share, mass)
-    return Mass(*(jnp.where(whole, m, s) for m, s in zip(mass, share, strict=True)))
+    return select(reaches(share, mass), mass, share)
 
 
 def to_float(mass: Mass) -> Array:
@@ -196,13 +207,14 @@ def _power_of_two(exponent: Array) -> Array:
     return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
-def _limbs(mass: Mass) -> list[Array]:
-    """Four limbs of 16 bits, lowest first: 2**16 of them add up in 32 bits."""
-    return [mass.low & _LIMB, mass.low >> 16, mass.high & _LIMB, mass.high >> 16]
+def _limbs(mass: Mass) -> Array:
+    """Four limbs of 16 bits, `[4, ...]`, lowest first: 2**16 of them add up in 32 bits."""
+    return jnp.stack([mass.low & _LIMB, mass.low >> 16, mass.high & _LIMB, mass.high >> 16])
 
 
-def _carry(limbs: list[Array]) -> Mass:
-    for i in range(3):
-        limbs[i + 1] = limbs[i + 1] + (limbs[i] >> 16)
-    a, b, c, d = (limb & _LIMB for limb in limbs)
-    return Mass(high=c | (d << 16), low=a | (b << 16))
+def _carry(limbs: Array) -> Mass:
+    a, b, c, d = limbs
+    b += a >> 16
+    c += b >> 16
+    d += c >> 16
+    return Mass(high=(c & _LIMB) | (d << 16), low=(a & _LIMB) | (b << 16))

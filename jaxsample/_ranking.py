@@ -2,17 +2,15 @@
 
 A prefix of the ranking is named by its last token alone, its `Cut`. Two ways lead to one: the
 `candidates`, which the block maxima find without a second look at the row and which hold nearly
-every cut, and the `search`, a bisection over all of the row, for the others.
+every cut, and `_search`, a bisection over all of the row, for the others.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _mass
 from jaxsample._chunks import (
     BLOCK,
     CHUNK,
@@ -21,15 +19,12 @@ from jaxsample._chunks import (
     first_true,
     fold,
     from_key,
-    mass,
-    positions,
     read_again,
     take_blocks,
     take_chunk,
     to_key,
-    weigh,
 )
-from jaxsample._mass import Mass, Scale
+from jaxsample._mass import Scale
 
 
 class Cut(NamedTuple):
@@ -102,19 +97,42 @@ def last_from(rows: Rows, floor: Array) -> Cut:
 
 
 def candidates(rows: Rows, number: int) -> Cut:
-    """The first tokens of the ranking in order, `[..., min(number, vocab)]`.
+    """The first tokens of the ranking in order, `[..., min(number, vocab)]`."""
+    return first(rows, rows.block_max, number, lambda x: x)[0]
+
+
+def first(
+    rows: Rows, block_max: Array, number: int, value: Callable[[Array], Array]
+) -> tuple[Cut, Array]:
+    """The first tokens of a ranking by other values, in order, equal values by lower id.
 
     A token outside the `number` best blocks has that many tokens before it, one in each of them.
+
+    Args:
+      rows: the logits.
+      block_max: `[..., blocks]`, the largest value of each block.
+      number: of tokens.
+      value: of logits `[..., *]`.
+
+    Returns:
+      Values and ids, and the logits, `[..., min(number, vocab)]`.
     """
     whole = rows.vocab // BLOCK
     if whole <= number:
-        x = rows.read(rows.logits)
-        ids = positions(x)
+        x, blocks = rows.read(rows.logits), None
+        values = value(x)
     else:
-        _, blocks = lax.top_k(_unsigned_zero(rows.block_max[..., :whole]), number)
-        x, ids = _gather(rows, jnp.sort(blocks, axis=-1))  # top_k breaks ties by position: the id
-    logit, position = lax.top_k(_unsigned_zero(x), min(number, rows.vocab))
-    return Cut(logit, jnp.take_along_axis(ids, position, axis=-1))
+        largest, blocks = lax.top_k(_unsigned_zero(block_max[..., :whole]), number)
+        # By id, since top_k breaks ties by position; the short block is the last.
+        blocks = jnp.sort(blocks, axis=-1)
+        x = _taken(rows, blocks)
+        # As many tokens as are asked for reach the least of these maxima: top_k takes half the time
+        # where the others do not compete.
+        least = jnp.min(largest, axis=-1, keepdims=True)
+        values = jnp.where(value(x) >= least, value(x), -jnp.inf)
+    top, position = lax.top_k(_unsigned_zero(values), min(number, rows.vocab))
+    token = position if blocks is None else _ids(rows, blocks, position)
+    return Cut(top, token), jnp.take_along_axis(x, position, axis=-1)
 
 
 def rank(rows: Rows, tokens: Array) -> Array:
@@ -128,89 +146,27 @@ def rank(rows: Rows, tokens: Array) -> Array:
     return jnp.sum(fold(rows.logits, counted, lax.add), axis=-1, dtype=jnp.int32)
 
 
-def search(
-    rows: Rows,
-    scale: Scale,
-    target: Mass,
-    needed: Array,
-    rank: Callable[[Array], Array] = lambda x: x,
-) -> Cut:
-    """The shortest prefix whose mass reaches a target.
-
-    Args:
-      rows: the logits.
-      scale: what a token weighs.
-      target: `[...]`, more than nothing; one beyond the mass of the row keeps all of it.
-      needed: bool `[...]`, the rows to search; the others get any cut.
-      rank: what the tokens are ranked by, from their logits `[..., *]`; -inf at -inf.
-
-    Returns:
-      The cut, in which `logit` is what the last token is ranked by.
-    """
-    value = _search_value(rows, scale, target, needed, rank)
-    return Cut(value, _search_token(rows, scale, target, value, rank))
+def shifts(scale: Scale, tokens: Array) -> Array:
+    """The shifts of some tokens' chunks, `[..., tokens]`."""
+    return jnp.take_along_axis(scale.shifts, tokens // CHUNK, axis=-1)
 
 
-def _search_value(
-    rows: Rows, scale: Scale, target: Mass, needed: Array, rank: Callable[[Array], Array]
-) -> Array:
-    """The largest value such that the tokens at or above it reach the target, by bisection."""
-
-    def unsettled(bounds: tuple[Array, Array]) -> Array:
-        low, high = bounds
-        return jnp.any(high - 1 > low)
-
-    def halve(bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bounds
-        middle = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
-        again, middle = read_again(rows, middle)
-        value = from_key(middle)[..., None, None]
-        reached = _mass.reaches(mass(again, scale, lambda x, _: rank(x) >= value), target)
-        return jnp.where(reached, middle, low), jnp.where(reached, high, middle)
-
-    high = to_key(jnp.full_like(rows.row_max, jnp.inf))
-    low = jnp.where(needed, to_key(jnp.float32(-jnp.inf)), high - 1)
-    low, _ = lax.while_loop(unsettled, halve, (low, high))
-    return from_key(low)
+def weights(scale: Scale, x: Array, tokens: Array) -> Array:
+    """The weights of some tokens by their logits and ids, int32 `[..., tokens]`."""
+    return scale.weights(x, tokens % CHUNK, shifts(scale, tokens))
 
 
-def _search_token(
-    rows: Rows, scale: Scale, target: Mass, value: Array, rank: Callable[[Array], Array]
-) -> Array:
-    """The token of this value with which the target is reached: first its chunk, then its place."""
-    above = mass(rows, scale, lambda x, _: rank(x) > value[..., None, None])
-    again, above = read_again(rows, above)
-    ties = weigh(again, scale, lambda x, _: rank(x) == value[..., None, None])
-    running = _running(above, ties, scale.shifts)
-    chunk = first_true(_mass.reaches(running, _expand(target)))
-
-    before = jax.tree.map(lambda a, r: jnp.concatenate([a[..., None], r], -1), above, running)
-    before = jax.tree.map(lambda b: at(b, chunk), before)
-    shift = at(scale.shifts, chunk)[..., None]
-    x, ids = take_chunk(rows, chunk)
-    ties = jnp.where(rank(x) == value[..., None], scale.weights(x, ids % CHUNK, shift), 0)
-    running = _running(before, ties, shift)
-    return at(ids, first_true(_mass.reaches(running, _expand(target))))
+def _taken(rows: Rows, blocks: Array) -> Array:
+    """The logits of some whole blocks and of the short last one, in a row."""
+    x = take_blocks(rows, blocks, BLOCK).reshape(*blocks.shape[:-1], -1)
+    return jnp.concatenate([x, rows.read(rows.logits[..., rows.vocab // BLOCK * BLOCK :])], axis=-1)
 
 
-def _running(start: Mass, sums: Array, shifts: Array) -> Mass:
-    """The mass after each of `sums`, `[..., n]`, counted from a start `[...]`."""
-    return _mass.add(_expand(start), _mass.cumulative(_mass.place(sums, shifts)))
-
-
-def _expand(mass: Mass) -> Mass:
-    return Mass(mass.high[..., None], mass.low[..., None])
-
-
-def _gather(rows: Rows, blocks: Array) -> tuple[Array, Array]:
-    """The logits and ids, by id, of the tokens in some whole blocks and in the short last one."""
-    lead, whole = blocks.shape[:-1], rows.vocab // BLOCK
-    x = take_blocks(rows, blocks, BLOCK)
-    ids = blocks[..., None] * BLOCK + positions(x)
-    x, ids = (a.reshape(*lead, blocks.shape[-1] * BLOCK) for a in (x, ids))
-    tail = rows.read(rows.logits[..., whole * BLOCK :])
-    tail_ids = whole * BLOCK + positions(tail)
-    return jnp.concatenate([x, tail], axis=-1), jnp.concatenate([ids, tail_ids], axis=-1)
+def _ids(rows: Rows, blocks: Array, position: Array) -> Array:
+    """The ids of tokens by their position in `_taken`."""
+    last = jnp.full((*blocks.shape[:-1], 1), rows.vocab // BLOCK, blocks.dtype)
+    blocks = jnp.concatenate([blocks, last], axis=-1)
+    return jnp.take_along_axis(blocks, position // BLOCK, axis=-1) * BLOCK + position % BLOCK
 
 
 def _unsigned_zero(x: Array) -> Array:

@@ -1,0 +1,199 @@
+"""Where the mass of a prefix reaches a target, anywhere in the row.
+
+A bisection over the values that tokens are ranked by: each pass weighs the tokens from one value
+up. It ends where so few tokens are left between the bounds that they can be looked at one by one,
+or where all that are left are equal. What is found does not depend on the way: masses are exact.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsample import _mass, _ranking
+from jaxsample._chunks import (
+    BLOCK,
+    CHUNK,
+    Rows,
+    at,
+    first_true,
+    fold,
+    from_key,
+    mass,
+    read_again,
+    take_chunk,
+    to_key,
+    weigh,
+)
+from jaxsample._mass import Mass, Scale
+from jaxsample._ranking import Cut
+
+_FEW = 64
+"""Tokens to look at one by one."""
+
+_TURNS_BY_VALUE = 12
+"""Turns that halve the distance between the bounds. The others halve the number of floats between
+them, of which most are close to 0 and which end any search after as many turns as a float has bits.
+"""
+
+
+class Order(NamedTuple):
+    """What tokens are ranked by.
+
+    Attributes:
+      value: of logits `[..., *]`; -inf at -inf.
+      least_logit: the least logit of tokens from a value `[...]` up.
+      top: `[...]`, which no value exceeds.
+      dtype: of which all values are.
+    """
+
+    value: Callable[[Array], Array]
+    least_logit: Callable[[Array], Array]
+    top: Array
+    dtype: Any
+
+
+class _Bounds(NamedTuple):
+    """Two values as keys, `[...]`, and the mass of the tokens from each of them up.
+
+    From `low` up the target is reached, or `low` is -inf; from `high` up it is not.
+    """
+
+    low: Array
+    high: Array
+    reached: Mass
+    missed: Mass
+
+
+def by_logit(rows: Rows) -> Order:
+    """Law 1."""
+    return Order(lambda x: x, lambda value: value, rows.row_max, rows.logits.dtype)
+
+
+def search(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order) -> Cut:
+    """The shortest prefix whose mass reaches a target.
+
+    Args:
+      rows: the logits.
+      scale: what a token weighs.
+      target: `[...]`, more than nothing; one beyond the mass of the row keeps all of it.
+      needed: bool `[...]`, the rows to search; the others get any cut.
+      order: what the tokens are ranked by, equal values by lower id.
+
+    Returns:
+      The cut, in which `logit` is the value of the last token.
+    """
+    bounds = _narrowed(rows, scale, target, needed, order)
+    few = _are_few(scale, bounds, order)
+    everything = _ranking.everything(rows)
+
+    def among_few() -> Cut:
+        return _among_few(rows, scale, target, bounds, order)
+
+    def among_equals() -> Cut:
+        return _among_equals(rows, scale, target, bounds, order)
+
+    found = lax.cond(jnp.any(needed & few), among_few, lambda: everything)
+    equal = lax.cond(jnp.any(needed & ~few), among_equals, lambda: everything)
+    return _ranking.select(few, found, equal)
+
+
+def _narrowed(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order) -> _Bounds:
+    """Bounds between which few tokens are left, or equal ones alone."""
+
+    def unsettled(state: tuple[Array, _Bounds]) -> Array:
+        _, bounds = state
+        return jnp.any((bounds.high - 1 > bounds.low) & ~_are_few(scale, bounds, order))
+
+    def halve(state: tuple[Array, _Bounds]) -> tuple[Array, _Bounds]:
+        turn, (low, high, reached, missed) = state
+        again, middle = read_again(rows, _middle(turn, low, high, order))
+        value = from_key(middle, order.dtype).astype(jnp.float32)[..., None, None]
+        found = mass(again, scale, lambda x, _: order.value(x) >= value)
+        enough = _mass.reaches(found, target)
+        return turn + 1, _Bounds(
+            jnp.where(enough, middle, low),
+            jnp.where(enough, high, middle),
+            _mass.select(enough, found, reached),
+            _mass.select(enough, missed, found),
+        )
+
+    info = jnp.finfo(order.dtype)
+    above = order.top + 4 * float(info.eps) * jnp.abs(order.top) + float(info.tiny)
+    high = to_key(above.astype(order.dtype))
+    low = jnp.where(needed, to_key(jnp.full_like(above, -jnp.inf, order.dtype)), high - 1)
+    nothing = Mass(jnp.zeros_like(target.high), jnp.zeros_like(target.low))
+    unknown = jax.tree.map(jnp.invert, nothing)  # the most there is, so that they are not few
+    start = (jnp.array(0), _Bounds(low, high, unknown, nothing))
+    return lax.while_loop(unsettled, halve, start)[1]
+
+
+def _middle(turn: Array, low: Array, high: Array, order: Order) -> Array:
+    """A key between two, from `low + 1` to `high - 1`."""
+    least, most = (from_key(key, order.dtype).astype(jnp.float32) for key in (low, high))
+    most = jnp.minimum(most, order.top)
+    # Steps that double find a first value from which the target is reached.
+    step = jnp.left_shift(1, jnp.minimum(turn, _TURNS_BY_VALUE)).astype(jnp.float32)
+    value = jnp.where(least == -jnp.inf, most - step, 0.5 * least + 0.5 * most)
+    by_value = to_key(value.astype(order.dtype))
+    by_key = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
+    return jnp.clip(jnp.where(turn < _TURNS_BY_VALUE, by_value, by_key), low + 1, high - 1)
+
+
+def _are_few(scale: Scale, bounds: _Bounds, order: Order) -> Array:
+    """Whether at most `_FEW` tokens can lie between the bounds, by the least that each weighs."""
+    keys = (bounds.low, bounds.high)  # what a token weighs is least at one of its bounds
+    values = (from_key(key, order.dtype).astype(jnp.float32) for key in keys)
+    least, other = (scale.least(order.least_logit(value)) for value in values)
+    least = _mass.select(_mass.reaches(least, other), other, least)
+    most = _mass.times(least, jnp.full_like(least.low, _FEW))
+    return _mass.reaches(_mass.add(bounds.missed, most), bounds.reached)
+
+
+def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: Order) -> Cut:
+    """The cut among the first tokens below the upper bound."""
+    most = from_key(bounds.high, order.dtype).astype(jnp.float32)
+
+    def value(x: Array) -> Array:
+        value = order.value(x)
+        return jnp.where(
+            value < most.reshape(most.shape + (1,) * (x.ndim - most.ndim)), value, -jnp.inf
+        )
+
+    block_max = from_key(
+        fold(rows.logits, lambda raw, *_: to_key(value(rows.read(raw))), lax.max, size=BLOCK)
+    )
+    top, x = _ranking.first(rows, block_max, _FEW, value)
+    weights = _ranking.weights(scale, x, top.token)
+    running = _running(bounds.missed, weights, _ranking.shifts(scale, top.token))
+    last = first_true(_mass.reaches(running, _expand(target)))
+    return jax.tree.map(lambda a: at(a, last), top)
+
+
+def _among_equals(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: Order) -> Cut:
+    """The cut among the tokens of the lower bound's value: first its chunk, then its place."""
+    value = from_key(bounds.low, order.dtype).astype(jnp.float32)
+    ties = weigh(rows, scale, lambda x, _: order.value(x) == value[..., None, None])
+    running = _running(bounds.missed, ties, scale.shifts)
+    chunk = first_true(_mass.reaches(running, _expand(target)))
+
+    before = jax.tree.map(
+        lambda m, r: jnp.concatenate([m[..., None], r], -1), bounds.missed, running
+    )
+    before = jax.tree.map(lambda b: at(b, chunk), before)
+    shift = at(scale.shifts, chunk)[..., None]
+    x, ids = take_chunk(rows, chunk)
+    ties = jnp.where(order.value(x) == value[..., None], scale.weights(x, ids % CHUNK, shift), 0)
+    running = _running(before, ties, shift)
+    return Cut(value, at(ids, first_true(_mass.reaches(running, _expand(target)))))
+
+
+def _running(start: Mass, sums: Array, shifts: Array) -> Mass:
+    """The mass after each of `sums`, `[..., n]`, counted from a start `[...]`."""
+    return _mass.add(_expand(start), _mass.cumulative(_mass.place(sums, shifts)))
+
+
+def _expand(mass: Mass) -> Mass:
+    return Mass(mass.high[..., None], mass.low[..., None])
