@@ -10,19 +10,28 @@ from typing import NoReturn
 
 from bench import report
 from bench.rules import rules
+from bench.sizes import FULL, QUICK
 from bench.timing import measure
 from bench.works import Case, works
 
-FULL = {"batch": [1, 32, 128], "vocab": [32000, 128256], "repeats": 100}
-QUICK = {"batch": [8], "vocab": [32000], "repeats": 5}
-DTYPES = ["float32", "bfloat16"]
+TABLES = {"batch": [1, 32, 128], "vocab": [32000, 128256], "repeats": 100}
+QUICK_TABLES = {"batch": [8], "vocab": [32000], "repeats": 5}
 RULES = {"batch": [32], "vocab": [128256], "repeats": 30}
+DTYPES = ["float32", "bfloat16"]
 RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the table of each case as soon as it is measured."""
+    """Measures what the options ask for, prints it, and writes it to files."""
     options = parse(arguments)
+    if options.report:
+        performance_report(options)
+    else:
+        tables(options)
+
+
+def tables(options: argparse.Namespace) -> None:
+    """Prints the table of each case as soon as it is measured."""
     sizes = itertools.product(options.batch, options.vocab, options.dtype)
     cases = [Case(*size) for size in sizes]
     print(report.headline(options.rules))
@@ -35,17 +44,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tables[case] = timings
     if options.out:
         ratios = report.to_argmax if options.rules else report.times_as_fast_as
-        write(options.out, report.document(tables, ratios), "-rules" if options.rules else "")
+        path = file_at(options.out, "-rules" if options.rules else "")
+        path.write_text(json.dumps(report.document(tables, ratios), indent=2) + "\n")
+        print(f"\nwritten to {path}")
 
 
-def write(out: Path, document: object, suffix: str) -> None:
-    """Writes a document to a JSON file, or to the device's file in a folder."""
+def performance_report(options: argparse.Namespace) -> None:
+    """Prints the report and writes it; a quick one is kept only if `--out` says where."""
+    from bench import performance  # brings matplotlib, which the tables do without
+
+    found = performance.measured(QUICK if options.quick else FULL)
+    path = file_at(options.out or RESULTS, "-report")
+    command = f"python -m bench --report{' --quick' * options.quick}"
+    print(performance.text(found, command, path.with_suffix(".png").name))
+    if options.out or not options.quick:
+        for file in performance.write(found, command, path):
+            print(f"written to {file}")
+
+
+def file_at(out: Path, suffix: str) -> Path:
+    """A JSON file, or the device's file in a folder."""
     if out == RESULTS:
         out.mkdir(exist_ok=True)
     name = re.sub(r"\W+", "-", report.device_name()).lower()
-    path = out / f"{name}{suffix}.json" if out.is_dir() else out
-    path.write_text(json.dumps(document, indent=2) + "\n")
-    print(f"\nwritten to {path}")
+    return out / f"{name}{suffix}.json" if out.is_dir() else out
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,15 +83,21 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         "python -m bench",
         description="Times the samplers against JAX's own operations and a stack of sorts.",
-        epilog="The full run takes about six minutes on two cores.",
+        epilog="The tables and the report take about ten minutes each on two cores.",
     )
     # The least vocabulary has the 64 tokens that top-k asks for, the largest is the library's.
     vocab = whole_number(64, 2**21)
     parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
-    parser.add_argument("--rules", action="store_true", help="each rule alone, beside jnp.argmax")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--rules", action="store_true", help="each rule alone, beside jnp.argmax")
+    kinds.add_argument(
+        "--report",
+        action="store_true",
+        help="bars, peers, memory and scaling, written to bench/results; in sizes of its own",
+    )
     parser.add_argument("--batch", type=whole_number(1), nargs="+", metavar="N", help="rows")
     parser.add_argument("--vocab", type=vocab, nargs="+", metavar="N", help="tokens")
-    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES, help="of the logits")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="of the logits")
     parser.add_argument(
         "--repeats", type=whole_number(1), metavar="N", help="the most calls of each work"
     )
@@ -82,10 +110,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="a JSON file to write, or a folder for one named by the device (bench/results)",
     )
     options = parser.parse_args(arguments)
-    sizes = RULES if options.rules else FULL
-    for name, value in (QUICK if options.quick else sizes).items():
+    sizes = QUICK_TABLES if options.quick else RULES if options.rules else TABLES
+    for name, value in (sizes | {"dtype": DTYPES}).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+        elif options.report:
+            parser.error(f"--report has sizes of its own, and no --{name}")
     return options
 
 

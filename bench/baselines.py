@@ -1,13 +1,23 @@
-"""What code bases write today for temperature, top-k, top-p and min-p together: a sort.
+"""JAX's own operations, and what code bases write today for the joint rules: a sort.
 
-Written as fast as it gets without another idea: one sort serves top-k and top-p, where many sort
-for each, it sorts values without their indices, and a threshold takes the place of the scatter back
-into the vocabulary's order. Tokens that are equal at a threshold are all kept.
+The stack is written as fast as it gets without another idea: one sort serves top-k and top-p,
+where many sort for each, it sorts values without their indices, and a threshold takes the place of
+the scatter back into the vocabulary's order. Tokens that are equal at a threshold are all kept.
 """
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
+
+
+def argmax(x: Array) -> Array:
+    """The likeliest token of each row."""
+    return jnp.argmax(x, axis=-1)
+
+
+def top_k_64(x: Array) -> tuple[Array, Array]:
+    """The 64 largest logits of each row, and their tokens."""
+    return lax.top_k(x, 64)
 
 
 def sort_stack(

@@ -1,7 +1,7 @@
 """The logits that are measured on, of the two kinds that a decoding loop meets.
 
-Every row holds the same logits in an order of its own, so that all rows are alike in what a rule
-keeps of them and no two are alike in where it lies.
+Every row of a kind holds the same logits in an order of its own, so that all are alike in what a
+rule keeps of them and no two are alike in where it lies.
 """
 
 import jax.numpy as jnp
@@ -28,6 +28,12 @@ def flat(batch: int, vocab: int, dtype: DTypeLike) -> Array:
     """
     normal = np.random.default_rng(SEED).standard_normal(vocab, np.float32)
     return _shuffled(normal, batch, dtype)
+
+
+def mixed(batch: int, vocab: int, dtype: DTypeLike) -> Array:
+    """Rows `[batch, vocab]` of which every other one is flat, the first too."""
+    even = jnp.arange(batch)[:, None] % 2 == 0
+    return jnp.where(even, flat(batch, vocab, dtype), peaked(batch, vocab, dtype))
 
 
 def _shuffled(row: np.ndarray, batch: int, dtype: DTypeLike) -> Array:

@@ -29,9 +29,9 @@ def headline(rules: bool) -> str:
 def table(case: Case, timings: Timings) -> str:
     """A line a sampler: its median, and how many times as fast as each baseline it is."""
     ratios = times_as_fast_as(timings)
-    medians = [f"{name}\n{_digits(timings[name].median)} ms" for name in BASELINES]
+    medians = [f"{name}\n{digits(timings[name].median)} ms" for name in BASELINES]
     lines = [
-        [name, _digits(timings[name].median), *(f"{_digits(r)}x" for r in of.values())]
+        [name, digits(timings[name].median), *(f"{digits(r)}x" for r in of.values())]
         for name, of in ratios.items()
     ]
     text = tabulate(
@@ -46,7 +46,7 @@ def table(case: Case, timings: Timings) -> str:
 def rules_table(case: Case, timings: Timings) -> str:
     """A line a rule: its median and its ratio to `jnp.argmax`."""
     lines = [
-        [name, _digits(timings[name].median), _digits(ratio)]
+        [name, digits(timings[name].median), digits(ratio)]
         for name, ratio in to_argmax(timings).items()
     ]
     text = tabulate(
@@ -60,10 +60,7 @@ def rules_table(case: Case, timings: Timings) -> str:
 
 def document(tables: Mapping[Case, Timings], ratios: Callable[[Timings], Any]) -> dict[str, Any]:
     """All that was measured and what it was measured on, ready for JSON."""
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": versions(),
-        "device": device(),
+    return provenance() | {
         "tables": [
             {
                 **case._asdict(),
@@ -72,6 +69,15 @@ def document(tables: Mapping[Case, Timings], ratios: Callable[[Timings], Any]) -
             }
             for case, timings in tables.items()
         ],
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """When it was measured, of what and where."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": versions(),
+        "device": device(),
     }
 
 
@@ -125,6 +131,6 @@ def _processor() -> str:
     return (models or [platform.processor() or platform.machine()])[0]
 
 
-def _digits(value: float) -> str:
+def digits(value: float) -> str:
     """Three significant digits, and no exponent."""
     return f"{float(f'{value:.3g}'):g}"

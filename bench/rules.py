@@ -11,18 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxsample as js
-from bench import logits
+from bench import logits, requests
+from bench.baselines import argmax
+from bench.requests import HISTORY, IDS
 from bench.works import Case, Work
-
-HISTORY = 1024
-IDS = 64
 
 
 def rules(case: Case) -> dict[str, Work]:
     """Each rule by its name, and `jnp.argmax`."""
     x = logits.flat(*case)
     rng = np.random.default_rng(logits.SEED)
-    keys = jax.random.split(jax.random.key(0), case.batch)
+    keys = requests.keys(case.batch)
 
     def each(value: float) -> jax.Array:
         return jnp.full(case.batch, value)
@@ -30,11 +29,8 @@ def rules(case: Case) -> dict[str, Work]:
     def ids(*shape: int) -> jax.Array:
         return jnp.asarray(rng.integers(0, case.vocab, (case.batch, *shape)), jnp.int32)
 
-    text = jnp.asarray(np.minimum(rng.zipf(1.3, (case.batch, HISTORY)), case.vocab) - 1, jnp.int32)
-    state = js.init_state(text, HISTORY, case.vocab, 2 * HISTORY)
-    for token in np.asarray(text)[:, :32].T:
-        state = js.update_state(state, token)
-    length, n = each(HISTORY), each(3)
+    state = requests.state(case.batch, case.vocab)
+    text, length, n = state.tokens[:, :HISTORY], each(HISTORY), each(3)
     allowed = jnp.asarray(rng.random((case.batch, case.vocab)) < 0.5)
     context = text[:, -4:]
     calls: dict[str, tuple[Any, ...]] = {
@@ -82,7 +78,7 @@ def rules(case: Case) -> dict[str, Work]:
     works = {
         name: Work(function, tuple(arguments)) for name, (function, *arguments) in calls.items()
     }
-    return works | {"jnp.argmax": Work(lambda x: jnp.argmax(x, axis=-1), (x,))}
+    return works | {"jnp.argmax": Work(argmax, (x,))}
 
 
 def _mirostat() -> tuple[js.MirostatParams, js.MirostatState]:

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from bench import logits
-from bench.baselines import sort_stack
+from bench import logits, requests
+from bench.baselines import argmax, sort_stack, top_k_64
 from jaxsample import SamplingParams, categorical_sample, greedy_sample, sample
 
 
@@ -35,6 +35,13 @@ class Work(NamedTuple):
     arguments: tuple[Any, ...]
 
 
+class Call(NamedTuple):
+    """What is called as it is, and what comes before each call while no clock runs."""
+
+    run: Callable[[], Any]
+    prepare: Callable[[], Any] = lambda: None
+
+
 BASELINES = ("jnp.argmax", "random.categorical", "lax.top_k 64", "sort stack")
 """The works that are not ours.
 
@@ -45,14 +52,12 @@ They are measured on peaked rows alone: flat ones take them as long, or a little
 def works(case: Case) -> dict[str, Work]:
     """The samplers of jaxsample and the baselines, by their names in the tables."""
     peaked, flat = logits.peaked(*case), logits.flat(*case)
-    key = jax.random.key(0)
-    keys = jax.random.split(key, case.batch)
+    key, keys = jax.random.key(0), requests.keys(case.batch)
 
     def per_row(value: float) -> Array:
         return jnp.full(case.batch, value)
 
-    t, k, p, min_p = per_row(0.8), per_row(50), per_row(0.95), per_row(0.02)
-    joint = SamplingParams(temperature=t, top_k=k, top_p=p, min_p=min_p)
+    p, joint = per_row(0.95), requests.joint(case.batch, *requests.JOINT)
     return {
         "greedy": Work(greedy_sample, (peaked,)),
         "categorical": Work(categorical_sample, (keys, peaked)),
@@ -60,8 +65,8 @@ def works(case: Case) -> dict[str, Work]:
         "top-p .95, peaked rows": Work(sample, (keys, peaked, SamplingParams(top_p=p))),
         "top-p .95, flat rows": Work(sample, (keys, flat, SamplingParams(top_p=p))),
         "T .8, k 50, p .95, min-p .02": Work(sample, (keys, peaked, joint)),
-        "jnp.argmax": Work(lambda x: jnp.argmax(x, axis=-1), (peaked,)),
+        "jnp.argmax": Work(argmax, (peaked,)),
         "random.categorical": Work(jax.random.categorical, (key, peaked)),
-        "lax.top_k 64": Work(lambda x: lax.top_k(x, 64), (peaked,)),
-        "sort stack": Work(sort_stack, (key, peaked, t, k, p, min_p)),
+        "lax.top_k 64": Work(top_k_64, (peaked,)),
+        "sort stack": Work(sort_stack, (key, peaked, *map(per_row, requests.JOINT))),
     }

@@ -1,15 +1,23 @@
+import dataclasses
+import importlib.metadata
 import json
+import math
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from bench import logits
+from bench import bars, logits, memory, peers, performance, requests, scaling
 from bench.__main__ import main
 from bench.baselines import sort_stack_logits
-from bench.works import BASELINES
+from bench.peers.borrowed import borrow
+from bench.sizes import QUICK, Sizes
+from bench.timing import Timing, measure
+from bench.works import BASELINES, Call
 from jaxsample import min_p_logits, scaled_logits, top_k_logits, top_p_logits
 
 ROOT = Path(__file__).parent.parent
@@ -46,6 +54,8 @@ def test_prints_a_table_and_writes_what_it_measured(tmp_path):
         ("--dtype int8", "--dtype"),
         ("--out no/such/folder/times.json", "no/such/folder"),
         ("--fast", "--fast"),
+        ("--report --batch 8", "--batch"),
+        ("--report --rules", "--rules"),
     ],
 )
 def test_a_bad_option_ends_with_one_line(capsys, arguments, word):
@@ -72,3 +82,125 @@ def test_the_nucleus_is_as_large_as_it_is_said_to_be(kind, expected):
     weights = np.exp(np.asarray(kind(1, 32000, "float32")[0], np.float64))
     mass = np.cumsum(np.sort(weights)[::-1]) / weights.sum()
     assert np.searchsorted(mass, 0.95) + 1 == pytest.approx(expected, rel=0.02)
+
+
+@pytest.fixture
+def _no_clock(monkeypatch):
+    """Every work takes one millisecond, and nothing is compiled."""
+
+    def measured(works, most_repeats, label):
+        return {name: Timing(1.0, (1.0, 1.0), most_repeats) for name in works}
+
+    for module in (bars, performance, scaling):
+        monkeypatch.setattr(module, "measure", measured)
+    monkeypatch.setattr(bars, "compile_seconds", lambda function, arguments, repeats: 3.0)
+    analysis = types.SimpleNamespace(temp_size_in_bytes=4096)
+    program = types.SimpleNamespace(memory_analysis=lambda: analysis)
+    monkeypatch.setattr(memory, "compiled", lambda work: program)
+    monkeypatch.setitem(peers.PEERS, "nobody", peers.Peer(("nobody",), "bench.peers.nobody.draw"))
+
+
+@pytest.mark.usefixtures("_no_clock")
+def test_the_report_writes_data_text_and_plots(tmp_path, capsys):
+    path = tmp_path / "times.json"
+    main(["--report", "--quick", "--out", str(path)])
+    printed = capsys.readouterr().out
+
+    document = json.loads(path.read_text())
+    check_report(document)
+    assert document["absent_peers"]["nobody"].startswith("ModuleNotFoundError")
+    assert document["peers_milliseconds"]["8"]["sort stack"]["median"] == 1
+    assert [point["vocab"] for point in document["scaling"]["vocab"]] == list(QUICK.vocabs)
+    assert document["memory"][0]["of_logits"] == 4096 / (QUICK.batch * QUICK.vocab * 4)
+
+    text = path.with_suffix(".md").read_text()
+    assert text in printed
+    for words in ("Not measured: nobody", "python -m bench --report --quick", "(times.png)"):
+        assert words in text
+    for line in document["bars"]:
+        assert f"| {line['work']} " in text
+    assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "jaxsample, k, p, min-p" in path.with_suffix(".svg").read_text()
+
+
+@pytest.mark.slow
+def test_the_report_measures(tmp_path):
+    path = tmp_path / "times.json"
+    command = [sys.executable, "-m", "bench", "--report", "--quick", "--out", path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    check_report(json.loads(path.read_text()))
+
+
+def check_report(document):
+    assert "jaxsample" in document["versions"]
+    assert len(document["bars"]) == 14 + len(QUICK.odd_vocabs)
+    for line in document["bars"]:
+        assert line["value"] > 0
+        assert line["bar"] > 0
+        assert line["stretch"] > 0
+        assert line["verdict"] in ("missed", "bar", "stretch")
+    measured = document["peers_milliseconds"][str(QUICK.peer_batches[0])]
+    assert measured.keys() >= {peers.OURS, peers.OURS_T_LAST}
+    assert (measured.keys() | document["absent_peers"].keys()) >= peers.PEERS.keys()
+    assert len(document["memory"]) == 6
+
+
+@pytest.mark.parametrize(
+    ("value", "bar", "stretch", "verdict"),
+    [
+        (59, 60, 100, "missed"),
+        (60, 60, 100, "bar"),
+        (100, 60, 100, "stretch"),
+        (0.13, 0.12, 0.08, "missed"),
+        (0.12, 0.12, 0.08, "bar"),
+        (0.08, 0.12, 0.08, "stretch"),
+        (math.nan, 0.12, 0.08, "missed"),
+    ],
+)
+def test_a_line_tells_how_far_its_value_gets(value, bar, stretch, verdict):
+    assert bars.Line("work", value, "of jnp.argmax", bar, stretch).verdict == verdict
+
+
+def test_a_peer_leaves_before_it_takes_seconds(monkeypatch):
+    def measured(works, most_repeats, label):
+        return {name: Timing(600.0, (600.0, 600.0), 3) for name in works}
+
+    monkeypatch.setattr(scaling, "measure", measured)
+    sizes = Sizes(vocabs=(64, 128, 512), vocabs_batch=2, batches=(), repeats=1)
+    points = scaling.scaling(sizes, {"sort stack": peers.PEERS["sort stack"]})["vocab"]
+    assert ["sort stack" in point.timings for point in points] == [True, True, False]
+    assert all(peers.OURS in point.timings for point in points)
+
+
+def test_a_call_is_prepared_each_time_and_before_the_clock_runs():
+    events = []
+    call = Call(lambda: events.append("run"), lambda: events.append("prepare"))
+    timing = measure({"call": call}, 2, "")["call"]
+    assert timing.repeats == 2
+    assert events == ["prepare", "run"] * (len(events) // 2)
+
+
+def test_every_stage_asks_for_every_field():
+    params = jax.eval_shape(lambda: requests.every_stage(2, 64))
+    fields = [field.name for field in dataclasses.fields(params)]
+    assert [name for name in fields if getattr(params, name) is None] == []
+
+
+def test_a_function_is_borrowed_without_the_imports_of_its_file(tmp_path, monkeypatch):
+    (tmp_path / "lender-1.dist-info").mkdir()
+    (tmp_path / "lender-1.dist-info" / "METADATA").write_text("Name: lender\nVersion: 1\n")
+    (tmp_path / "lender.py").write_text(
+        "import no_such_package\n"
+        "UNIT = 2\n"
+        "def twice(x: no_such_package.Number): return UNIT * plus(x, 0)\n"
+        "def plus(x, y): return given.add(x, y)\n"
+        "no_such_package.register(twice)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (twice,) = borrow("lender", "lender.py", "twice", given=np)
+    assert twice(21) == 42
+    with pytest.raises(LookupError, match=r"lender/lender.py has no thrice"):
+        borrow("lender", "lender.py", "thrice")
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        borrow("nobody", "lender.py", "twice")

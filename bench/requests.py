@@ -1,0 +1,96 @@
+"""What the rows of a batch ask for, from the joint rules to every field, and what they hold."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bench.logits import SEED
+from jaxsample import SamplerState, SamplingParams, init_state, packed_bitmask, update_state
+
+HISTORY = 1024
+WRITTEN = 32
+IDS = 64
+
+JOINT = (0.8, 50, 0.95, 0.02)
+"""Temperature, k, p and min-p."""
+
+
+def keys(batch: int) -> Array:
+    """A key a row."""
+    return jax.random.split(jax.random.key(0), batch)
+
+
+def joint(batch: int, temperature: float, k: int, p: float, min_p: float) -> SamplingParams:
+    """Temperature, top-k, top-p and min-p, each an array of one value a row."""
+    values = {"temperature": temperature, "top_k": k, "top_p": p, "min_p": min_p}
+    return SamplingParams(**{name: jnp.full(batch, value) for name, value in values.items()})
+
+
+def full(batch: int, vocab: int) -> SamplingParams:
+    """A bias of 64 tokens, a grammar's packed mask, three penalties and the joint rules."""
+    rng = np.random.default_rng(SEED)
+    return dataclasses.replace(
+        joint(batch, *JOINT),
+        bias_token_ids=_ids(batch, vocab, IDS),
+        bias=jnp.ones((batch, IDS)),
+        bitmask=packed_bitmask(rng.random((batch, vocab)) < 0.5),
+        repetition_penalty=jnp.full(batch, 1.2),
+        presence_penalty=jnp.full(batch, 0.5),
+        frequency_penalty=jnp.full(batch, 0.5),
+    )
+
+
+def every_stage(batch: int, vocab: int) -> SamplingParams:
+    """Every field there is."""
+
+    def each(value: float) -> Array:
+        return jnp.full(batch, value)
+
+    return dataclasses.replace(
+        full(batch, vocab),
+        unconditional_logits=jnp.zeros((batch, vocab)),
+        guidance_scale=each(1.5),
+        allowed=jnp.ones((batch, vocab), bool),
+        suppressed_token_ids=_ids(batch, vocab, IDS),
+        bad_words=_ids(batch, vocab, IDS, 3),
+        bad_word_lengths=_ids(batch, 4, IDS),
+        stop_token_ids=_ids(batch, vocab, 2),
+        min_tokens=each(9),
+        no_repeat_ngram=each(3),
+        dry_multiplier=each(0.8),
+        dry_base=each(1.75),
+        dry_allowed_length=each(2),
+        dry_breakers=_ids(batch, vocab, 4),
+        temperature_low=each(0.5),
+        temperature_high=each(1.5),
+        temperature_exponent=each(1.0),
+        smoothing_factor=each(0.3),
+        smoothing_curve=each(1.5),
+        typical_p=each(0.9),
+        epsilon=each(1e-5),
+        eta=each(1e-5),
+        top_a=each(0.2),
+        top_n_sigma=each(1.0),
+        tail_free=each(0.95),
+        top_h=each(0.5),
+        p_less=jnp.ones(batch, bool),
+        xtc_probability=each(0.5),
+        xtc_threshold=each(0.1),
+    )
+
+
+def state(batch: int, vocab: int) -> SamplerState:
+    """Rows with a prompt of 1,024 tokens by Zipf's law, of which they wrote 32 again."""
+    rng = np.random.default_rng(SEED)
+    text = (np.minimum(rng.zipf(1.3, (batch, HISTORY)), vocab) - 1).astype(np.int32)
+    state = init_state(text, HISTORY, vocab, 2 * HISTORY)
+    for token in text.T[:WRITTEN]:
+        state = update_state(state, token)
+    return state
+
+
+def _ids(batch: int, limit: int, *shape: int) -> Array:
+    return jnp.asarray(np.random.default_rng(SEED).integers(0, limit, (batch, *shape)), jnp.int32)
