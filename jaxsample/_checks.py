@@ -81,6 +81,33 @@ def per_token(name: str, value: ArrayLike, rows: Array, kinds: str) -> Array:
     return per_item(name, value, rows, kinds, rows.shape[-1])
 
 
+def per_item(
+    name: str, value: ArrayLike, rows: Array, kinds: str, width: int | None = None
+) -> Array:
+    """An array `[..., width]`, or of any width, broadcast to the rows of `rows`.
+
+    `kinds` are NumPy's letters of the dtypes allowed: b for bool, i and u for integers, f for real
+    numbers. Integers become int32 and real numbers float32.
+    """
+    array = value if isinstance(value, Array) else np.asarray(value)
+    words = {"b": "bool", "i": "integers", "u": "integers", "f": "real numbers"}
+    if kind(array) not in kinds:
+        expected = " or ".join(dict.fromkeys(words[letter] for letter in kinds))
+        raise TypeError(f"{name} must hold {expected}, got {array.dtype}")
+    lead = rows.shape[:-1]
+    if array.ndim < 1 or (width is not None and array.shape[-1] != width):
+        wanted = "n" if width is None else width
+        raise ValueError(f"{name} must have shape [..., {wanted}], got {array.shape}")
+    chex.assert_is_broadcastable(
+        array.shape[:-1],
+        lead,
+        custom_message=f"{name} must have one list for all rows or one a row",
+        exception_type=ValueError,
+    )
+    dtype = {"b": jnp.bool_, "f": jnp.float32}.get(kind(array), jnp.int32)
+    return jnp.broadcast_to(_narrow(array, dtype), (*lead, array.shape[-1]))
+
+
 def keys(value: Any, rows: Array) -> Array:
     """Threefry keys, one a row: a single key is split over the rows, an array of keys is kept.
 
@@ -135,6 +162,11 @@ def to_rows(parameter: Array, rows: Array) -> Array:
     return jnp.broadcast_to(parameter, rows.shape[:-1])
 
 
+def to_elements(value: Array, x: Array) -> Array:
+    """A value a row `[...]` with the axes that it lacks beside elements `x [..., *]`."""
+    return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+
 def _parameter(
     name: str, value: ArrayLike, rows: Array, kinds: str, dtype: Any, expected: str
 ) -> Array:
@@ -148,33 +180,6 @@ def _parameter(
         exception_type=ValueError,
     )
     return _narrow(array, dtype)
-
-
-def per_item(
-    name: str, value: ArrayLike, rows: Array, kinds: str, width: int | None = None
-) -> Array:
-    """An array `[..., width]`, or of any width, broadcast to the rows of `rows`.
-
-    `kinds` are NumPy's letters of the dtypes allowed: b for bool, i and u for integers, f for real
-    numbers. Integers become int32 and real numbers float32.
-    """
-    array = value if isinstance(value, Array) else np.asarray(value)
-    words = {"b": "bool", "i": "integers", "u": "integers", "f": "real numbers"}
-    if kind(array) not in kinds:
-        expected = " or ".join(dict.fromkeys(words[letter] for letter in kinds))
-        raise TypeError(f"{name} must hold {expected}, got {array.dtype}")
-    lead = rows.shape[:-1]
-    if array.ndim < 1 or (width is not None and array.shape[-1] != width):
-        wanted = "n" if width is None else width
-        raise ValueError(f"{name} must have shape [..., {wanted}], got {array.shape}")
-    chex.assert_is_broadcastable(
-        array.shape[:-1],
-        lead,
-        custom_message=f"{name} must have one list for all rows or one a row",
-        exception_type=ValueError,
-    )
-    dtype = {"b": jnp.bool_, "f": jnp.float32}.get(kind(array), jnp.int32)
-    return jnp.broadcast_to(_narrow(array, dtype), (*lead, array.shape[-1]))
 
 
 def _narrow(array: Array | np.ndarray, dtype: Any) -> Array:

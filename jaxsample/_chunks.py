@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsample import _mass
+from jaxsample._checks import to_elements
 from jaxsample._mass import Mass, Scale
 
 BLOCK = 64
@@ -237,7 +238,7 @@ def settle(x: Array, dtype: Any) -> Array:
 def _read(raw: Array, rate: Array | None) -> Array:
     x = raw.astype(jnp.float32)
     if rate is not None:
-        x = _uncontracted(x * rate.reshape(rate.shape + (1,) * (x.ndim - rate.ndim)))
+        x = _uncontracted(x * to_elements(rate, x))
     return _round(x, raw.dtype)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsample import _chunks, _mass, _moments, _ranking
+from jaxsample._checks import to_elements
 from jaxsample._chunks import Rows
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
@@ -21,7 +22,7 @@ _TAIL_FREE_SHIFT = 7
 @rowwise
 def typical(rows: Rows, scale: Scale, p: Array) -> tuple[Array, Cut]:
     """The logit of typical surprise, and the cut of the ranking by `typicality` at mass p."""
-    log_sum, entropy = _moments.log_sum(rows, scale), _moments.entropy(rows, scale)
+    entropy, log_sum = _moments.entropy(rows, scale)
     centre = rows.row_max + (log_sum - entropy)
     needed = ~rows.bad & (p < 1)
 
@@ -37,7 +38,7 @@ def typical(rows: Rows, scale: Scale, p: Array) -> tuple[Array, Cut]:
 
 def typicality(x: Array, centre: Array) -> Array:
     """What typical-p ranks logits `[..., *]` by: minus their distance from the typical logit."""
-    return -jnp.abs(x - centre.reshape(centre.shape + (1,) * (x.ndim - centre.ndim)))
+    return -jnp.abs(x - to_elements(centre, x))
 
 
 @rowwise

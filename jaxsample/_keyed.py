@@ -159,4 +159,4 @@ def _mix(x: Array) -> Array:
 
 
 def _expand(seed: Seed, ids: Array) -> Seed:
-    return Seed(*(a.reshape(a.shape + (1,) * (ids.ndim - a.ndim)) for a in seed))
+    return Seed(*(_checks.to_elements(a, ids) for a in seed))

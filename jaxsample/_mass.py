@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsample import _elementary
+from jaxsample._checks import to_elements
 from jaxsample._elementary import LOG2_E
 
 _WEIGHT_BITS = 23
@@ -68,7 +69,7 @@ class Scale(NamedTuple):
         """
         if self.row_max is None:
             return (x > -jnp.inf).astype(jnp.int32)
-        row_max = self.row_max.reshape(self.row_max.shape + (1,) * (x.ndim - self.row_max.ndim))
+        row_max = to_elements(self.row_max, x)
         octaves = _octaves(x, row_max)
         weight = _power(octaves, shift)
         if self.log_sum is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsample import _chunks, _mass
+from jaxsample._checks import to_elements
 from jaxsample._chunks import Rows
 from jaxsample._mass import Scale
 
@@ -25,8 +26,9 @@ def log_sum(rows: Rows, scale: Scale) -> Array:
     return _settled(_mass.log(_chunks.mass(rows, scale)))
 
 
-def entropy(rows: Rows, scale: Scale) -> Array:
-    """The entropy in nats, `[...]`: the mean distance below the maximum, plus `log_sum`."""
+def entropy(rows: Rows, scale: Scale) -> tuple[Array, Array]:
+    """The entropy in nats, `[...]`, which is the mean distance below the maximum plus `log_sum`,
+    and `log_sum`."""
     sums = _chunks.weigh(rows, scale)
     rows, sums = _chunks.read_again(rows, sums)
 
@@ -40,7 +42,8 @@ def entropy(rows: Rows, scale: Scale) -> Array:
     distances = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
     whole = _mass.total(weights)
     mean = _settled(_mass.to_float(distances) / _mass.to_float(whole) * _LN_2)
-    return _settled(mean + _settled(_mass.log(whole)))
+    log_sum = _settled(_mass.log(whole))
+    return _settled(mean + log_sum), log_sum
 
 
 def log_collision(rows: Rows, scale: Scale) -> Array:
@@ -107,7 +110,7 @@ def _least(rows: Rows) -> Array:
 
 def _below(rows: Rows, x: Array) -> Array:
     """How far logits `[..., *]` lie below the maximum, at most 0."""
-    return x - rows.row_max.reshape(rows.row_max.shape + (1,) * (x.ndim - rows.row_max.ndim))
+    return x - to_elements(rows.row_max, x)
 
 
 def _settled(x: Array) -> Array:

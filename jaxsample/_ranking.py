@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsample._checks import to_elements
 from jaxsample._chunks import (
     BLOCK,
     CHUNK,
@@ -36,8 +37,7 @@ class Cut(NamedTuple):
 
 def is_kept(x: Array, ids: Array, cut: Cut) -> Array:
     """Whether the tokens `[..., *]` with these logits and ids stand at or before the cut."""
-    shape = cut.logit.shape + (1,) * (x.ndim - cut.logit.ndim)
-    logit, token = cut.logit.reshape(shape), cut.token.reshape(shape)
+    logit, token = (to_elements(of, x) for of in cut)
     return (x > logit) | ((x == logit) & (ids <= token))
 
 
@@ -54,14 +54,12 @@ def before(tokens: Cut) -> Cut:
 
 def earlier(a: Cut, b: Cut) -> Cut:
     """The cut of the shorter prefix."""
-    first = (a.logit > b.logit) | ((a.logit == b.logit) & (a.token < b.token))
-    return select(first, a, b)
+    return select(is_kept(*a, b), a, b)
 
 
 def later(a: Cut, b: Cut) -> Cut:
     """The cut of the longer prefix."""
-    first = (a.logit > b.logit) | ((a.logit == b.logit) & (a.token < b.token))
-    return select(first, b, a)
+    return select(is_kept(*a, b), b, a)
 
 
 def select(which: Array, a: Cut, b: Cut) -> Cut:

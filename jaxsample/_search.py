@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsample import _mass, _ranking
+from jaxsample._checks import to_elements
 from jaxsample._chunks import (
     BLOCK,
     CHUNK,
@@ -158,9 +159,7 @@ def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: O
 
     def value(x: Array) -> Array:
         value = order.value(x)
-        return jnp.where(
-            value < most.reshape(most.shape + (1,) * (x.ndim - most.ndim)), value, -jnp.inf
-        )
+        return jnp.where(value < to_elements(most, x), value, -jnp.inf)
 
     block_max = from_key(
         fold(rows.logits, lambda raw, *_: to_key(value(rows.read(raw))), lax.max, size=BLOCK)

@@ -95,7 +95,7 @@ def entropy_scaled_logits(
 def _entropy_scaled_logits(logits: Array, low: Array, high: Array, exponent: Array) -> Array:
     low, high, exponent = (_checks.to_rows(a, logits) for a in (low, high, exponent))
     rows = _chunks.look_over(lax.stop_gradient(logits))
-    entropy = _moments.entropy(rows, _chunks.probability(rows))
+    entropy, _ = _moments.entropy(rows, _chunks.probability(rows))
     most = _elementary.log(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
     power = _elementary.exp2(exponent * (_elementary.log(share) * _elementary.LOG2_E))

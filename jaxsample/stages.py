@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxsample import _checks
 from jaxsample._kept import Rules
 from jaxsample.constraints import (
     allowed_logits,
@@ -49,7 +50,7 @@ Order = tuple[str | tuple[str, ...], ...]
 """Names of stages. A nested tuple is judged jointly: each of its stages on the same distribution,
 and what all of them keep is kept."""
 
-_BEFORE = (
+DEFAULT_ORDER: Order = (
     "guidance",
     "allowed",
     "bitmask",
@@ -57,10 +58,6 @@ _BEFORE = (
     "bad_words",
     "min_tokens",
     "no_repeat_ngram",
-)
-
-DEFAULT_ORDER: Order = (
-    *_BEFORE,
     "repetition_penalty",
     "frequency_penalty",
     "presence_penalty",
@@ -178,6 +175,11 @@ def _of(rule: Callable[..., Array], *fields: str, drops: bool = False) -> _Stage
     return _Stage(lambda i: rule(i.logits, *(i.given[f] for f in fields)), fields, drops=drops)
 
 
+def _named(i: _Input, prefix: str) -> dict[str, Any]:
+    """The params of a stage by the names that its function has for them."""
+    return {field.removeprefix(prefix): value for field, value in i.given.items()}
+
+
 def _bad_words(i: _Input) -> Array:
     words, lengths = i.given["bad_words"], i.given["bad_word_lengths"]
     return bad_words_logits(i.logits, i.state.tokens, i.state.lengths, words, lengths)
@@ -207,23 +209,20 @@ def _presence(i: _Input) -> Array:
 
 
 def _dry(i: _Input) -> Array:
-    given = {name.removeprefix("dry_"): value for name, value in i.given.items()}
-    return dry_penalized_logits(i.logits, i.state.tokens, i.state.lengths, **given)
+    return dry_penalized_logits(i.logits, i.state.tokens, i.state.lengths, **_named(i, "dry_"))
 
 
 def _entropy_temperature(i: _Input) -> Array:
-    given = {name.removeprefix("temperature_"): value for name, value in i.given.items()}
-    return entropy_scaled_logits(i.logits, **given)
+    return entropy_scaled_logits(i.logits, **_named(i, "temperature_"))
 
 
 def _smoothing(i: _Input) -> Array:
-    given = {name.removeprefix("smoothing_"): value for name, value in i.given.items()}
-    return smoothed_logits(i.logits, **given)
+    return smoothed_logits(i.logits, **_named(i, "smoothing_"))
 
 
 def _p_less(i: _Input) -> Array:
-    on = jnp.broadcast_to(i.given["p_less"], i.logits.shape[:-1])[..., None]
-    return jnp.where(on, p_less_logits(i.logits), i.logits)
+    on = _checks.to_rows(i.given["p_less"], i.logits)
+    return jnp.where(on[..., None], p_less_logits(i.logits), i.logits)
 
 
 def _xtc(i: _Input) -> Array:
@@ -336,7 +335,7 @@ def _applied(
 def rules_of(groups: tuple[tuple[str, ...], ...], logits: Array, params: SamplingParams) -> Rules:
     """The rules of groups of top-k, top-p and min-p."""
     names = itertools.chain(*groups)
-    values = {name: jnp.broadcast_to(getattr(params, name), logits.shape[:-1]) for name in names}
+    values = {name: _checks.to_rows(getattr(params, name), logits) for name in names}
     return Rules(values, groups)
 
 

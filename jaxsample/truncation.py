@@ -212,8 +212,8 @@ def _eta_logits(logits: Array, epsilon: Array) -> Array:
     rows, epsilon, bad = _opened(logits, epsilon)
     scale = _chunks.probability(rows)
     least = _elementary.log(epsilon)
-    bound = jnp.minimum(least, 0.5 * least - _moments.entropy(rows, scale))
-    return _from(logits, rows, _moments.log_sum(rows, scale) + bound, bad)
+    entropy, log_sum = _moments.entropy(rows, scale)
+    return _from(logits, rows, log_sum + jnp.minimum(least, 0.5 * least - entropy), bad)
 
 
 def top_a_logits(logits: ArrayLike, a: ArrayLike) -> Array:
@@ -432,7 +432,7 @@ def xtc_logits(
 @jax.jit
 def _xtc_logits(keys: Array, logits: Array, probability: Array, threshold: Array) -> Array:
     rows, probability, improbable = _opened(logits, probability)
-    _, threshold, outside = _opened(logits, threshold)
+    threshold, outside = _share(logits, threshold)
     floor = _moments.log_sum(rows, _chunks.probability(rows)) + _elementary.log(threshold)
     # A threshold of 0 is met by all that are not masked.
     floor = jnp.maximum(rows.row_max + floor, np.finfo(np.float32).min)
@@ -455,8 +455,12 @@ def cut_by(logits: Array, rules: Rules) -> Array:
 
 def _opened(logits: Array, share: Array) -> tuple[Rows, Array, Array]:
     """The logits looked over, and a parameter in [0, 1] a row with the rows where it is not."""
+    return _chunks.look_over(lax.stop_gradient(logits)), *_share(logits, share)
+
+
+def _share(logits: Array, share: Array) -> tuple[Array, Array]:
     share = _checks.to_rows(lax.stop_gradient(share), logits)
-    return _chunks.look_over(lax.stop_gradient(logits)), share, ~((share >= 0) & (share <= 1))
+    return share, ~((share >= 0) & (share <= 1))
 
 
 def _from(logits: Array, rows: Rows, floor: Array, bad: Array) -> Array:

@@ -241,7 +241,7 @@ def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
     """
     noise = _keyed.uniform(seed, _keyed.word(seed, ids))
     time = -_elementary.log1m(jnp.minimum(noise, np.float32(1 - 2.0**-24)))
-    row_max = rows.row_max.reshape(rows.row_max.shape + (1,) * (x.ndim - rows.row_max.ndim))
+    row_max = _checks.to_elements(rows.row_max, x)
     return (x - row_max) - _elementary.log(time)
 
 
