@@ -1,0 +1,108 @@
+"""How often a program reads the logits, and how often a search does. Facts, never wall time."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rows import make
+
+import jaxsample as js
+from jaxsample import SamplingParams, _search
+
+BATCH, VOCAB = 4, 50176
+ELEMENTS = BATCH * VOCAB
+NO_WORK = r" (parameter|bitcast|constant|broadcast|get-tuple-element|tuple|conditional)\("
+
+
+def elements(shape):
+    """The largest array named in a piece of HLO."""
+    sizes = re.findall(r"\b[a-z]+\d*\[([\d,]*)\]", shape)
+    return max((int(np.prod([int(n) for n in s.split(",") if n])) for s in sizes), default=0)
+
+
+def passes(function, *arguments):
+    """The operations, outside branches and loops, that compute something for each logit.
+
+    One with a gather names the whole logits too, but computes only what is gathered.
+    """
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    bodies = dict(re.findall(r"\n(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)\n\}", text, re.DOTALL))
+    entry = bodies[re.search(r"\nENTRY %?([\w.\-]+)", text).group(1)]
+    found = 0
+    for line in entry.splitlines():
+        called = re.search(r" fusion\(.*calls=%?([\w.\-]+)", line)
+        steps = bodies[called.group(1)].splitlines() if called else [line]
+        if any(re.search(r" (gather|dynamic-slice)\(", step) for step in steps):
+            continue
+        work = [step.split("=", 1)[1] for step in steps if not re.search(NO_WORK, step)]
+        found += any(elements(step.split("(")[0]) >= 0.9 * ELEMENTS for step in work)
+    return found
+
+
+def works():
+    x = jnp.asarray(make("peaked", BATCH, VOCAB))
+    keys = jax.random.split(jax.random.key(0), BATCH)
+
+    def each(value):
+        return jnp.full(BATCH, value)
+
+    state = js.init_state(jnp.zeros((BATCH, 1), jnp.int32), 1, VOCAB, 8)
+    joint = {"temperature": each(0.8), "top_k": each(50), "top_p": each(0.9), "min_p": each(0.1)}
+    penalties = {"repetition_penalty": each(1.2), "presence_penalty": each(0.1)}
+    return {
+        "greedy": (1, js.greedy_sample, x),
+        "categorical": (2, js.categorical_sample, keys, x),
+        "temperature": (3, js.sample, keys, x, SamplingParams(temperature=each(0.7))),
+        "top-k": (1, js.sample, keys, x, SamplingParams(top_k=each(50))),
+        "joint": (1, js.sample, keys, x, SamplingParams(**joint)),
+        "joint, vmap": (1, jax.vmap(js.sample), keys, x, SamplingParams(**joint)),
+        "penalties": (2, js.sample, keys, x, SamplingParams(**joint, **penalties), state),
+        "top_p_logits": (2, js.top_p_logits, x, each(0.9)),
+        "min_p_logits": (2, js.min_p_logits, x, each(0.9)),
+        "typical_p_logits": (4, js.typical_p_logits, x, each(0.9)),
+        "token_logprobs": (2, js.token_logprobs, x, jnp.zeros(BATCH, jnp.int32)),
+    }
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="compilers before do not fuse the passes"
+)
+@pytest.mark.parametrize("name", works())
+def test_passes_over_the_logits(name):
+    most, function, *arguments = works()[name]
+    assert passes(function, *arguments) == most
+
+
+def turns(monkeypatch, function, *arguments):
+    """How often the loop of a search turns."""
+    found = []
+
+    def counted(going, body, start, loop=jax.lax.while_loop):
+        end = loop(going, body, start)
+        jax.debug.callback(lambda turn: found.append(int(turn)), end[0])
+        return end
+
+    monkeypatch.setattr(_search.lax, "while_loop", counted)
+    jax.block_until_ready(jax.jit(lambda *a: function(*a))(*arguments))
+    jax.effects_barrier()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("most", "dtype", "shape"),
+    [
+        (18, "float32", lambda x: x),
+        (18, "float32", lambda x: 1000 + x),
+        (22, "float32", lambda x: 1e-3 * x),
+        (15, "bfloat16", lambda x: x),
+        (26, "float32", lambda x: 0 * x + 1.7),  # all equal
+        (44, "float32", lambda x: np.maximum(x, 0)),  # half of them equal, and 0
+    ],
+)
+def test_turns_of_a_search(monkeypatch, most, dtype, shape):
+    jax.clear_caches()  # what was traced before was not counted
+    x = jnp.asarray(shape(make("normal", BATCH, VOCAB)), dtype)
+    (found,) = turns(monkeypatch, js.top_p_logits, x, 0.9)
+    assert 0 < found <= most
