@@ -121,13 +121,14 @@ def _narrowed(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Orde
             _mass.select(enough, missed, found),
         )
 
+    # Above the largest; and above 0 a normal number, since smaller ones may be flushed to 0.
     info = jnp.finfo(order.dtype)
     above = order.top + 4 * float(info.eps) * jnp.abs(order.top) + float(info.tiny)
     high = to_key(above.astype(order.dtype))
     low = jnp.where(needed, to_key(jnp.full_like(above, -jnp.inf, order.dtype)), high - 1)
     nothing = Mass(jnp.zeros_like(target.high), jnp.zeros_like(target.low))
     unknown = jax.tree.map(jnp.invert, nothing)  # the most there is, so that they are not few
-    start = (jnp.array(0), _Bounds(low, high, unknown, nothing))
+    start = (jnp.int32(0), _Bounds(low, high, unknown, nothing))
     return lax.while_loop(unsettled, halve, start)[1]
 
 
