@@ -36,6 +36,7 @@ class Rows(NamedTuple):
     Attributes:
       logits: `[..., vocab]`, as they were given.
       rate: float32 `[...]`, what each row is multiplied by (1 / temperature), or None.
+      cut_rate: the same, when a cut was found: another one if the temperature comes after it.
       block_max: float32 `[..., blocks]`, the largest logit of each block, times the rate.
       row_max: float32 `[...]`, the largest logit of the row, times the rate; 0 on a bad row.
       bad: bool `[...]`, rows with a NaN, with +inf or without a finite logit.
@@ -43,6 +44,7 @@ class Rows(NamedTuple):
 
     logits: Array
     rate: Array | None
+    cut_rate: Array | None
     block_max: Array
     row_max: Array
     bad: Array
@@ -55,18 +57,30 @@ class Rows(NamedTuple):
         """The float32 logits that the raw values `[..., *]` stand for."""
         return _read(raw, self.rate)
 
+    def read_to_cut(self, raw: Array) -> Array:
+        """Those that a cut was found among."""
+        return _read(raw, self.cut_rate)
+
 
 def look_over(logits: Array, rate: Array | None = None) -> Rows:
     """Reads the logits once, for what every rule needs to know."""
     # The order of floats is the order of their keys, and integers are compared in their own width.
     keys = fold(logits, lambda raw, *_: to_key(raw), lax.max, size=BLOCK)
-    raw_max = from_key(keys, logits.dtype)
+    return _looked_over(logits, from_key(keys, logits.dtype), rate, rate)
+
+
+def scaled_after(rows: Rows, rate: Array) -> Rows:
+    """Rows that were looked over as they are, multiplied by a rate; a cut stays where it was."""
+    return _looked_over(rows.logits, rows.block_max.astype(rows.logits.dtype), rate, None)
+
+
+def _looked_over(logits: Array, raw_max: Array, rate: Array | None, cut_rate: Array | None) -> Rows:
     block_max = _read(raw_max, rate)  # rounding is monotone, so the largest stays the largest
     row_raw_max = jnp.max(raw_max, axis=-1)
     row_max = _read(row_raw_max, rate)
     product = row_raw_max.astype(jnp.float32) * (1 if rate is None else rate)
     bad = ~(jnp.isfinite(row_max) & jnp.isfinite(product))
-    return Rows(logits, rate, block_max, jnp.where(bad, 0, row_max), bad)
+    return Rows(logits, rate, cut_rate, block_max, jnp.where(bad, 0, row_max), bad)
 
 
 def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
@@ -75,8 +89,9 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
     What two passes have in common, or all passes of a loop, the compiler would compute once and
     write down, and that is a copy of the logits.
     """
-    (logits, rate), after = lax.optimization_barrier(((rows.logits, rows.rate), after))
-    return rows._replace(logits=logits, rate=rate), after
+    read = (rows.logits, rows.rate, rows.cut_rate)
+    (logits, rate, cut_rate), after = lax.optimization_barrier((read, after))
+    return rows._replace(logits=logits, rate=rate, cut_rate=cut_rate), after
 
 
 def fold(
@@ -128,13 +143,13 @@ def fold(
 def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Array:
     """The weights of each chunk's tokens added up, int32 `[..., chunks]` for `_mass.place`.
 
-    `keep(x, ids)` tells which tokens count; without it all do. Masked tokens never do.
+    `keep(x, ids)` tells which tokens count, from the logits that cuts are found among; without it
+    all do. Masked tokens never do.
     """
 
     def element(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
-        x = rows.read(raw)
-        weights = scale.weights(x, places, shift)
-        return weights if keep is None else jnp.where(keep(x, ids), weights, 0)
+        weights = scale.weights(rows.read(raw), places, shift)
+        return weights if keep is None else jnp.where(keep(rows.read_to_cut(raw), ids), weights, 0)
 
     return fold(rows.logits, element, lax.add, scale.shifts)
 
@@ -165,26 +180,25 @@ def tally(rows: Rows) -> Scale:
 
 
 def take_blocks(rows: Rows, blocks: Array, size: int) -> Array:
-    """The logits of whole chunks of a size, by index: `[..., n]` to float32 `[..., n, size]`."""
+    """The raw values of whole chunks of a size, by index: `[..., n]` to `[..., n, size]`."""
 
     def take(row: Array, starts: Array) -> Array:
         return jax.vmap(lambda start: lax.dynamic_slice_in_dim(row, start, size))(starts)
 
-    raw = jnp.vectorize(take, signature="(v),(n)->(n,s)")(rows.logits, blocks * size)
-    return rows.read(raw)
+    return jnp.vectorize(take, signature="(v),(n)->(n,s)")(rows.logits, blocks * size)
 
 
 def take_chunk(rows: Rows, chunk: Array, size: int = CHUNK) -> tuple[Array, Array]:
-    """The logits of one chunk a row, by its index `[...]`, -inf beyond the vocabulary.
+    """The raw values of one chunk a row, by its index `[...]`, -inf beyond the vocabulary.
 
     Returns:
-      The logits, float32 `[..., size]`, and the ids of the tokens, int32 `[..., size]`.
+      The values and the ids of the tokens, int32, `[..., size]`.
     """
     whole, short = divmod(rows.vocab, size)
-    x = jnp.full((*chunk.shape, size), -jnp.inf, jnp.float32)
+    x = jnp.full((*chunk.shape, size), -jnp.inf, rows.logits.dtype)
     ids = (chunk * size)[..., None] + positions(x)
     if short:
-        tail = rows.read(rows.logits[..., whole * size :])
+        tail = rows.logits[..., whole * size :]
         widths = [(0, 0)] * (tail.ndim - 1) + [(0, size - short)]
         x = jnp.pad(tail, widths, constant_values=-np.inf)
     if whole:

@@ -36,9 +36,10 @@ def draw(keys: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
     noise = uniforms(keys, rates.shape[-1], CHUNK)
     chunk_times, token_times = (-_elementary.log1m(uniform) for uniform in noise)
     chunk = _first_least(chunk_times / rates)
-    x, ids = take_chunk(rows, chunk)
+    raw, ids = take_chunk(rows, chunk)
     # Below the maximum, where float32 is finest: far from 0 it would swallow the noise.
-    below = jnp.where(_ranking.is_kept(x, ids, cut), x - rows.row_max[..., None], -jnp.inf)
+    below = rows.read(raw) - rows.row_max[..., None]
+    below = jnp.where(_ranking.is_kept(rows.read_to_cut(raw), ids, cut), below, -jnp.inf)
     return chunk * CHUNK + _first_least(_elementary.log(token_times) - below)
 
 

@@ -45,13 +45,15 @@ class Prefix(NamedTuple):
       cut: `[...]`, its last token.
       within: bool `[...]`, whether it lies among the candidates.
       length: int32 `[...]`, its length where it does.
-      candidates: `[..., candidates]`, the best tokens.
+      raw: `[..., candidates]`, the best tokens by the values of their logits.
+      tokens: int32 `[..., candidates]`, and by their ids.
     """
 
     cut: Cut
     within: Array
     length: Array
-    candidates: Cut
+    raw: Array
+    tokens: Array
 
 
 class Kept(NamedTuple):
@@ -83,7 +85,7 @@ def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
 @rowwise
 def prefix(rows: Rows, scale: Scale, rules: Rules) -> Prefix:
     """The prefix that the rules keep."""
-    top = _ranking.candidates(rows, CANDIDATES)
+    top, raw = _ranking.first(rows, rows.block_max, CANDIDATES, lambda x: x)
     size = top.logit.shape[-1]
     length = _length(rows, scale, rules, top)
     within = (length <= size) | rows.bad
@@ -95,7 +97,7 @@ def prefix(rows: Rows, scale: Scale, rules: Rules) -> Prefix:
         lambda: _ranking.select(needed, _searched(rows, scale, rules, needed), cut),
         lambda: cut,
     )
-    return Prefix(cut, within, length, top)
+    return Prefix(cut, within, length, raw, top.token)
 
 
 @rowwise
@@ -103,12 +105,11 @@ def weigh(rows: Rows, scale: Scale, kept: Prefix) -> Kept:
     """Weighs and counts the tokens of a prefix."""
 
     def few() -> Kept:
-        top = kept.candidates
-        chosen = _chunks.positions(top.token) < kept.length[..., None]
-        weights = jnp.where(chosen, _ranking.weights(scale, top.logit, top.token), 0)
+        chosen = _chunks.positions(kept.tokens) < kept.length[..., None]
+        weights = _ranking.weights(scale, rows.read(kept.raw), kept.tokens)
         return Kept(
-            _scatter(weights, top.token // CHUNK, scale),
-            jnp.sum(chosen & (top.logit > -jnp.inf), axis=-1, dtype=jnp.int32),
+            _scatter(jnp.where(chosen, weights, 0), kept.tokens // CHUNK, scale),
+            jnp.sum(chosen & (kept.raw > -jnp.inf), axis=-1, dtype=jnp.int32),
         )
 
     return lax.cond(jnp.all(kept.within), few, lambda: weigh_to(rows, scale, kept.cut))

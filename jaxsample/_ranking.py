@@ -70,8 +70,8 @@ def select(which: Array, a: Cut, b: Cut) -> Cut:
 def best(rows: Rows) -> Cut:
     """Rank 0."""
     block = first_true(rows.block_max == rows.row_max[..., None])
-    x, _ = take_chunk(rows, block, BLOCK)
-    lane = first_true(x == rows.row_max[..., None])
+    raw, _ = take_chunk(rows, block, BLOCK)
+    lane = first_true(rows.read(raw) == rows.row_max[..., None])
     return Cut(rows.row_max, block * BLOCK + lane)
 
 
@@ -113,24 +113,25 @@ def first(
       value: of logits `[..., *]`.
 
     Returns:
-      Values and ids, and the logits, `[..., min(number, vocab)]`.
+      Values and ids, and the raw values of the logits, `[..., min(number, vocab)]`.
     """
     whole = rows.vocab // BLOCK
     if whole <= number:
-        x, blocks = rows.read(rows.logits), None
-        values = value(x)
+        raw, blocks = rows.logits, None
+        values = value(rows.read(raw))
     else:
         largest, blocks = lax.top_k(_unsigned_zero(block_max[..., :whole]), number)
         # By id, since top_k breaks ties by position; the short block is the last.
         blocks = jnp.sort(blocks, axis=-1)
-        x = _taken(rows, blocks)
+        raw = _taken(rows, blocks)
+        values = value(rows.read(raw))
         # As many tokens as are asked for reach the least of these maxima: top_k takes half the time
         # where the others do not compete.
         least = jnp.min(largest, axis=-1, keepdims=True)
-        values = jnp.where(value(x) >= least, value(x), -jnp.inf)
+        values = jnp.where(values >= least, values, -jnp.inf)
     top, position = lax.top_k(_unsigned_zero(values), min(number, rows.vocab))
     token = position if blocks is None else _ids(rows, blocks, position)
-    return Cut(top, token), jnp.take_along_axis(x, position, axis=-1)
+    return Cut(top, token), jnp.take_along_axis(raw, position, axis=-1)
 
 
 def rank(rows: Rows, tokens: Array) -> Array:
@@ -155,9 +156,9 @@ def weights(scale: Scale, x: Array, tokens: Array) -> Array:
 
 
 def _taken(rows: Rows, blocks: Array) -> Array:
-    """The logits of some whole blocks and of the short last one, in a row."""
-    x = take_blocks(rows, blocks, BLOCK).reshape(*blocks.shape[:-1], -1)
-    return jnp.concatenate([x, rows.read(rows.logits[..., rows.vocab // BLOCK * BLOCK :])], axis=-1)
+    """The raw values of some whole blocks and of the short last one, in a row."""
+    raw = take_blocks(rows, blocks, BLOCK).reshape(*blocks.shape[:-1], -1)
+    return jnp.concatenate([raw, rows.logits[..., rows.vocab // BLOCK * BLOCK :]], axis=-1)
 
 
 def _ids(rows: Rows, blocks: Array, position: Array) -> Array:

@@ -165,8 +165,8 @@ def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: O
     block_max = from_key(
         fold(rows.logits, lambda raw, *_: to_key(value(rows.read(raw))), lax.max, size=BLOCK)
     )
-    top, x = _ranking.first(rows, block_max, _FEW, value)
-    weights = _ranking.weights(scale, x, top.token)
+    top, raw = _ranking.first(rows, block_max, _FEW, value)
+    weights = _ranking.weights(scale, rows.read(raw), top.token)
     running = _running(bounds.missed, weights, _ranking.shifts(scale, top.token))
     last = first_true(_mass.reaches(running, _expand(target)))
     return jax.tree.map(lambda a: at(a, last), top)
@@ -184,7 +184,8 @@ def _among_equals(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order
     )
     before = jax.tree.map(lambda b: at(b, chunk), before)
     shift = at(scale.shifts, chunk)[..., None]
-    x, ids = take_chunk(rows, chunk)
+    raw, ids = take_chunk(rows, chunk)
+    x = rows.read(raw)
     ties = jnp.where(order.value(x) == value[..., None], scale.weights(x, ids % CHUNK, shift), 0)
     running = _running(before, ties, shift)
     return Cut(value, at(ids, first_true(_mass.reaches(running, _expand(target)))))

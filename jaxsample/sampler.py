@@ -10,8 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxsample import _checks, _chunks, _draw, _kept, _normalizer, _ranking
 from jaxsample._chunks import Rows
-from jaxsample._kept import Kept, Rules
-from jaxsample._mass import Scale
+from jaxsample._kept import Prefix, Rules
 from jaxsample._ranking import Cut
 from jaxsample.constraints import packed_bitmask
 from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs
@@ -141,9 +140,10 @@ def _sample(
     bad = jnp.array(False)
     if state is not None:
         bad = (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
-    temperature: Any = params.temperature if plan.scales else None
+    temperature: Any = params.temperature if plan.scales or plan.scales_after else None
     rules = rules_of(plan.last, logits, params)
-    out = _drawn(keys, processed, temperature, rules, bad, 0 if raw else num_logprobs, return_kept)
+    num = 0 if raw else num_logprobs
+    out = _drawn(keys, processed, temperature, rules, plan.scales_after, bad, num, return_kept)
     if not raw:
         return out
     out = out._replace(logprobs=token_logprobs(logits, out.tokens))
@@ -160,25 +160,32 @@ def _drawn(
     logits: Array,
     temperature: Array | None,
     rules: Rules,
+    scales_after: bool,
     bad: Array,
     num_logprobs: int,
     return_kept: bool,
 ) -> SampleOutput:
-    """The draw from logits, which are scaled and cut on the way and never written down."""
-    rate, greedy = None, None
+    """The draw from logits that are scaled and cut on the way, in either order, and not written."""
+    rate: Any = None
+    greedy = None
     if temperature is not None:
         rate, greedy, cold = rate_of(_checks.to_rows(temperature, logits))
         bad |= cold
     rules, outside = _kept.checked(logits.shape[-1], rules)
 
-    rows = _chunks.look_over(lax.stop_gradient(logits), lax.stop_gradient(rate))
-    rows = rows._replace(bad=rows.bad | bad | outside)
+    constant = lax.stop_gradient(rate)  # what is kept and drawn has no gradient
+    rows = _chunks.look_over(lax.stop_gradient(logits), None if scales_after else constant)
+    bad |= outside
+    cut, prefix = _cut(rows._replace(bad=rows.bad | bad), rules, greedy)
+    if scales_after:
+        rows = _chunks.scaled_after(rows, constant)
+    rows = rows._replace(bad=rows.bad | bad)
     scale = _chunks.probability(rows)
-    cut, kept = _kept_set(rows, scale, rules, greedy)
+    kept = _kept.weigh(rows, scale, prefix) if prefix else _kept.weigh_to(rows, scale, cut)
     tokens = _draw.draw(keys, rows, scale, kept.sums, cut)
 
     # Only the gradient reads `kept_logits`: their sum is known from `kept.sums`.
-    keep = _ranking.is_kept(rows.read(logits), _chunks.positions(logits), cut)
+    keep = _ranking.is_kept(rows.read_to_cut(logits), _chunks.positions(logits), cut)
     keep &= (logits > -jnp.inf) & ~rows.bad[..., None]
     scaled = rows._replace(rate=rate)
     kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, logits, 0)), -jnp.inf)
@@ -194,8 +201,8 @@ def _drawn(
         num_kept=jnp.where(rows.bad, 0, kept.num_kept),
     )
     if num_logprobs:
-        top = _ranking.candidates(rows, num_logprobs)
-        inside = _ranking.is_kept(top.logit, top.token, cut) & (top.logit > -jnp.inf)
+        top, raw = _ranking.first(rows, rows.block_max, num_logprobs, lambda x: x)
+        inside = _ranking.is_kept(rows.read_to_cut(raw), top.token, cut) & (raw > -jnp.inf)
         top_logprobs = logprobs_of(top.token)
         out = out._replace(
             ranks=jnp.where(rows.bad, -1, _ranking.rank(rows, tokens)),
@@ -207,16 +214,16 @@ def _drawn(
     return out._replace(kept_mask=packed_bitmask(keep)) if return_kept else out
 
 
-def _kept_set(rows: Rows, scale: Scale, rules: Rules, greedy: Array | None) -> tuple[Cut, Kept]:
-    """What the rules keep, and rank 0 alone on greedy rows."""
+def _cut(rows: Rows, rules: Rules, greedy: Array | None) -> tuple[Cut, Prefix | None]:
+    """Where the rules cut, or behind rank 0 on greedy rows; and the prefix, if there are rules."""
     if rules.values:
         if greedy is not None:
             order = rules.order if "top_k" in rules.values else (("top_k",), *rules.order)
             k = jnp.where(greedy, 1, rules.values.get("top_k", rows.vocab))
             rules = Rules(rules.values | {"top_k": k}, order)
-        prefix = _kept.prefix(rows, scale, rules)
-        return prefix.cut, _kept.weigh(rows, scale, prefix)
+        prefix = _kept.prefix(rows, _chunks.probability(rows), rules)
+        return prefix.cut, prefix
     cut = _ranking.everything(rows)
     if greedy is not None:
         cut = _ranking.select(greedy, _ranking.best(rows), cut)
-    return cut, _kept.weigh_to(rows, scale, cut)
+    return cut, None

@@ -271,6 +271,8 @@ _STAGES = {
 _PREFIX = {"top_k", "top_p", "min_p"}
 """The stages that are settled together, by the best candidates alone wherever they suffice."""
 
+_TEMPERATURE = ("temperature",)
+
 
 class Plan(NamedTuple):
     """What `sample` does, in groups of stages that look at the same distribution.
@@ -279,11 +281,13 @@ class Plan(NamedTuple):
       first: the groups that are applied one after the other.
       scales: whether the temperature comes then.
       last: the groups of top-k, top-p and min-p at the end, which the draw looks through.
+      scales_after: whether the temperature comes behind them.
     """
 
     first: tuple[tuple[str, ...], ...]
     scales: bool
     last: tuple[tuple[str, ...], ...]
+    scales_after: bool
 
 
 def planned(params: SamplingParams, state: SamplerState | None, order: Order) -> Plan:
@@ -295,11 +299,15 @@ def planned(params: SamplingParams, state: SamplerState | None, order: Order) ->
         raise ValueError(f"order must name every stage that params ask for, {missing[0]!r} too")
     active = [tuple(name for name in group if name in asked) for group in groups]
     active = [group for group in active if group]
-    end = len(active)
-    while end and _PREFIX.issuperset(active[end - 1]):
-        end -= 1
-    scales = end > 0 and active[end - 1] == ("temperature",)
-    return Plan(tuple(active[: end - scales]), scales, tuple(active[end:]))
+    end = len(active) - (active[-1:] == [_TEMPERATURE])
+    start = end
+    while start and _PREFIX.issuperset(active[start - 1]):
+        start -= 1
+    if start == end:  # nothing is cut: it scales what the others leave
+        start = end = len(active)
+    scales = active[:start][-1:] == [_TEMPERATURE]
+    first, last = active[: start - scales], active[start:end]
+    return Plan(tuple(first), scales, tuple(last), end < len(active))
 
 
 def applied(

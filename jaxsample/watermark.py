@@ -229,8 +229,8 @@ def _gumbel_watermark_sample(keys: Array, logits: Array, context: Array) -> Arra
 
     leads = _chunks.fold(rows.logits, lead, lax.max)
     chunk = _first_largest(leads)
-    x, ids = _chunks.take_chunk(rows, chunk)
-    tokens = chunk * CHUNK + _first_largest(_chunks.to_key(_lead(rows, seed, x, ids)))
+    raw, ids = _chunks.take_chunk(rows, chunk)
+    tokens = chunk * CHUNK + _first_largest(_chunks.to_key(_lead(rows, seed, rows.read(raw), ids)))
     return jnp.where(rows.bad, -1, tokens)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import every_kind, make, slow
+from rows import DTYPES, every_kind, make, slow
 
 import jaxsample as js
 from jaxsample import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, SamplingParams, sample
@@ -197,6 +197,23 @@ def test_sample_is_its_functions_in_any_order(order):
     x = every_kind(8, VOCAB)
     stages = [*itertools.chain(*((s,) if isinstance(s, str) else s for s in order))]
     assert_composed(x, every_param(len(x)), a_state(len(x)), order, stages)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_temperature_may_come_last(dtype):
+    """Scaled to narrow floats, tokens on either side of a cut become equal."""
+    x = every_kind(8, 5003, dtype)
+    params, state = every_param(len(x), vocab=5003), a_state(len(x), vocab=5003)
+    order = ("top_k", ("min_p", "top_p"), "temperature")
+    stages = ("top_k", "top_p", "min_p", "temperature")
+    assert_composed(x, params, state, order, stages)
+
+    keys = jax.random.split(jax.random.key(1), len(x))
+    top = sample(keys, x, only(params, stages), order=order, num_logprobs=70).top_logprobs
+    kept = composed(keys, jnp.asarray(x), params, state, order)[3]
+    want = js.top_logprobs(kept, num=70)
+    np.testing.assert_array_equal(top.tokens, want.tokens)
+    np.testing.assert_array_equal(top.logprobs, want.logprobs)
 
 
 @pytest.mark.slow
