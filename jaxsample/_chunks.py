@@ -148,8 +148,14 @@ def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None
     """
 
     def element(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
-        weights = scale.weights(rows.read(raw), places, shift)
-        return weights if keep is None else jnp.where(keep(rows.read_to_cut(raw), ids), weights, 0)
+        x = rows.read(raw)
+        if keep is None:
+            return scale.weights(x, places, shift)
+        kept = keep(rows.read_to_cut(raw), ids)
+        if scale.row_max is None:
+            # Two tests of a bfloat16 logit would have it written down as float32 for both.
+            return scale.weights(jnp.where(kept, x, -jnp.inf), places, shift)
+        return jnp.where(kept, scale.weights(x, places, shift), 0)
 
     return fold(rows.logits, element, lax.add, scale.shifts)
 
@@ -251,9 +257,7 @@ def settle(x: Array, dtype: Any) -> Array:
 
 def _read(raw: Array, rate: Array | None) -> Array:
     x = raw.astype(jnp.float32)
-    if rate is not None:
-        x = _uncontracted(x * to_elements(rate, x))
-    return _round(x, raw.dtype)
+    return x if rate is None else _round(_uncontracted(x * to_elements(rate, x)), raw.dtype)
 
 
 def _uncontracted(x: Array) -> Array:

@@ -6,7 +6,7 @@ only where it holds such a row.
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import jax
@@ -118,9 +118,7 @@ def weigh(rows: Rows, scale: Scale, kept: Prefix) -> Kept:
 def weigh_to(rows: Rows, scale: Scale, cut: Cut) -> Kept:
     """Weighs and counts the tokens up to a cut, wherever it lies."""
 
-    def keep(x: Array, ids: Array) -> Array:
-        return _ranking.is_kept(x, ids, cut)
-
+    keep = _up_to(cut)
     sums = _chunks.weigh(rows, scale, keep)
     again, sums = _chunks.read_again(rows, sums)
     counts = _chunks.weigh(again, _chunks.tally(rows), keep)
@@ -172,8 +170,8 @@ def _mass_of_prefix(rows: Rows, scale: Scale, length: Array, masses: Mass, on: A
 def _searched(rows: Rows, scale: Scale, rules: Rules, needed: Array) -> Cut:
     """The cuts that lie anywhere in the row."""
     cut = _ranking.everything(rows)
-    for group in rules.order:
-        before = cut
+    for place, group in enumerate(rules.order):
+        before = _up_to(cut) if place else None
         for name in group:
             value = rules.values[name]
             rows, cut = _chunks.read_again(rows, cut)
@@ -185,7 +183,7 @@ def _searched(rows: Rows, scale: Scale, rules: Rules, needed: Array) -> Cut:
                 target = Mass(jnp.zeros_like(value, jnp.uint32), value.astype(jnp.uint32))
             else:
                 on, counted = value < 1, scale
-                whole = _mass_up_to(rows, scale, before)
+                whole = _chunks.mass(rows, scale, before)
                 rows, whole = _chunks.read_again(rows, whole)
                 target = _mass.fraction(whole, value)
             found = search(rows, counted, target, needed & on, by_logit(rows))
@@ -193,8 +191,8 @@ def _searched(rows: Rows, scale: Scale, rules: Rules, needed: Array) -> Cut:
     return cut
 
 
-def _mass_up_to(rows: Rows, scale: Scale, cut: Cut) -> Mass:
-    return _chunks.mass(rows, scale, lambda x, ids: _ranking.is_kept(x, ids, cut))
+def _up_to(cut: Cut) -> Callable[[Array, Array], Array]:
+    return lambda x, ids: _ranking.is_kept(x, ids, cut)
 
 
 def min_p_cut(rows: Rows, min_p: Array) -> Cut:
