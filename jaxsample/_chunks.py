@@ -187,10 +187,16 @@ def tally(rows: Rows) -> Scale:
 
 def take_blocks(rows: Rows, blocks: Array, size: int) -> Array:
     """The raw values of whole chunks of a size, by index: `[..., n]` to `[..., n, size]`."""
+    *lead, vocab = rows.logits.shape
+    if vocab % size == 0:
+        # Looked up by chunk, so that of a sharded vocabulary each device looks among its own.
+        chunks = rows.logits.reshape(*lead, vocab // size, size)
+        return jnp.take_along_axis(chunks, blocks[..., None], axis=-2, mode="clip")
 
     def take(row: Array, starts: Array) -> Array:
         return jax.vmap(lambda start: lax.dynamic_slice_in_dim(row, start, size))(starts)
 
+    # To cut the tail off would be a copy.
     return jnp.vectorize(take, signature="(v),(n)->(n,s)")(rows.logits, blocks * size)
 
 
