@@ -29,6 +29,12 @@ def logits(value: ArrayLike, name: str = "logits") -> Array:
         raise ValueError(
             f"{name} must have shape [..., vocab] with vocab in [1, {MAX_VOCAB}], got {array.shape}"
         )
+    spec = jax.typeof(array).sharding.spec
+    if any(axis is not None for axis in spec):
+        raise ValueError(
+            f"{name} must not be sharded explicitly, got {spec}: leave what lies between to the "
+            "compiler, within jax.sharding.auto_axes(function, out_sharding=...)"
+        )
     return array
 
 

@@ -66,17 +66,20 @@ def look_over(logits: Array, rate: Array | None = None) -> Rows:
     """Reads the logits once, for what every rule needs to know."""
     # The order of floats is the order of their keys, and integers are compared in their own width.
     keys = fold(logits, lambda raw, *_: to_key(raw), lax.max, size=BLOCK)
-    return _looked_over(logits, from_key(keys, logits.dtype), rate, rate)
+    return _looked_over(logits, keys, rate, rate)
 
 
 def scaled_after(rows: Rows, rate: Array) -> Rows:
     """Rows that were looked over as they are, multiplied by a rate; a cut stays where it was."""
-    return _looked_over(rows.logits, rows.block_max.astype(rows.logits.dtype), rate, None)
+    keys = to_key(rows.block_max.astype(rows.logits.dtype))
+    return _looked_over(rows.logits, keys, rate, None)
 
 
-def _looked_over(logits: Array, raw_max: Array, rate: Array | None, cut_rate: Array | None) -> Rows:
-    block_max = _read(raw_max, rate)  # rounding is monotone, so the largest stays the largest
-    row_raw_max = jnp.max(raw_max, axis=-1)
+def _looked_over(logits: Array, keys: Array, rate: Array | None, cut_rate: Array | None) -> Rows:
+    # Rounding is monotone, so the largest stays the largest.
+    block_max = _read(from_key(keys, logits.dtype), rate)
+    # Of keys: among floats, a device that holds a NaN may not tell the others.
+    row_raw_max = from_key(jnp.max(keys, axis=-1), logits.dtype)
     row_max = _read(row_raw_max, rate)
     product = row_raw_max.astype(jnp.float32) * (1 if rate is None else rate)
     bad = ~(jnp.isfinite(row_max) & jnp.isfinite(product))

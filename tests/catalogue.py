@@ -1,0 +1,86 @@
+"""Every public function that takes logits, called on rows of one shape."""
+
+import jax
+import jax.numpy as jnp
+
+import jaxsample as js
+from bench import requests
+from jaxsample import SamplingParams
+
+
+def calls(x):
+    """By name, a function and its arguments, of which those of the rows lead with their axis."""
+    rows, vocab = x.shape[:-1], x.shape[-1]
+    keys = jax.vmap(jax.random.key)(jnp.arange(rows[0], dtype=jnp.int32))
+    real, integer = jnp.full(rows, 0.9), jnp.full(rows, 100)
+    params = SamplingParams(temperature=real, top_k=integer, top_p=real, min_p=real * 0.01)
+    few = jnp.arange(20, dtype=jnp.int32)
+    history = jnp.tile(few, (rows[0], 5))
+    counts, words = jnp.zeros(x.shape, jnp.int32), jnp.full((*rows, -(-vocab // 32)), -1)
+    mirostat, adaptive_p = js.MirostatParams(tau=real), js.AdaptivePParams(target=real)
+    return {
+        "scaled_logits": (js.scaled_logits, (x, real)),
+        "top_k_logits": (js.top_k_logits, (x, integer)),
+        "top_p_logits": (js.top_p_logits, (x, real)),
+        "min_p_logits": (js.min_p_logits, (x, real)),
+        "greedy_sample": (js.greedy_sample, (x,)),
+        "categorical_sample": (js.categorical_sample, (keys, x)),
+        "token_logprobs": (js.token_logprobs, (x, integer)),
+        "token_ranks": (js.token_ranks, (x, integer)),
+        "top_logprobs": (lambda x: js.top_logprobs(x, num=20), (x,)),
+        "sample": (js.sample, (keys, x, params)),
+        "sample, temperature": (js.sample, (keys, x, SamplingParams(temperature=real))),
+        "sample, full call": (
+            lambda *args: js.sample(*args, num_logprobs=20, return_kept=True),
+            (keys, x, requests.full(rows[0], vocab), requests.state(rows[0], vocab)),
+        ),
+        "entropy_scaled_logits": (js.entropy_scaled_logits, (x, real, real, real)),
+        "smoothed_logits": (js.smoothed_logits, (x, real, jnp.ones(rows))),
+        "typical_p_logits": (js.typical_p_logits, (x, real)),
+        "epsilon_logits": (js.epsilon_logits, (x, real * 0.01)),
+        "eta_logits": (js.eta_logits, (x, real * 0.01)),
+        "top_a_logits": (js.top_a_logits, (x, real)),
+        "top_n_sigma_logits": (js.top_n_sigma_logits, (x, real)),
+        "tail_free_logits": (js.tail_free_logits, (x, real)),
+        "top_h_logits": (js.top_h_logits, (x, real)),
+        "p_less_logits": (js.p_less_logits, (x,)),
+        "xtc_logits": (js.xtc_logits, (keys, x, real, real * 0.1)),
+        "repetition_penalized_logits": (js.repetition_penalized_logits, (x, counts > 0, real)),
+        "presence_penalized_logits": (js.presence_penalized_logits, (x, counts, real)),
+        "frequency_penalized_logits": (js.frequency_penalized_logits, (x, counts, real)),
+        "dry_penalized_logits": (
+            js.dry_penalized_logits,
+            (x, history, integer, real, real + 1, integer, few),
+        ),
+        "no_repeat_ngram_logits": (js.no_repeat_ngram_logits, (x, history, integer, integer)),
+        "biased_logits": (js.biased_logits, (x, few, few.astype(jnp.float32))),
+        "allowed_logits": (js.allowed_logits, (x, counts == 0)),
+        "bitmask_logits": (js.bitmask_logits, (x, words)),
+        "packed_bitmask": (js.packed_bitmask, (counts == 0,)),
+        "suppressed_logits": (js.suppressed_logits, (x, few)),
+        "bad_words_logits": (
+            js.bad_words_logits,
+            (x, history, integer, few.reshape(10, 2), few[:10] % 3),
+        ),
+        "min_tokens_logits": (js.min_tokens_logits, (x, few, integer, integer + 1)),
+        "guided_logits": (js.guided_logits, (x, x, real)),
+        "replay_logprobs": (js.replay_logprobs, (x, integer, words)),
+        "green_list_logits": (js.green_list_logits, (x, keys, history[:, :4])),
+        "synthid_logits": (js.synthid_logits, (x, keys, history[:, :4])),
+        "gumbel_watermark_sample": (js.gumbel_watermark_sample, (keys, x, history[:, :4])),
+        "mirostat_v1_sample": (
+            js.mirostat_v1_sample,
+            (keys, x, mirostat, js.init_mirostat(mirostat, rows)),
+        ),
+        "mirostat_v2_sample": (
+            js.mirostat_v2_sample,
+            (keys, x, mirostat, js.init_mirostat(mirostat, rows)),
+        ),
+        "adaptive_p_sample": (
+            js.adaptive_p_sample,
+            (keys, x, adaptive_p, js.init_adaptive_p(adaptive_p, rows)),
+        ),
+    }
+
+
+NAMES = tuple(calls(jnp.zeros((1, 2))))

@@ -1,0 +1,108 @@
+"""Law 4: logits sharded over devices give the same tokens, and no device asks for another's rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from catalogue import NAMES, calls
+from hlo import bytes_moved
+from jax.sharding import AxisType, NamedSharding, auto_axes
+from jax.sharding import PartitionSpec as P
+from rows import every_kind, slow
+
+import jaxsample as js
+
+DEVICES = 8
+VOCAB = 8192
+MESHES = {"vocab": (1, 8), "both": (2, 4), "two": (1, 2), "four": (1, 4), "batch": (2, 1)}
+MOST_BYTES_A_ROW = 64 * 1024
+FIRST = ("greedy_sample", "categorical_sample", "top_p_logits")
+SOME = (*FIRST, "sample", "sample, full call")
+SORTS = ("tail_free_logits",)  # the rows whose tails candidates do not hold
+
+
+def rows_of(vocab):
+    x = every_kind(2, vocab)
+    x[1, 3] = np.nan
+    return jnp.asarray(x)  # 18
+
+
+def mesh_of(batch, vocab, axis_type=AxisType.Auto):
+    devices = np.array(jax.devices()[: batch * vocab]).reshape(batch, vocab)
+    return jax.sharding.Mesh(devices, ("batch", "vocab"), axis_types=(axis_type,) * 2)
+
+
+def sharded(mesh, x, arguments):
+    """Arguments with their rows and their tokens where those of the logits are."""
+
+    def place(leaf):
+        axes = [None] * leaf.ndim
+        if leaf.shape[:1] == x.shape[:1]:
+            axes[0] = "batch"
+        if leaf.shape[-1:] in (x.shape[-1:], (x.shape[-1] // 32,)):
+            axes[-1] = "vocab"
+        return jax.device_put(leaf, NamedSharding(mesh, P(*axes)))
+
+    return jax.tree.map(lambda leaf: place(jnp.asarray(leaf)), arguments)
+
+
+def both_ways(name, shape, vocab=VOCAB):
+    """What a function gives on one device and on several, and the program of these."""
+    x = rows_of(vocab)
+    function, arguments = calls(x)[name]
+    one = jax.jit(function)(*arguments)
+    arguments = sharded(mesh_of(*MESHES[shape]), x, arguments)
+    compiled = jax.jit(function).lower(*arguments).compile()
+    return one, compiled(*arguments), compiled
+
+
+def assert_same(one, several):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+CASES = [
+    *((name, "both") if name in FIRST else slow(name, "both") for name in NAMES),
+    *(slow(name, shape) for name in SOME for shape in MESHES if shape != "both"),
+]
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_sharding_changes_nothing(name, shape):
+    one, several, _ = both_ways(name, shape)
+    assert_same(one, several)
+
+
+@pytest.mark.parametrize("name", [n if n in FIRST else slow(n) for n in NAMES if n not in SORTS])
+def test_no_device_asks_for_the_rows_of_another(name):
+    _, _, compiled = both_ways(name, "vocab", 131072)
+    assert bytes_moved(compiled) / 18 <= MOST_BYTES_A_ROW
+
+
+def test_rows_that_are_moved_would_be_seen():
+    mesh = mesh_of(1, 8)
+    x = jax.device_put(jnp.zeros((2, 131072)), NamedSharding(mesh, P(None, "vocab")))
+    assert bytes_moved(jax.jit(jnp.sort).lower(x).compile()) > 2 * MOST_BYTES_A_ROW
+
+
+@pytest.mark.parametrize("vocab", [4096 + 64, slow(128256)])
+def test_shards_of_no_whole_chunks_give_the_same_tokens(vocab):
+    one, several, _ = both_ways("categorical_sample", "both", vocab)
+    assert_same(one, several)
+
+
+def test_transforms_stay_where_their_logits_are():
+    _, several, _ = both_ways("min_p_logits", "both")
+    assert several.sharding.spec == P("batch", "vocab")
+
+
+def test_explicit_sharding_says_what_to_annotate():
+    x = rows_of(4096)
+    keys = jax.random.split(jax.random.key(0), len(x))
+    want = js.categorical_sample(keys, x)
+    with jax.set_mesh(mesh_of(2, 4, AxisType.Explicit)):
+        x = jax.device_put(x, P("batch", "vocab"))
+        with pytest.raises(ValueError, match=r"logits .*P\('batch', 'vocab'\).*auto_axes"):
+            js.categorical_sample(keys, x)
+        draw = auto_axes(lambda x: js.categorical_sample(keys, x), out_sharding=P("batch"))
+        np.testing.assert_array_equal(draw(x), want)
