@@ -10,8 +10,11 @@ _COLLECTIVE = re.compile(
 )
 
 
-def bytes_moved(compiled) -> int:
-    """The bytes that each device receives on the dearest way through a program, a loop's once."""
+def bytes_moved(compiled, branch=max) -> int:
+    """The bytes that each device receives on its way through a program, a turn of each loop.
+
+    Of a condition's branches, `branch` picks one by its bytes.
+    """
     computations, entry = _computations(compiled.as_text())
 
     def cost(name: str) -> int:
@@ -21,7 +24,7 @@ def bytes_moved(compiled) -> int:
                 total += _size(match[1])
             branches = [b for b in _called(line) if b in computations]
             if " conditional(" in line:
-                total += max(map(cost, branches))
+                total += branch(map(cost, branches))
             else:
                 total += sum(map(cost, branches))
         return total
@@ -44,7 +47,9 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
 def _called(line: str) -> list[str]:
     return [
         name.strip(" %")
-        for names in re.findall(r"(?:calls|to_apply|body|condition|\w+_computations?)=([^=]*)", line)
+        for names in re.findall(
+            r"(?:calls|to_apply|body|condition|\w+_computations?)=([^=]*)", line
+        )
         for name in re.findall(r"%[\w.\-]+", names)
     ]
 

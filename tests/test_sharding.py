@@ -19,6 +19,9 @@ MOST_BYTES_A_ROW = 64 * 1024
 FIRST = ("greedy_sample", "categorical_sample", "top_p_logits")
 SOME = (*FIRST, "sample", "sample, full call")
 SORTS = ("tail_free_logits",)  # the rows whose tails candidates do not hold
+# How many times as much is moved where candidates settle a row, and where it is searched: for k
+# and for p, or with 100 candidates of another rule before.
+FURTHER = {"sample": (1, 2), "sample, full call": (1, 2), "mirostat_v1_sample": (2, 2)}
 
 
 def rows_of(vocab):
@@ -76,7 +79,11 @@ def test_sharding_changes_nothing(name, shape):
 @pytest.mark.parametrize("name", [n if n in FIRST else slow(n) for n in NAMES if n not in SORTS])
 def test_no_device_asks_for_the_rows_of_another(name):
     _, _, compiled = both_ways(name, "vocab", 131072)
-    assert bytes_moved(compiled) / 18 <= MOST_BYTES_A_ROW
+    settled, searched = bytes_moved(compiled, min) / 18, bytes_moved(compiled, max) / 18
+    print(f"{name}: {settled:.0f} bytes a row, {searched:.0f} where it is searched")
+    most = FURTHER.get(name, (1, 1))
+    assert settled <= most[0] * MOST_BYTES_A_ROW
+    assert searched <= most[1] * MOST_BYTES_A_ROW
 
 
 def test_rows_that_are_moved_would_be_seen():

@@ -1,0 +1,62 @@
+"""A program that is exported for other platforms, with any number of rows, is the same program."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from rows import every_kind, slow
+
+from jaxsample import SamplingParams, sample
+
+VOCAB = 1000
+
+
+def draw(keys, logits, params):
+    return sample(jax.random.wrap_key_data(keys), logits, params)[:3]
+
+
+def arguments(batch):
+    """Keys as words, logits and params of some rows, or of the shape of any number of them."""
+    keys = jax.ShapeDtypeStruct((batch, 2), jnp.uint32)
+    params = SamplingParams(
+        temperature=jax.ShapeDtypeStruct((batch,), jnp.float32),
+        top_k=jax.ShapeDtypeStruct((batch,), jnp.int32),
+        top_p=jax.ShapeDtypeStruct((batch,), jnp.float32),
+        min_p=jax.ShapeDtypeStruct((batch,), jnp.float32),
+    )
+    return keys, jax.ShapeDtypeStruct((batch, VOCAB), jnp.float32), params
+
+
+@pytest.fixture(scope="module")
+def exported():
+    export.register_pytree_node_serialization(
+        SamplingParams,
+        serialized_name="jaxsample.SamplingParams",
+        serialize_auxdata=lambda _: b"",
+        deserialize_auxdata=lambda _: (),
+    )
+    (batch,) = export.symbolic_shape("batch")
+    program = export.export(jax.jit(draw), platforms=["cpu", "cuda", "tpu"])(*arguments(batch))
+    return export.deserialize(program.serialize())
+
+
+def test_it_is_for_every_platform(exported):
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize("batch", [9, slow(1), slow(90)])
+def test_the_tokens_are_the_same(exported, batch):
+    logits = jnp.asarray(np.tile(every_kind(1, VOCAB), (10, 1))[:batch])
+    keys = jax.random.key_data(jax.random.split(jax.random.key(0), batch))
+    rng = np.random.default_rng(0)
+    params = SamplingParams(
+        temperature=jnp.asarray(rng.uniform(0, 2, batch), jnp.float32),
+        top_k=jnp.asarray(rng.integers(0, 500, batch), jnp.int32),
+        top_p=jnp.asarray(rng.uniform(0.5, 1, batch), jnp.float32),
+        min_p=jnp.asarray(rng.uniform(0, 0.1, batch), jnp.float32),
+    )
+    for got, want in zip(
+        exported.call(keys, logits, params), draw(keys, logits, params), strict=True
+    ):
+        np.testing.assert_array_equal(got, want)
