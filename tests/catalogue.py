@@ -8,11 +8,15 @@ from bench import requests
 from jaxsample import SamplingParams
 
 
-def calls(x):
-    """By name, a function and its arguments, of which those of the rows lead with their axis."""
+def calls(x, scalars=False):
+    """By name, a function and its arguments, of which those of the rows lead with their axis.
+
+    With `scalars`, parameters are of all rows and not of each.
+    """
     rows, vocab = x.shape[:-1], x.shape[-1]
     keys = jax.vmap(jax.random.key)(jnp.arange(rows[0], dtype=jnp.int32))
-    real, integer = jnp.full(rows, 0.9), jnp.full(rows, 100)
+    each = () if scalars else rows
+    real, integer, token = jnp.full(each, 0.9), jnp.full(each, 100), jnp.full(rows, 100)
     params = SamplingParams(temperature=real, top_k=integer, top_p=real, min_p=real * 0.01)
     few = jnp.arange(20, dtype=jnp.int32)
     history = jnp.tile(few, (rows[0], 5))
@@ -25,8 +29,8 @@ def calls(x):
         "min_p_logits": (js.min_p_logits, (x, real)),
         "greedy_sample": (js.greedy_sample, (x,)),
         "categorical_sample": (js.categorical_sample, (keys, x)),
-        "token_logprobs": (js.token_logprobs, (x, integer)),
-        "token_ranks": (js.token_ranks, (x, integer)),
+        "token_logprobs": (js.token_logprobs, (x, token)),
+        "token_ranks": (js.token_ranks, (x, token)),
         "top_logprobs": (lambda x: js.top_logprobs(x, num=20), (x,)),
         "sample": (js.sample, (keys, x, params)),
         "sample, temperature": (js.sample, (keys, x, SamplingParams(temperature=real))),
@@ -35,7 +39,7 @@ def calls(x):
             (keys, x, requests.full(rows[0], vocab), requests.state(rows[0], vocab)),
         ),
         "entropy_scaled_logits": (js.entropy_scaled_logits, (x, real, real, real)),
-        "smoothed_logits": (js.smoothed_logits, (x, real, jnp.ones(rows))),
+        "smoothed_logits": (js.smoothed_logits, (x, real, real)),
         "typical_p_logits": (js.typical_p_logits, (x, real)),
         "epsilon_logits": (js.epsilon_logits, (x, real * 0.01)),
         "eta_logits": (js.eta_logits, (x, real * 0.01)),
@@ -64,7 +68,7 @@ def calls(x):
         ),
         "min_tokens_logits": (js.min_tokens_logits, (x, few, integer, integer + 1)),
         "guided_logits": (js.guided_logits, (x, x, real)),
-        "replay_logprobs": (js.replay_logprobs, (x, integer, words)),
+        "replay_logprobs": (js.replay_logprobs, (x, token, words)),
         "green_list_logits": (js.green_list_logits, (x, keys, history[:, :4])),
         "synthid_logits": (js.synthid_logits, (x, keys, history[:, :4])),
         "gumbel_watermark_sample": (js.gumbel_watermark_sample, (keys, x, history[:, :4])),

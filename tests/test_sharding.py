@@ -1,4 +1,4 @@
-"""Law 4: logits sharded over devices give the same tokens, and no device asks for another's rows."""
+"""Law 4: sharded logits give the same tokens, and no device asks for the rows of another."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,85 @@
+"""What the TPU compiler makes of every function, for chips of three generations."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from catalogue import NAMES, calls
+from hlo import bytes_moved
+from jax.sharding import NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+from topologies import compiled, devices
+
+pytestmark = pytest.mark.tpu_aot
+
+GENERATIONS = ("v5e:2x2", "v6e:2x2", "tpu7x:2x2x1")
+VOCABS = (32000, 128256, 151936, 262144)
+DTYPES = ("float32", "bfloat16")
+ROWS = 32
+HOT = ("greedy_sample", "categorical_sample", "min_p_logits", "top_a_logits")
+WRITTEN = {  # parts of the logits: pairs of them to sort, a state, what two stages share
+    "sample, full call": 8.0,
+}
+
+
+def cases():
+    """Each function on each generation, with other vocabularies, dtypes and kinds of parameters."""
+    for number, name in enumerate(NAMES):
+        for generation, topology in enumerate(GENERATIONS):
+            place = number + generation
+            yield name, topology, VOCABS[place % 4], DTYPES[place % 2], place % 3 == 0
+    for name in HOT:
+        for topology in GENERATIONS:
+            for vocab in VOCABS:
+                for dtype in DTYPES:
+                    yield name, topology, vocab, dtype, False
+
+
+@pytest.mark.parametrize(
+    ("name", "topology", "vocab", "dtype", "scalars"), list(dict.fromkeys(cases()))
+)
+def test_every_function_compiles(name, topology, vocab, dtype, scalars):
+    x = jnp.zeros((ROWS, vocab), dtype)
+    function, arguments = calls(x, scalars)[name]
+    place = SingleDeviceSharding(devices(topology)[0])
+    program = compiled(function, arguments, lambda _: place)
+    if name != "tail_free_logits":  # the rows whose tails candidates do not hold
+        assert not sorts(program, vocab)
+    temporaries = program.memory_analysis().temp_size_in_bytes
+    assert temporaries <= WRITTEN.get(name, 1.0) * x.nbytes
+
+
+def sorts(program, vocab):
+    """The sorts and top-k of rows near as long as the vocabulary."""
+    found = []
+    for line in program.as_text().splitlines():
+        if " sort(" in line or "TopK" in line:
+            sizes = [int(n) for dims in re.findall(r"\[([\d,]+)\]", line) for n in dims.split(",")]
+            found += [line] if max(sizes, default=0) >= vocab // 4 else []
+    return found
+
+
+def test_a_sort_would_be_seen():
+    place = SingleDeviceSharding(devices("v5e:2x2")[0])
+    assert sorts(compiled(jnp.sort, (jnp.zeros((8, 32000)),), lambda _: place), 32000)
+
+
+@pytest.mark.parametrize(
+    ("topology", "shape"), [("v5e:2x2", (1, 4)), ("v5e:4x4", (2, 8)), ("v6e:4x4", (1, 16))]
+)
+@pytest.mark.parametrize("name", ["greedy_sample", "categorical_sample", "top_p_logits"])
+def test_no_chip_asks_for_the_rows_of_another(name, topology, shape):
+    x = jnp.zeros((ROWS, 131072))
+    mesh = jax.make_mesh(shape, ("batch", "vocab"), devices=devices(topology))
+
+    def place(leaf):
+        axes = [None] * leaf.ndim
+        axes[0] = "batch" if leaf.shape[:1] == x.shape[:1] else None
+        axes[-1] = "vocab" if leaf.shape[-1:] == x.shape[-1:] else axes[-1]
+        return NamedSharding(mesh, P(*axes))
+
+    program = compiled(*calls(x)[name], place)
+    bytes_a_row = bytes_moved(program, min) / (ROWS / shape[0])
+    print(f"{name}, {topology}, {shape}: {bytes_a_row:.0f} bytes a row")
+    assert bytes_a_row <= 64 * 1024
