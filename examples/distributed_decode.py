@@ -10,13 +10,12 @@ where JAX can ask the cluster (Slurm, TPU pods, Open MPI) nothing needs to be to
 The loop is that of `batching.py` and its tokens are those of `decode.py`. Every process runs it on
 the same requests; only the weights are placed on the devices of all. The embedding, which is the
 head too, is split by vocabulary, hence so are the logits, and `sample` draws from them as they lie.
+A process that dies or falls silent ends all the others.
 """
 
 import hashlib
-import multiprocessing
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from decode import MODEL, open_model, print_texts
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jobs import make_jobs
 from model import Config, Weights
-from processes import Failed, run
+from processes import Failed, run, tell
 from request import Parser, Request, make_parser, make_requests
 from tokenizers import Tokenizer
 
@@ -59,6 +58,8 @@ def members(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "num_processes": flags.get("num_processes"),
         "process_id": flags.get("process_id"),
     }
+    if flags["patience"] < 1:
+        raise ValueError(f"--patience must be at least 1, got {flags['patience']}")
     count = flags.get("processes")
     if count is None:
         id = told["process_id"]
@@ -119,35 +120,33 @@ def join(cluster: dict[str, Any], patience: int) -> None:
 
 
 def decode(cluster: dict[str, Any], flags: dict[str, Any]) -> None:
-    """What each process does: decodes, tells what it holds, then measures."""
+    """What each process does: decodes, tells what it holds, measures."""
     join(cluster, flags["patience"])
     name = f"process {jax.process_index()} of {jax.process_count()}"
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
-    print(f"{name}: pid {os.getpid()}, {devices}, {jax.default_backend()}", flush=True)
+    tell(f"{name}: pid {os.getpid()}, {devices}, {jax.default_backend()}")
 
     requests, config, tokenizer, weights, jobs = prepare(flags)
     weights = place(weights)
     texts, _ = serve(weights, config, jobs)
     tokens = sum(len(text.tokens) for text in texts)
-    if jax.process_index() == 0:
-        print_texts(tokenizer, requests, texts)
-    print(f"{name}: {tokens} tokens, sha256 {digest(texts)}", flush=True)
+    tell(f"{name}: {tokens} tokens, sha256 {digest(texts)}")
     _, (_, seconds) = serve(weights, config, jobs)
     if jax.process_index() == 0:
-        print(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.0f} tokens/s", flush=True)
+        print_texts(tokenizer, requests, texts)
+        tell(f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.0f} tokens/s")
     jax.distributed.shutdown()
 
 
-def decode_or_tell(cluster: dict[str, Any], flags: dict[str, Any]) -> None:
-    """Decodes; an error ends the process in one line."""
+def decode_or_fail(cluster: dict[str, Any], flags: dict[str, Any]) -> None:
+    """Decodes; what may go wrong is told in one line."""
     try:
         decode(cluster, flags)
-    except (ValueError, jax.errors.JaxRuntimeError) as error:
-        lost = isinstance(error, jax.errors.JaxRuntimeError)
-        cause = "lost touch with the others: " if lost else ""
-        name, first = multiprocessing.current_process().name, str(error).partition("\n")[0]
-        print(f"{name}: error: {cause}{first}", file=sys.stderr, flush=True)
-        os._exit(1)  # an orderly end would wait for the process that is gone
+    except ValueError as error:
+        raise Failed(str(error)) from None
+    except jax.errors.JaxRuntimeError as error:
+        first = str(error).partition("\n")[0]
+        raise Failed(f"another process seems to be gone: {first}") from None
 
 
 def main() -> None:
@@ -159,7 +158,7 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")  # here; the devices belong to the processes started
     try:
         prepare(flags)
-        run(decode_or_tell, {name: (cluster, flags) for name, cluster in members(flags).items()})
+        run(decode_or_fail, {name: (cluster, flags) for name, cluster in members(flags).items()})
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except Failed as failure:
