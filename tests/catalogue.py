@@ -39,7 +39,7 @@ def calls(x, scalars=False):
             (keys, x, requests.full(rows[0], vocab), requests.state(rows[0], vocab)),
         ),
         "entropy_scaled_logits": (js.entropy_scaled_logits, (x, real, real, real)),
-        "smoothed_logits": (js.smoothed_logits, (x, real, real)),
+        "smoothed_logits": (js.smoothed_logits, (x, real, jnp.ones(each))),
         "typical_p_logits": (js.typical_p_logits, (x, real)),
         "epsilon_logits": (js.epsilon_logits, (x, real * 0.01)),
         "eta_logits": (js.eta_logits, (x, real * 0.01)),
