@@ -41,7 +41,7 @@ def bars(lines: Sequence[Line], sizes: Sizes) -> str:
 {sizes.batch} x {sizes.vocab} unless a line says otherwise; the joint rules are temperature .8,
 k = 50, p = .95 and min-p = .02.
 
-{_table(["work", "", "measured", "bar", "stretch", "reached"], rows, words=2)}"""
+{table(["work", "", "measured", "bar", "stretch", "reached"], rows, words=2)}"""
 
 
 def beside(
@@ -68,11 +68,11 @@ def beside(
 The rules of llama.cpp's usual chain, top-k 40, top-p .95, min-p .05, temperature .8, over
 {sizes.vocab} tokens. Milliseconds a batch of B rows, in brackets a row:
 
-{_table(["", *batches], milliseconds)}
+{table(["", *batches], milliseconds)}
 
 How many times as fast ours is that has the temperature at the same place:
 
-{_table(["", *batches], ratios)}
+{table(["", *batches], ratios)}
 
 - jaxsample has a value and a key a row, all traced, and returns log-probs and counts as well.
 - Hugging Face runs on all cores.
@@ -98,7 +98,7 @@ def temporaries(found: Sequence[Temporaries], sizes: Sizes) -> str:
 
 Peak temporaries at {sizes.batch} x {sizes.vocab}, by the compiler's account.
 
-{_table(headers, rows)}"""
+{table(headers, rows)}"""
 
 
 def sweeps(found: Mapping[str, Sequence[Point]], plot: str) -> str:
@@ -138,15 +138,15 @@ def _milliseconds(headers: Sequence[str], points: Sequence[Point]) -> str:
         [name, *(digits(p.timings[name].median) if name in p.timings else "" for p in points)]
         for name in points[0].timings
     )
-    return _table(["", *headers], rows)
+    return table(["", *headers], rows)
 
 
 def _nanoseconds(headers: Sequence[str], points: Sequence[Point]) -> str:
     rows = ([name, *(digits(p.nanoseconds(name)) for p in points)] for name in scaling.OURS)
-    return _table(["", *headers], rows)
+    return table(["", *headers], rows)
 
 
-def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
     """A table of a few columns of words and then numbers, which stand to the right."""
     return tabulate(
         list(rows),

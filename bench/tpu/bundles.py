@@ -1,0 +1,60 @@
+"""The schedule of one operation: its VLIW bundles, one a cycle, in loops.
+
+A dump has a line a bundle, `0x3 LB: >> { instructions }`: an address, what starts there, how many
+loops it lies in, and what it does. The compiler marks the test that ends a loop.
+"""
+
+import re
+from typing import NamedTuple
+
+_BUNDLE = re.compile(r"^ *(?:0x[0-9a-f]+|0) +([A-Z]{2})? *: ?([> ]*)\{(.*)")
+_TURNS = re.compile(r"scmp\.ge\.s32\.totalorder [^;]*?, (\d+) /\* loop exit test")
+
+
+class Schedule(NamedTuple):
+    """How long the bundles of an operation run.
+
+    Attributes:
+      cycles: of all bundles, each as often as the loops around it turn.
+      unknown: loops whose number of turns is computed; they are counted once.
+    """
+
+    cycles: int
+    unknown: int
+
+
+class _Loop:
+    def __init__(self) -> None:
+        self.own = 0
+        self.text: list[str] = []
+        self.inner: list[_Loop] = []
+
+
+def schedule(dump: str) -> Schedule:
+    """Adds up the bundles of a dump."""
+    stack = [_Loop()]
+    for line in dump.splitlines():
+        if not (match := _BUNDLE.match(line)):
+            stack[-1].text.append(line)
+            continue
+        label, marks, text = match.groups()
+        # The compiler does not mark the depth of an empty bundle.
+        depth = len(stack) - 1 if text.startswith("}") else marks.count(">")
+        starts = label == "LB"
+        del stack[depth + (0 if starts else 1) :]
+        if starts:
+            stack[-1].inner.append(_Loop())
+            stack.append(stack[-1].inner[-1])
+        stack[-1].own += 1
+        stack[-1].text.append(text)
+    return _sum(stack[0])
+
+
+def _sum(loop: _Loop) -> Schedule:
+    cycles, unknown = loop.own, 0
+    for inner in loop.inner:
+        tests = _TURNS.findall("\n".join(inner.text))
+        once = _sum(inner)
+        cycles += once.cycles * (int(tests[0]) if len(tests) == 1 else 1)
+        unknown += once.unknown + (len(tests) != 1)
+    return Schedule(cycles, unknown)

@@ -1,0 +1,191 @@
+"""How long a program takes by its static schedule: the operations one after the other.
+
+An operation takes as long as its bundles, or as HBM takes for its bytes if that is longer. Copies
+that the compiler starts ahead run while the operations between leave HBM idle; what is left of one
+at its end is waited for. Conditionals count by their cheapest or by their dearest branch.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from bench.tpu import hlo
+from bench.tpu.bundles import schedule
+from bench.tpu.chips import Chip
+from bench.tpu.compiler import Compiled
+from bench.tpu.hlo import Operation
+
+SEARCH_TURNS = 16
+"""Turns of loops that end by the data: a search in normal logits takes 15 to 18."""
+
+_NOTHING = {
+    "parameter",
+    "constant",
+    "tuple",
+    "get-tuple-element",
+    "bitcast",
+    "after-all",
+    "partition-id",
+    "opt-barrier",
+}
+
+_DMA = {"copy-start", "slice-start"}
+
+
+class Cost(NamedTuple):
+    """What an operation takes, all its turns together.
+
+    Attributes:
+      name: of the operation.
+      opcode: "fusion", "copy", ...
+      result: its shape.
+      source: the JAX operation that it is from.
+      cycles: its bundles, or HBM.
+      bundles: cycles of its bundles alone; None where the compiler left no schedule.
+      read: bytes from HBM.
+      written: bytes to HBM.
+      turns: how often it runs.
+      unknown: loops inside whose turns are computed, which were counted once.
+    """
+
+    name: str
+    opcode: str
+    result: str
+    source: str
+    cycles: float
+    bundles: int | None
+    read: int
+    written: int
+    turns: int
+    unknown: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The costs of a program's operations, in the order that they run in."""
+
+    costs: list[Cost]
+
+    @property
+    def cycles(self) -> float:
+        """Of all together."""
+        return sum(cost.cycles for cost in self.costs)
+
+    @property
+    def read(self) -> int:
+        """Bytes from HBM."""
+        return sum(cost.read for cost in self.costs)
+
+    @property
+    def written(self) -> int:
+        """Bytes to HBM."""
+        return sum(cost.written for cost in self.costs)
+
+    @property
+    def unscheduled(self) -> list[str]:
+        """The operations whose bundles the compiler did not write: HBM alone is counted.
+
+        Scalars are not among them, which are computed between operations, nor are DMAs.
+        """
+        return [
+            cost.name
+            for cost in self.costs
+            if cost.bundles is None and cost.opcode not in _DMA and re.search(r"\[\d", cost.result)
+        ]
+
+    @property
+    def unknown(self) -> list[str]:
+        """The operations with a loop that was counted once."""
+        return [cost.name for cost in self.costs if cost.unknown]
+
+
+def cheapest(program: Compiled, chip: Chip) -> Estimate:
+    """Every conditional by its cheapest branch."""
+    return _Walk(program, chip, min).estimate()
+
+
+def dearest(program: Compiled, chip: Chip) -> Estimate:
+    """Every conditional by its dearest branch."""
+    return _Walk(program, chip, max).estimate()
+
+
+class _Walk:
+    """One way through a program."""
+
+    def __init__(self, program: Compiled, chip: Chip, choose: Callable[..., Any]) -> None:
+        self.module = hlo.parse(program.hlo)
+        self.bundles = program.bundles
+        self.chip = chip
+        self.choose = choose
+
+    def estimate(self) -> Estimate:
+        return Estimate(self.computation(self.module.entry, 1))
+
+    def computation(self, name: str, turns: int) -> list[Cost]:
+        operations = self.module.computations[name]
+        copies: dict[str, float] = {}  # under way, and the cycles that are left of each
+        costs: list[Cost] = []
+        for one in operations.values():
+            if one.opcode.endswith("-start"):
+                (end,) = (o for o in operations.values() if _ends(o, one))
+                moved = self.operation(operations, one._replace(result=end.result), turns)
+                copies[one.name] = moved.cycles
+                costs.append(moved._replace(cycles=0.0))
+            elif one.opcode.endswith("-done"):
+                left = copies.pop(one.operands[0])
+                costs.append(_wait(one, left, turns))
+            elif one.opcode == "conditional":
+                branches = one.calls("branch_computations") or (
+                    one.calls("true_computation") + one.calls("false_computation")
+                )
+                ways = [self.computation(branch, turns) for branch in branches]
+                costs += self.choose(ways, key=lambda way: sum(cost.cycles for cost in way))
+            elif one.opcode == "while":
+                inside = turns * (hlo.turns(self.module, one) or SEARCH_TURNS)
+                for role in ("condition", "body"):
+                    costs += self.computation(one.calls(role)[0], inside)
+            elif one.opcode == "call":
+                costs += self.computation(one.calls("to_apply")[0], turns)
+            elif one.opcode not in _NOTHING:
+                cost = self.operation(operations, one, turns)
+                costs.append(cost)
+                _go_on(copies, cost.cycles - self._hbm(cost))
+        return costs
+
+    def operation(self, operations: dict[str, Operation], one: Operation, turns: int) -> Cost:
+        read = hlo.bytes_read(self.module, operations, one) * turns
+        written = hlo.bytes_written(operations, one) * turns
+        dump = self.bundles.get(one.name)
+        found = schedule(dump) if dump else None
+        cost = Cost(
+            name=one.name,
+            opcode=one.opcode,
+            result=one.result,
+            source=one.source,
+            cycles=0.0,
+            bundles=found.cycles * turns if found else None,
+            read=read,
+            written=written,
+            turns=turns,
+            unknown=found.unknown if found else 0,
+        )
+        return cost._replace(cycles=max(cost.bundles or 0, self._hbm(cost)))
+
+    def _hbm(self, cost: Cost) -> float:
+        return (cost.read + cost.written) / self.chip.bytes_a_cycle
+
+
+def _ends(one: Operation, start: Operation) -> bool:
+    return one.opcode.endswith("-done") and one.operands[0] == start.name
+
+
+def _wait(end: Operation, cycles: float, turns: int) -> Cost:
+    return Cost(end.name, end.opcode, end.result, end.source, cycles, 0, 0, 0, turns, 0)
+
+
+def _go_on(copies: dict[str, float], idle: float) -> None:
+    """Copies go on, the oldest first, for as long as HBM is idle."""
+    for name, left in copies.items():
+        copies[name] = max(left - idle, 0.0)
+        idle = max(idle - left, 0.0)

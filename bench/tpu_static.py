@@ -1,0 +1,243 @@
+"""The static schedules of the samplers on TPUs: `python -m bench.tpu_static`.
+
+No TPU is needed and nothing runs: all figures are the compiler's, of a program that it made for a
+chip. They tell what a program cannot be faster than and which operations it spends its cycles on,
+not how long it takes.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from bench import markdown, report
+from bench.report import digits
+from bench.tpu.chips import CHIPS
+from bench.tpu.compiler import compiled
+from bench.tpu.estimate import SEARCH_TURNS, Cost, Estimate, cheapest, dearest
+from bench.tpu.programs import OURS, THEIRS
+from bench.works import Case
+
+RESULTS = Path(__file__).parent / "results" / "tpu-static.json"
+ARGMAX = "jnp.argmax"
+SHARE = 0.01
+"""Operations below this share of a program are listed as one."""
+
+
+class Place(NamedTuple):
+    """What programs are compiled for."""
+
+    chip: str
+    case: Case
+
+    def __str__(self) -> str:
+        return f"{self.chip}, {self.case}"
+
+    @property
+    def floor(self) -> float:
+        """Cycles in which HBM reads the logits once."""
+        size = {"float32": 4, "bfloat16": 2}[self.case.dtype]
+        return self.case.batch * self.case.vocab * size / CHIPS[self.chip].bytes_a_cycle
+
+
+class Found(NamedTuple):
+    """The estimates of a program, or why there is none.
+
+    Attributes:
+      settled: conditionals by their cheapest branches: the candidates settle every row.
+      searched: by their dearest: some row needs the search, and all that it may need.
+      failure: the compiler's words.
+    """
+
+    settled: Estimate
+    searched: Estimate
+    failure: str = ""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compiles what the options ask for, prints the tables and writes them."""
+    options = parse(arguments)
+    cases = [Case(options.batch, options.vocab, dtype) for dtype in options.dtype]
+    found: dict[Place, dict[str, Found]] = {}
+    for case, chip in itertools.product(cases, options.chip):
+        place = Place(chip, case)
+        names = tqdm(OURS | THEIRS, str(place), leave=False, disable=None)
+        found[place] = {name: estimated(place, name) for name in names}
+        options.out.write_text(json.dumps(document(found), indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(text(found))
+    print(text(found))
+
+
+def estimated(place: Place, name: str) -> Found:
+    """A program's estimates."""
+    try:
+        program = compiled(place.chip, name, place.case)
+    except RuntimeError as error:
+        nothing = Estimate([])
+        return Found(nothing, nothing, str(error))
+    chip = CHIPS[place.chip]
+    return Found(cheapest(program, chip), dearest(program, chip))
+
+
+def text(found: Mapping[Place, Mapping[str, Found]]) -> str:
+    """The tables in Markdown."""
+    listed = ", ".join(f"{name} {version}" for name, version in versions().items())
+    first = next(iter(found))
+    sections = [
+        f"""# Static schedules on TPU
+
+**Estimates of the TPU compiler. Nothing here was measured, and no TPU was at hand.**
+{listed}.
+
+    pip install -e ".[bench,tpu]" && python -m bench.tpu_static
+
+An operation counts as its scheduled bundles, each as often as the loops around it turn, or as the
+time that HBM takes for its bytes if that is longer. Operations follow one another; copies that the
+compiler starts ahead use HBM while it is idle. A loop inside an operation whose turns are computed
+counts once, and an operation whose bundles the compiler did not write counts as its bytes; the JSON
+file names both.
+
+"Settled" counts each conditional by its cheapest branch, which is what runs where the candidates
+settle every row. "Searched" counts each by its dearest, and loops that end by the data as
+{SEARCH_TURNS} turns: more than any one batch runs.
+
+The floor is one read of the logits from HBM. Bandwidths are those that Google publishes
+(cloud.google.com/tpu/docs), clocks follow from the published peaks. A TPU7x program runs on one of
+the two cores of a chip and has half of its bandwidth.
+
+{_chips()}
+
+Kilocycles; in brackets, in floors. MB are those of the settled program, to and from HBM."""
+    ]
+    sections += [_programs(place, programs) for place, programs in found.items()]
+    sections.append(f"## Where the cycles go\n\n{first}. Kilocycles, of all turns together.")
+    sections += [_operations(name, found[first][name]) for name in OURS if name in found[first]]
+    return "\n\n".join(sections) + "\n"
+
+
+def _chips() -> str:
+    rows = (
+        (name, *map(digits, (chip.bandwidth / 1e9, chip.clock / 1e9, chip.bytes_a_cycle)))
+        for name, chip in CHIPS.items()
+    )
+    return markdown.table(["core", "GB/s", "GHz", "bytes a cycle"], rows)
+
+
+def _programs(place: Place, programs: Mapping[str, Found]) -> str:
+    argmax = programs[ARGMAX].settled.cycles
+
+    def line(name: str, one: Found) -> tuple[str, ...]:
+        if one.failure:
+            return (name, "not compiled", "", "", "", "", "")
+        kilocycles = (
+            f"{digits(of.cycles / 1e3)} ({digits(of.cycles / place.floor)})"
+            for of in (one.settled, one.searched)
+        )
+        megabytes = (digits(size / 1e6) for size in (one.settled.read, one.settled.written))
+        missing = len(one.searched.unscheduled)
+        to_argmax = digits(one.settled.cycles / argmax) if argmax else ""
+        return (name, *kilocycles, to_argmax, *megabytes, str(missing or ""))
+
+    headers = [
+        "estimate",
+        "settled",
+        "searched",
+        f"of {ARGMAX}",
+        "MB read",
+        "MB written",
+        "without bundles",
+    ]
+    rows = [line(name, one) for name, one in programs.items()]
+    failures = [f"- {one.failure}" for one in programs.values() if one.failure]
+    table = markdown.table(headers, rows)
+    return "\n\n".join(
+        [f"## {place}\n\nHBM floor {digits(place.floor / 1e3)}.\n\n{table}", *failures]
+    )
+
+
+def _operations(name: str, found: Found) -> str:
+    headers = ["estimate", "from", "result", "cycles", "bundles", "MB read", "MB written", "turns"]
+    tables = []
+    for label, estimate in (("settled", found.settled), ("searched", found.searched)):
+        if label == "searched" and estimate == found.settled:
+            continue
+        costs = sorted(estimate.costs, key=lambda cost: -cost.cycles)
+        large = [cost for cost in costs if cost.cycles >= SHARE * estimate.cycles]
+        others = sum(cost.cycles for cost in costs[len(large) :])
+        rows = [_operation(cost) for cost in large]
+        rows.append((f"{len(costs) - len(large)} others", "", "", digits(others / 1e3), *[""] * 4))
+        tables.append(f"{name}, {label}:\n\n{markdown.table(headers, rows, words=3)}")
+    return "\n\n".join(tables)
+
+
+def _operation(cost: Cost) -> tuple[str, ...]:
+    bundles = "none" if cost.bundles is None else digits(cost.bundles / 1e3)
+    megabytes = (digits(size / 1e6) for size in (cost.read, cost.written))
+    result = f"`{cost.result.split(' ')[0]}`"
+    times = "" if cost.turns == 1 else str(cost.turns)
+    return (cost.name, cost.source, result, digits(cost.cycles / 1e3), bundles, *megabytes, times)
+
+
+def document(found: Mapping[Place, Mapping[str, Found]]) -> dict[str, Any]:
+    """All estimates and what made them, ready for JSON."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "kind": "estimates of the TPU compiler; nothing was measured",
+        "versions": versions(),
+        "search_turns": SEARCH_TURNS,
+        "chips": {name: chip._asdict() | {"clock": chip.clock} for name, chip in CHIPS.items()},
+        "tables": [
+            {
+                "chip": place.chip,
+                **place.case._asdict(),
+                "floor": place.floor,
+                "programs": {name: _program(one) for name, one in programs.items()},
+            }
+            for place, programs in found.items()
+        ],
+    }
+
+
+def _program(found: Found) -> dict[str, Any]:
+    if found.failure:
+        return {"failure": found.failure}
+    return {"settled": _estimate(found.settled), "searched": _estimate(found.searched)}
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    large = [cost for cost in estimate.costs if cost.cycles >= SHARE * estimate.cycles]
+    return {
+        "cycles": round(estimate.cycles),
+        "read": estimate.read,
+        "written": estimate.written,
+        "without_bundles": estimate.unscheduled,
+        "loops_counted_once": estimate.unknown,
+        "operations": [cost._asdict() | {"cycles": round(cost.cycles)} for cost in large],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of what makes the schedules."""
+    return report.versions() | {"libtpu": importlib.metadata.version("libtpu")}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser("python -m bench.tpu_static", description=__doc__)
+    parser.add_argument("--chip", choices=CHIPS, nargs="+", default=list(CHIPS))
+    parser.add_argument("--batch", type=int, default=128, metavar="N", help="rows")
+    parser.add_argument("--vocab", type=int, default=128_256, metavar="N", help="tokens")
+    dtypes = ["float32", "bfloat16"]
+    parser.add_argument("--dtype", choices=dtypes, nargs="+", default=dtypes)
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="PATH", help="a JSON file")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
