@@ -100,8 +100,9 @@ def text(found: Mapping[Place, Mapping[str, Found]]) -> str:
 An operation counts as its scheduled bundles, each as often as the loops around it turn, or as the
 time that HBM takes for its bytes if that is longer. Operations follow one another; copies that the
 compiler starts ahead use HBM while it is idle. A loop inside an operation whose turns are computed
-counts once, and an operation whose bundles the compiler did not write counts as its bytes; the JSON
-file names both.
+counts once. An operation whose bundles the compiler did not write counts as its bytes: joins of
+copies, which take no time, and what TPU7x gives to its SparseCores, whose gathers count as all that
+they gather from. The JSON file names both kinds.
 
 "Settled" counts each conditional by its cheapest branch, which is what runs where the candidates
 settle every row. "Searched" counts each by its dearest, and loops that end by the data as
