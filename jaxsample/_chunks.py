@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsample import _mass
-from jaxsample._checks import to_elements
+from jaxsample import _mass, _shards
+from jaxsample._checks import MAX_VOCAB, to_elements
 from jaxsample._mass import Mass, Scale
+from jaxsample._shards import AxisName, Shards
 
 BLOCK = 64
 """The chunks that the ranking looks through."""
@@ -40,6 +41,7 @@ class Rows(NamedTuple):
       block_max: float32 `[..., blocks]`, the largest logit of each block, times the rate.
       row_max: float32 `[...]`, the largest logit of the row, times the rate; 0 on a bad row.
       bad: bool `[...]`, rows with a NaN, with +inf or without a finite logit.
+      shards: the devices that share each row; `logits` are of one, all else is of the whole row.
     """
 
     logits: Array
@@ -48,10 +50,20 @@ class Rows(NamedTuple):
     block_max: Array
     row_max: Array
     bad: Array
+    shards: Shards | None
 
     @property
     def vocab(self) -> int:
-        return self.logits.shape[-1]
+        return _shards.vocab(self.logits, self.shards)
+
+    @property
+    def ids(self) -> Array:
+        """The ids of the tokens, int32 in the shape of `logits`."""
+        return _shards.ids(self.logits, self.shards)
+
+    def whole(self) -> Array:
+        """The raw values of the whole row."""
+        return self.logits if self.shards is None else self.shards.whole(self.logits)
 
     def read(self, raw: Array) -> Array:
         """The float32 logits that the raw values `[..., *]` stand for."""
@@ -62,20 +74,40 @@ class Rows(NamedTuple):
         return _read(raw, self.cut_rate)
 
 
-def look_over(logits: Array, rate: Array | None = None) -> Rows:
+def shards(logits: Array, axis_name: AxisName) -> Shards | None:
+    """The devices over which a vocabulary is sharded, each with whole chunks of it."""
+    if axis_name is None:
+        return None
+    found = _shards.named(axis_name)
+    if logits.shape[-1] % CHUNK or _shards.vocab(logits, found) > MAX_VOCAB:
+        raise ValueError(
+            f"logits must have shape [..., n] on each device of axis_name, with n a multiple of "
+            f"{CHUNK} and at most {MAX_VOCAB} tokens in all, got {logits.shape} on each of "
+            f"{found.number}: pad the vocabulary of the model's head with -inf"
+        )
+    return found
+
+
+def look_over(logits: Array, rate: Array | None = None, shards: Shards | None = None) -> Rows:
     """Reads the logits once, for what every rule needs to know."""
     # The order of floats is the order of their keys, and integers are compared in their own width.
-    keys = fold(logits, lambda raw, *_: to_key(raw), lax.max, size=BLOCK)
-    return _looked_over(logits, keys, rate, rate)
+    keys = fold(logits, lambda raw, *_: to_key(raw), lax.max, size=BLOCK, shards=shards)
+    return _looked_over(logits, shards, keys, rate, rate)
 
 
 def scaled_after(rows: Rows, rate: Array) -> Rows:
     """Rows that were looked over as they are, multiplied by a rate; a cut stays where it was."""
     keys = to_key(rows.block_max.astype(rows.logits.dtype))
-    return _looked_over(rows.logits, keys, rate, None)
+    return _looked_over(rows.logits, rows.shards, keys, rate, None)
 
 
-def _looked_over(logits: Array, keys: Array, rate: Array | None, cut_rate: Array | None) -> Rows:
+def _looked_over(
+    logits: Array,
+    shards: Shards | None,
+    keys: Array,
+    rate: Array | None,
+    cut_rate: Array | None,
+) -> Rows:
     # Rounding is monotone, so the largest stays the largest.
     block_max = _read(from_key(keys, logits.dtype), rate)
     # Of keys: among floats, a device that holds a NaN may not tell the others.
@@ -83,7 +115,7 @@ def _looked_over(logits: Array, keys: Array, rate: Array | None, cut_rate: Array
     row_max = _read(row_raw_max, rate)
     product = row_raw_max.astype(jnp.float32) * (1 if rate is None else rate)
     bad = ~(jnp.isfinite(row_max) & jnp.isfinite(product))
-    return Rows(logits, rate, cut_rate, block_max, jnp.where(bad, 0, row_max), bad)
+    return Rows(logits, rate, cut_rate, block_max, jnp.where(bad, 0, row_max), bad, shards)
 
 
 def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
@@ -103,6 +135,7 @@ def fold(
     combine: Callable[[Any, Any], Any],
     *per_chunk: Array,
     size: int = CHUNK,
+    shards: Shards | None = None,
 ) -> Array:
     """Combines the integers `element(x, ids, places, *per_chunk)` over chunks of consecutive ids.
 
@@ -112,10 +145,20 @@ def fold(
       combine: `lax.max` or `lax.add`.
       *per_chunk: arrays `[..., chunks]`, handed to `element` so that they broadcast.
       size: of a chunk; the last one may be short.
+      shards: the devices that share each row.
 
     Returns:
       `[..., ceil(vocab / size)]`.
     """
+    if shards is not None:
+        start = shards.start(values.shape[-1])
+
+        def own_element(x: Array, ids: Array, *rest: Any) -> Array:
+            return element(x, start + ids, *rest)
+
+        own = map(shards.own, per_chunk)
+        return shards.whole(fold(values, own_element, combine, *own, size=size))
+
     lead, vocab = values.shape[:-1], values.shape[-1]
     whole, lanes = vocab // size, size // _FOLDS
 
@@ -160,7 +203,7 @@ def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None
             return scale.weights(jnp.where(kept, x, -jnp.inf), places, shift)
         return jnp.where(kept, scale.weights(x, places, shift), 0)
 
-    return fold(rows.logits, element, lax.add, scale.shifts)
+    return fold(rows.logits, element, lax.add, scale.shifts, shards=rows.shards)
 
 
 def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Mass:
@@ -191,6 +234,9 @@ def tally(rows: Rows) -> Scale:
 def take_blocks(rows: Rows, blocks: Array, size: int) -> Array:
     """The raw values of whole chunks of a size, by index: `[..., n]` to `[..., n, size]`."""
     *lead, vocab = rows.logits.shape
+    if rows.shards is not None:
+        own = rows._replace(shards=None)
+        return rows.shards.look_up(lambda i: take_blocks(own, i, size), blocks, vocab // size)
     if vocab % size == 0:
         # Looked up by chunk, so that of a sharded vocabulary each device looks among its own.
         chunks = rows.logits.reshape(*lead, vocab // size, size)

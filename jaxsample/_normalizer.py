@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsample import _mass
+from jaxsample import _mass, _shards
 from jaxsample._chunks import Rows
 from jaxsample._mass import Scale
+from jaxsample._shards import Shards
 
 
 def logprobs(rows: Rows, scale: Scale, sums: Array, kept: Array, chosen: Array) -> Array:
@@ -16,7 +17,7 @@ def logprobs(rows: Rows, scale: Scale, sums: Array, kept: Array, chosen: Array) 
       rows: the logits, looked over.
       scale: the scale of `sums`.
       sums: int32 `[..., chunks]`, the weights of the kept tokens, added up by chunk.
-      kept: `[..., vocab]`, the kept logits and -inf elsewhere, read only for the gradient.
+      kept: the logits, -inf where they are not kept, read only for the gradient.
       chosen: `[..., n]`, the logits to normalise.
 
     Returns:
@@ -26,22 +27,22 @@ def logprobs(rows: Rows, scale: Scale, sums: Array, kept: Array, chosen: Array) 
     # Bad rows leave before anything is differentiated: even unused, they would make NaN gradients.
     kept, chosen = (jnp.where(bad, 0, x).astype(jnp.float32) for x in (kept, chosen))
     mass = _mass.total(_mass.place(sums, scale.shifts))
-    normalizer = _log_sum_exp(kept - row_max, jnp.where(rows.bad, 0, _mass.log(mass)))
+    normalizer = _log_sum_exp(kept - row_max, jnp.where(rows.bad, 0, _mass.log(mass)), rows.shards)
     return jnp.where(bad, jnp.nan, chosen - row_max - normalizer[..., None])
 
 
 @jax.custom_jvp
-def _log_sum_exp(x: Array, value: Array) -> Array:
+def _log_sum_exp(x: Array, value: Array, shards: Shards | None) -> Array:
     """`log(sum(exp(x)))` over the last axis, whose value is known already."""
-    del x
+    del x, shards
     return value
 
 
 @_log_sum_exp.defjvp
 def _log_sum_exp_jvp(
-    primals: tuple[Array, Array], tangents: tuple[Array, Array]
+    primals: tuple[Array, Array, Shards | None], tangents: tuple[Array, Array, Shards | None]
 ) -> tuple[Array, Array]:
-    x, value = primals
-    value = _log_sum_exp(x, value)
+    x, value, shards = primals
+    value = _log_sum_exp(*primals)
     softmax = jnp.exp(x - value[..., None])
-    return value, jnp.sum(softmax * tangents[0], axis=-1)
+    return value, _shards.total(jnp.sum(softmax * tangents[0], axis=-1), shards)

@@ -11,12 +11,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsample import _shards
 from jaxsample._checks import to_elements
 from jaxsample._chunks import (
     BLOCK,
     CHUNK,
     Rows,
-    at,
     first_true,
     fold,
     from_key,
@@ -84,7 +84,7 @@ def last_from(rows: Rows, floor: Array) -> Cut:
         def above(raw: Array, ids: Array, *_: Array) -> Array:
             return element(again.read(raw), ids)
 
-        return jnp.max(fold(again.logits, above, lax.max), axis=-1)
+        return jnp.max(fold(again.logits, above, lax.max, shards=rows.shards), axis=-1)
 
     def negative(x: Array, _: Array) -> Array:
         return to_key(jnp.where(x >= floor[..., None, None], -x, -jnp.inf))
@@ -117,7 +117,7 @@ def first(
     """
     whole = rows.vocab // BLOCK
     if whole <= number:
-        raw, blocks = rows.logits, None
+        raw, blocks = rows.whole(), None
         values = value(rows.read(raw))
     else:
         largest, blocks = lax.top_k(_unsigned_zero(block_max[..., :whole]), number)
@@ -136,13 +136,14 @@ def first(
 
 def rank(rows: Rows, tokens: Array) -> Array:
     """The number of tokens before one of each row, int32 `[...]`."""
-    logit = rows.read(at(rows.logits, tokens)[..., None])[..., 0]
+    logit = rows.read(_shards.take(rows.logits, tokens[..., None], rows.shards))[..., 0]
     cut = before(Cut(logit, tokens))
 
     def counted(raw: Array, ids: Array, *_: Array) -> Array:
         return is_kept(rows.read(raw), ids, cut).astype(jnp.int32)
 
-    return jnp.sum(fold(rows.logits, counted, lax.add), axis=-1, dtype=jnp.int32)
+    counts = fold(rows.logits, counted, lax.add, shards=rows.shards)
+    return jnp.sum(counts, axis=-1, dtype=jnp.int32)
 
 
 def shifts(scale: Scale, tokens: Array) -> Array:
@@ -158,6 +159,8 @@ def weights(scale: Scale, x: Array, tokens: Array) -> Array:
 def _taken(rows: Rows, blocks: Array) -> Array:
     """The raw values of some whole blocks and of the short last one, in a row."""
     raw = take_blocks(rows, blocks, BLOCK).reshape(*blocks.shape[:-1], -1)
+    if rows.shards is not None:  # who have no short block
+        return raw
     return jnp.concatenate([raw, rows.logits[..., rows.vocab // BLOCK * BLOCK :]], axis=-1)
 
 

@@ -163,7 +163,13 @@ def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: O
         return jnp.where(value < to_elements(most, x), value, -jnp.inf)
 
     block_max = from_key(
-        fold(rows.logits, lambda raw, *_: to_key(value(rows.read(raw))), lax.max, size=BLOCK)
+        fold(
+            rows.logits,
+            lambda raw, *_: to_key(value(rows.read(raw))),
+            lax.max,
+            size=BLOCK,
+            shards=rows.shards,
+        )
     )
     top, raw = _ranking.first(rows, block_max, _FEW, value)
     weights = _ranking.weights(scale, rows.read(raw), top.token)

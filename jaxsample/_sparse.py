@@ -1,6 +1,7 @@
 """New logits for a few tokens of each row: whatever the vocabulary, only those are touched.
 
-Ids outside the vocabulary are dropped, so callers mark what they skip with the id `vocab`.
+Ids outside the vocabulary are dropped, so callers mark what they skip with the id `vocab`. Of a
+sharded vocabulary they are `_shards.places`, those of other devices dropped.
 """
 
 import jax.numpy as jnp

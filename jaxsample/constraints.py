@@ -6,12 +6,15 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _history, _normalizer, _sparse
+from jaxsample import _checks, _chunks, _history, _normalizer, _shards, _sparse
+from jaxsample._shards import AxisName, Shards
 
 _BITS = 32
 
 
-def biased_logits(logits: ArrayLike, token_ids: ArrayLike, bias: ArrayLike) -> Array:
+def biased_logits(
+    logits: ArrayLike, token_ids: ArrayLike, bias: ArrayLike, *, axis_name: AxisName = None
+) -> Array:
     """Adds a bias to the logits of some tokens: `logit + bias`, -inf masks.
 
     Args:
@@ -19,6 +22,8 @@ def biased_logits(logits: ArrayLike, token_ids: ArrayLike, bias: ArrayLike) -> A
       token_ids: integers `[..., n]` below `vocab`, one list for all rows or one a row; negative ids
         are padding, an id's several biases add up.
       bias: `[..., n]`, finite or -inf; 0 is neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. An id or a bias outside its range makes its row
@@ -40,18 +45,20 @@ def biased_logits(logits: ArrayLike, token_ids: ArrayLike, bias: ArrayLike) -> A
     bias = _checks.per_item("bias", bias, logits, "iuf")
     if bias.shape[-1] != width:
         raise ValueError(f"bias must have shape [..., {width}], as token_ids, got {bias.shape}")
-    return _biased_logits(logits, token_ids, bias.astype(jnp.float32))
+    shards = _chunks.shards(logits, axis_name)
+    return _biased_logits(logits, token_ids, bias.astype(jnp.float32), shards)
 
 
 @jax.jit
-def _biased_logits(logits: Array, token_ids: Array, bias: Array) -> Array:
-    vocab, used = logits.shape[-1], token_ids >= 0
+def _biased_logits(logits: Array, token_ids: Array, bias: Array, shards: Shards | None) -> Array:
+    vocab, used = _shards.vocab(logits, shards), token_ids >= 0
     bad = jnp.any((token_ids >= vocab) | (used & ~(bias < jnp.inf)), axis=-1)
     logits = jnp.where(bad[..., None], jnp.nan, logits)
     ids, total = _summed(jnp.where(used, token_ids, vocab), jnp.where(used, bias, 0))
-    old = _sparse.take(logits, ids)
+    places = _shards.places(logits, ids, shards)
+    old = _sparse.take(logits, places)
     new = _chunks.settle(old.astype(jnp.float32) + total, logits.dtype)
-    return _sparse.replace(logits, jnp.where(total == 0, vocab, ids), new)
+    return _sparse.replace(logits, jnp.where(total == 0, vocab, places), new)
 
 
 def _summed(ids: Array, bias: Array) -> tuple[Array, Array]:
@@ -67,12 +74,14 @@ def _summed(ids: Array, bias: Array) -> tuple[Array, Array]:
     return ids, jnp.where(last, total, 0)
 
 
-def allowed_logits(logits: ArrayLike, allowed: ArrayLike) -> Array:
+def allowed_logits(logits: ArrayLike, allowed: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Masks the tokens that are not allowed.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       allowed: bool `[..., vocab]`, one mask for all rows or one a row.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits; NaN and +inf stay, so their row stays bad.
@@ -85,6 +94,7 @@ def allowed_logits(logits: ArrayLike, allowed: ArrayLike) -> Array:
     [  1. -inf   3.]
     """
     logits = _checks.logits(logits)
+    _chunks.shards(logits, axis_name)
     return _allowed_logits(logits, _checks.per_token("allowed", allowed, logits, "b"))
 
 
@@ -93,13 +103,15 @@ def _allowed_logits(logits: Array, allowed: Array) -> Array:
     return jnp.where(allowed | ~(logits < jnp.inf), logits, -jnp.inf)
 
 
-def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike) -> Array:
+def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Masks the tokens whose bit is 0: token t is bit `t % 32`, from the least, of word `t // 32`.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       bitmask: int32 or uint32 `[..., ceil(vocab / 32)]`, one mask for all rows or one a row; bits
         beyond the vocabulary mean nothing.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits; NaN and +inf stay, so their row stays bad.
@@ -115,6 +127,7 @@ def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike) -> Array:
     [  1. -inf   3.]
     """
     logits = _checks.logits(logits)
+    _chunks.shards(logits, axis_name)
     words = bitmask if isinstance(bitmask, Array) else np.asarray(bitmask)
     if words.dtype not in (np.int32, np.uint32):
         raise TypeError(f"bitmask must hold int32 or uint32 words, got {words.dtype}")
@@ -167,13 +180,17 @@ def unpacked(bitmask: Array, vocab: int) -> Array:
     return (words >> (_chunks.positions(words) % _BITS)) & 1 == 1
 
 
-def suppressed_logits(logits: ArrayLike, token_ids: ArrayLike) -> Array:
+def suppressed_logits(
+    logits: ArrayLike, token_ids: ArrayLike, *, axis_name: AxisName = None
+) -> Array:
     """Masks some tokens.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       token_ids: integers `[..., n]` below `vocab`, one list for all rows or one a row; negative ids
         are padding.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. An id outside its range makes its row NaN; NaN and
@@ -187,17 +204,23 @@ def suppressed_logits(logits: ArrayLike, token_ids: ArrayLike) -> Array:
     [  1. -inf   3.]
     """
     logits = _checks.logits(logits)
-    return _suppressed_logits(logits, _checks.per_item("token_ids", token_ids, logits, "iu"))
+    token_ids = _checks.per_item("token_ids", token_ids, logits, "iu")
+    return _suppressed_logits(logits, token_ids, _chunks.shards(logits, axis_name))
 
 
 @jax.jit
-def _suppressed_logits(logits: Array, token_ids: Array) -> Array:
-    bad = jnp.any(token_ids >= logits.shape[-1], axis=-1)
-    return _suppressed(logits, token_ids, jnp.array(True), bad)
+def _suppressed_logits(logits: Array, token_ids: Array, shards: Shards | None) -> Array:
+    bad = jnp.any(token_ids >= _shards.vocab(logits, shards), axis=-1)
+    return _suppressed(logits, token_ids, jnp.array(True), bad, shards)
 
 
 def min_tokens_logits(
-    logits: ArrayLike, stop_token_ids: ArrayLike, length: ArrayLike, min_tokens: ArrayLike
+    logits: ArrayLike,
+    stop_token_ids: ArrayLike,
+    length: ArrayLike,
+    min_tokens: ArrayLike,
+    *,
+    axis_name: AxisName = None,
 ) -> Array:
     """Masks the tokens that end a text while it has fewer than `min_tokens` tokens.
 
@@ -207,6 +230,8 @@ def min_tokens_logits(
         negative ids are padding.
       length: integers, at least 0, a scalar or `[...]`, the tokens written so far.
       min_tokens: integer, at least 0, a scalar or `[...]`; 0 is neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
@@ -226,17 +251,18 @@ def min_tokens_logits(
         _checks.per_item("stop_token_ids", stop_token_ids, logits, "iu"),
         _checks.integer("length", length, logits),
         _checks.integer("min_tokens", min_tokens, logits),
+        _chunks.shards(logits, axis_name),
     )
 
 
 @jax.jit
 def _min_tokens_logits(
-    logits: Array, stop_token_ids: Array, length: Array, min_tokens: Array
+    logits: Array, stop_token_ids: Array, length: Array, min_tokens: Array, shards: Shards | None
 ) -> Array:
     length, min_tokens = (_checks.to_rows(x, logits) for x in (length, min_tokens))
-    bad = jnp.any(stop_token_ids >= logits.shape[-1], axis=-1)
+    bad = jnp.any(stop_token_ids >= _shards.vocab(logits, shards), axis=-1)
     bad |= (length < 0) | (min_tokens < 0)
-    return _suppressed(logits, stop_token_ids, (length < min_tokens)[..., None], bad)
+    return _suppressed(logits, stop_token_ids, (length < min_tokens)[..., None], bad, shards)
 
 
 def bad_words_logits(
@@ -245,6 +271,8 @@ def bad_words_logits(
     length: ArrayLike,
     words: ArrayLike,
     word_lengths: ArrayLike,
+    *,
+    axis_name: AxisName = None,
 ) -> Array:
     """Masks the last token of each word whose other tokens end the history.
 
@@ -255,6 +283,8 @@ def bad_words_logits(
       words: integers `[..., words, n]` in [0, vocab), one list for all rows or one a row; what lies
         behind a word's length is not looked at.
       word_lengths: integers `[..., words]` in [0, n]; 0 is no word, words of 1 are always masked.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
@@ -283,15 +313,21 @@ def bad_words_logits(
     if word_lengths.shape[-1] != count:
         raise ValueError(f"word_lengths must have shape [..., {count}], got {word_lengths.shape}")
     words = words.reshape(*words.shape[:-1], count, longest)
-    return _bad_words_logits(logits, tokens, length, words, word_lengths)
+    shards = _chunks.shards(logits, axis_name)
+    return _bad_words_logits(logits, tokens, length, words, word_lengths, shards)
 
 
 @jax.jit
 def _bad_words_logits(
-    logits: Array, tokens: Array, length: Array, words: Array, word_lengths: Array
+    logits: Array,
+    tokens: Array,
+    length: Array,
+    words: Array,
+    word_lengths: Array,
+    shards: Shards | None,
 ) -> Array:
     length, place = _checks.to_rows(length, logits), _chunks.positions(words)
-    unknown = (words < 0) | (words >= logits.shape[-1])
+    unknown = (words < 0) | (words >= _shards.vocab(logits, shards))
     bad = _history.is_bad(tokens, length)
     bad |= jnp.any((word_lengths < 0) | (word_lengths > words.shape[-1]), axis=-1)
     bad |= jnp.any(unknown & (place < word_lengths[..., None]), axis=(-2, -1))
@@ -302,16 +338,24 @@ def _bad_words_logits(
     written = _sparse.take(tokens, where).reshape(words.shape)
     begun = jnp.all((words == written) | (place >= prefix[..., None]), axis=-1)
     last = _chunks.at(words, prefix)
-    return _suppressed(logits, last, begun & (prefix >= 0) & (start >= 0), bad)
+    return _suppressed(logits, last, begun & (prefix >= 0) & (start >= 0), bad, shards)
 
 
-def guided_logits(conditional: ArrayLike, unconditional: ArrayLike, scale: ArrayLike) -> Array:
+def guided_logits(
+    conditional: ArrayLike,
+    unconditional: ArrayLike,
+    scale: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+) -> Array:
     """Classifier-free guidance: `u + scale * (c - u)` of the log-probabilities c and u.
 
     Args:
       conditional: logits `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       unconditional: logits `[..., vocab]`, what the model says without the prompt to be followed.
       scale: finite, a scalar or `[...]`; 1 is neutral, 0 leaves the unconditional ones.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of `conditional`; a token masked in either is masked. At scale 1
@@ -331,17 +375,21 @@ def guided_logits(conditional: ArrayLike, unconditional: ArrayLike, scale: Array
     """
     conditional = _checks.logits(conditional, "conditional")
     unconditional = _checks.per_token("unconditional", unconditional, conditional, "f")
-    return _guided_logits(conditional, unconditional, _checks.real("scale", scale, conditional))
+    scale = _checks.real("scale", scale, conditional)
+    shards = _chunks.shards(conditional, axis_name)
+    return _guided_logits(conditional, unconditional, scale, shards)
 
 
 @jax.jit
-def _guided_logits(conditional: Array, unconditional: Array, scale: Array) -> Array:
+def _guided_logits(
+    conditional: Array, unconditional: Array, scale: Array, shards: Shards | None
+) -> Array:
     scale = _checks.to_rows(scale, conditional)[..., None]
     bad = ~jnp.isfinite(scale)
     masked = (conditional == -jnp.inf) | (unconditional == -jnp.inf)
     parts = []
     for logits in (conditional, unconditional):
-        logprobs, bad_row = _log_softmax(logits)
+        logprobs, bad_row = _log_softmax(logits, shards)
         bad |= bad_row[..., None]
         parts.append(logprobs)
     c, u = (jnp.where(masked | bad, 0, part) for part in parts)
@@ -351,14 +399,17 @@ def _guided_logits(conditional: Array, unconditional: Array, scale: Array) -> Ar
     return jnp.where(scale == 1, conditional, guided)
 
 
-def _log_softmax(logits: Array) -> tuple[Array, Array]:
+def _log_softmax(logits: Array, shards: Shards | None) -> tuple[Array, Array]:
     """The log-probabilities `[..., vocab]`, float32, and the bad rows `[...]`."""
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     scale = _chunks.probability(rows)
     sums = _chunks.weigh(rows, scale)
     return _normalizer.logprobs(rows, scale, sums, logits, logits), rows.bad
 
 
-def _suppressed(logits: Array, ids: Array, where: Array, bad: Array) -> Array:
+def _suppressed(
+    logits: Array, ids: Array, where: Array, bad: Array, shards: Shards | None
+) -> Array:
     """Masks the tokens, `where` they are to be; NaN on bad rows."""
-    return _sparse.ban(jnp.where(bad[..., None], jnp.nan, logits), ids, where)
+    logits = jnp.where(bad[..., None], jnp.nan, logits)
+    return _sparse.ban(logits, _shards.places(logits, ids, shards), where)

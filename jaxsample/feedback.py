@@ -15,12 +15,23 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _draw, _elementary, _kept, _mass, _normalizer, _ranking
+from jaxsample import (
+    _checks,
+    _chunks,
+    _draw,
+    _elementary,
+    _kept,
+    _mass,
+    _normalizer,
+    _ranking,
+    _shards,
+)
 from jaxsample._chunks import Rows
 from jaxsample._elementary import LOG2_E
 from jaxsample._kept import Rules
 from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
+from jaxsample._shards import AxisName, Shards
 from jaxsample.sampling import categorical_sample
 
 
@@ -85,7 +96,12 @@ def init_mirostat(params: MirostatParams, rows_shape: tuple[int, ...] = ()) -> M
 
 
 def mirostat_v1_sample(
-    key: ArrayLike, logits: ArrayLike, params: MirostatParams, state: MirostatState
+    key: ArrayLike,
+    logits: ArrayLike,
+    params: MirostatParams,
+    state: MirostatState,
+    *,
+    axis_name: AxisName = None,
 ) -> tuple[Array, MirostatState]:
     """Draws from the top k tokens, k chosen so that a Zipf law's rank k has surprise mu.
 
@@ -105,6 +121,8 @@ def mirostat_v1_sample(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       params: `MirostatParams(tau, eta)`.
       state: from `init_mirostat` or the last call; `mu` is a scalar or `[...]`.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       The tokens, int32 `[...]`, as `categorical_sample` draws them from the top-k logits, and the
@@ -126,11 +144,16 @@ def mirostat_v1_sample(
     >>> print(tokens, state.mu)  # k = 2^2.8 / log(1000) = 1.008: one token, without surprise
     0 3.1
     """
-    return _mirostat_sample(_zipf_prefix, key, logits, params, state)
+    return _mirostat_sample(_zipf_prefix, key, logits, params, state, axis_name)
 
 
 def mirostat_v2_sample(
-    key: ArrayLike, logits: ArrayLike, params: MirostatParams, state: MirostatState
+    key: ArrayLike,
+    logits: ArrayLike,
+    params: MirostatParams,
+    state: MirostatState,
+    *,
+    axis_name: AxisName = None,
 ) -> tuple[Array, MirostatState]:
     """Draws from the tokens whose surprise is at most mu: `-log2(p) <= mu`, at least rank 0.
 
@@ -145,6 +168,8 @@ def mirostat_v2_sample(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       params: `MirostatParams(tau, eta)`.
       state: from `init_mirostat` or the last call; `mu` is a scalar or `[...]`.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       The tokens, int32 `[...]`, as `categorical_sample` draws them from the kept logits, and the
@@ -165,7 +190,7 @@ def mirostat_v2_sample(
     >>> print(tokens, state.mu)  # only one token has at most 1.8 bits
     1 1.89
     """
-    return _mirostat_sample(_unsurprising, key, logits, params, state)
+    return _mirostat_sample(_unsurprising, key, logits, params, state, axis_name)
 
 
 @jax.tree_util.register_dataclass
@@ -238,7 +263,12 @@ def init_adaptive_p(params: AdaptivePParams, rows_shape: tuple[int, ...] = ()) -
 
 
 def adaptive_p_sample(
-    key: ArrayLike, logits: ArrayLike, params: AdaptivePParams, state: AdaptivePState
+    key: ArrayLike,
+    logits: ArrayLike,
+    params: AdaptivePParams,
+    state: AdaptivePState,
+    *,
+    axis_name: AxisName = None,
 ) -> tuple[Array, AdaptivePState]:
     """Draws tokens of about a target probability, and corrects what came out too high or too low.
 
@@ -257,6 +287,8 @@ def adaptive_p_sample(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       params: `AdaptivePParams(target, decay)`.
       state: from `init_adaptive_p` or the last call; its fields are scalars or `[...]`.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       The tokens, int32 `[...]`, and the next state. Where the target is negative they are the
@@ -284,7 +316,8 @@ def adaptive_p_sample(
         name: _checks.real(name, value, logits)
         for name, value in {**vars(params), **state._asdict()}.items()
     }
-    return _adaptive_p(_checks.keys(key, logits), logits, **real)
+    shards = _chunks.shards(logits, axis_name)
+    return _adaptive_p(_checks.keys(key, logits), logits, shards, **real)
 
 
 _ZIPF_TOKENS = 100
@@ -303,6 +336,7 @@ def _mirostat_sample(
     logits: ArrayLike,
     params: MirostatParams,
     state: MirostatState,
+    axis_name: AxisName,
 ) -> tuple[Array, MirostatState]:
     logits = _checks.logits(logits)
     _check_type("params", params, MirostatParams)
@@ -310,7 +344,8 @@ def _mirostat_sample(
     tau = _checks.real("tau", params.tau, logits)
     eta = _checks.real("eta", params.eta, logits)
     mu = _checks.real("mu", state.mu, logits)
-    return _mirostat(_checks.keys(key, logits), logits, tau, eta, mu, keep=keep)
+    shards = _chunks.shards(logits, axis_name)
+    return _mirostat(_checks.keys(key, logits), logits, tau, eta, mu, shards, keep=keep)
 
 
 @functools.partial(jax.jit, static_argnames="keep")
@@ -320,19 +355,20 @@ def _mirostat(
     tau: Array,
     eta: Array,
     mu: Array,
+    shards: Shards | None,
     *,
     keep: Callable[[Rows, Scale, Array], Cut],
 ) -> tuple[Array, MirostatState]:
     logits, *params = lax.stop_gradient((logits, tau, eta, mu))
     tau, eta, mu = (_checks.to_rows(param, logits) for param in params)
-    rows = _chunks.look_over(logits)
+    rows = _chunks.look_over(logits, shards=shards)
     bad = rows.bad | ~(_finite_from_0(tau) & _finite_from_0(eta) & jnp.isfinite(mu))
     scale = _chunks.probability(rows)
     rows, cut = _chunks.read_again(rows, keep(rows, scale, jnp.where(bad, 0, mu)))
     sums = _kept.weigh_to(rows, scale, cut).sums
     tokens = _draw.draw(keys, rows, scale, sums, cut)
 
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")
+    chosen = _shards.take(logits, tokens[..., None], shards)
     logprobs = _normalizer.logprobs(rows, scale, sums, logits, chosen)[..., 0]
     surprise = _settled(-logprobs * LOG2_E)
     next_mu = mu - _settled(eta * (surprise - tau))
@@ -388,6 +424,7 @@ def _tree_sum(x: Array) -> Array:
 def _adaptive_p(
     keys: Array,
     logits: Array,
+    shards: Shards | None,
     target: Array,
     decay: Array,
     weighted_sum: Array,
@@ -398,7 +435,7 @@ def _adaptive_p(
     state = AdaptivePState(*memory)
     bad = ~(_up_to_1(target) & _decays(decay))
     bad |= ~(jnp.isfinite(state.weighted_sum) & _finite_from_0(state.total_weight))
-    rows = _chunks.look_over(logits)
+    rows = _chunks.look_over(logits, shards=shards)
     scale = _chunks.probability(rows)
     sums = _chunks.weigh(rows, scale)
 
@@ -414,9 +451,10 @@ def _adaptive_p(
     adapted = jnp.where((target < 0)[..., None], logits.astype(jnp.float32), adapted)
     adapted = jnp.where(bad[..., None], jnp.nan, adapted)
     # Written down: each pass of the draw would compute it anew, and round it in its own way.
-    tokens = categorical_sample(keys, lax.optimization_barrier(adapted))
+    axis_name = None if shards is None else shards.axis_names
+    tokens = categorical_sample(keys, lax.optimization_barrier(adapted), axis_name=axis_name)
 
-    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode="clip")
+    chosen = _shards.take(logits, tokens[..., None], shards)
     chosen = _normalizer.logprobs(rows, scale, sums, logits, chosen)[..., 0]
     p = _settled(_elementary.exp2(chosen * LOG2_E))
     following = AdaptivePState(

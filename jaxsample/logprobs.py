@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _normalizer, _ranking
+from jaxsample import _checks, _chunks, _normalizer, _ranking, _shards
+from jaxsample._shards import AxisName, Shards
 from jaxsample.constraints import bitmask_logits
 
 
@@ -24,7 +25,7 @@ class TopLogprobs(NamedTuple):
     tokens: Array
 
 
-def token_logprobs(logits: ArrayLike, tokens: ArrayLike) -> Array:
+def token_logprobs(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """The log-probability of a token of each row: `logits[token] - log(sum(exp(logits)))`.
 
     Differentiable in the logits, to any order.
@@ -32,6 +33,8 @@ def token_logprobs(logits: ArrayLike, tokens: ArrayLike) -> Array:
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       tokens: integers `[...]` in [0, vocab).
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       float32 `[...]`, -inf for a masked token; NaN on a bad row (a NaN, +inf or no finite logit)
@@ -45,17 +48,18 @@ def token_logprobs(logits: ArrayLike, tokens: ArrayLike) -> Array:
     -0.313
     """
     logits = _checks.logits(logits)
-    return _token_logprobs(logits, _checks.tokens("tokens", tokens, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _token_logprobs(logits, _checks.tokens("tokens", tokens, logits), shards)
 
 
 @jax.jit
-def _token_logprobs(logits: Array, tokens: Array) -> Array:
-    inside = (tokens >= 0) & (tokens < logits.shape[-1])
-    logprobs = _logprobs_at(logits, tokens[..., None])[..., 0]
+def _token_logprobs(logits: Array, tokens: Array, shards: Shards | None) -> Array:
+    inside = (tokens >= 0) & (tokens < _shards.vocab(logits, shards))
+    logprobs = _logprobs_at(logits, tokens[..., None], shards)[..., 0]
     return jnp.where(inside, logprobs, jnp.nan)
 
 
-def top_logprobs(logits: ArrayLike, *, num: int) -> TopLogprobs:
+def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> TopLogprobs:
     """The `num` likeliest tokens and their log-probabilities, in the order of the ranking.
 
     Differentiable in the logits.
@@ -63,6 +67,8 @@ def top_logprobs(logits: ArrayLike, *, num: int) -> TopLogprobs:
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       num: static, in [1, vocab].
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `(logprobs, tokens)`, each `[..., num]`; -inf and -1 where fewer tokens are not masked. On a
@@ -77,24 +83,28 @@ def top_logprobs(logits: ArrayLike, *, num: int) -> TopLogprobs:
     [0.5 0.3] [1 2]
     """
     logits = _checks.logits(logits)
-    return _top_logprobs(logits, _checks.static_integer("num", num, 1, logits.shape[-1]))
+    shards = _chunks.shards(logits, axis_name)
+    most = _shards.vocab(logits, shards)
+    return _top_logprobs(logits, _checks.static_integer("num", num, 1, most), shards)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _top_logprobs(logits: Array, num: int) -> TopLogprobs:
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+def _top_logprobs(logits: Array, num: int, shards: Shards | None) -> TopLogprobs:
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     top = _ranking.candidates(rows, num)
-    logprobs = _logprobs_at(logits, top.token)
+    logprobs = _logprobs_at(logits, top.token, shards)
     masked = rows.bad[..., None] | (top.logit == -jnp.inf)
     return TopLogprobs(logprobs, jnp.where(masked, -1, top.token))
 
 
-def token_ranks(logits: ArrayLike, tokens: ArrayLike) -> Array:
+def token_ranks(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """The place of a token of each row in the ranking: by logit, equal logits by lower id.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       tokens: integers `[...]` in [0, vocab).
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       int32 `[...]`, 0 for the greedy token; -1 on a bad row (a NaN, +inf or no finite logit) and
@@ -108,18 +118,21 @@ def token_ranks(logits: ArrayLike, tokens: ArrayLike) -> Array:
     [2 0 1]
     """
     logits = _checks.logits(logits)
-    return _token_ranks(logits, _checks.tokens("tokens", tokens, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _token_ranks(logits, _checks.tokens("tokens", tokens, logits), shards)
 
 
 @jax.jit
-def _token_ranks(logits: Array, tokens: Array) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+def _token_ranks(logits: Array, tokens: Array, shards: Shards | None) -> Array:
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     inside = (tokens >= 0) & (tokens < rows.vocab)
     ranks = _ranking.rank(rows, tokens)
     return jnp.where(inside & ~rows.bad, ranks, -1)
 
 
-def replay_logprobs(logits: ArrayLike, tokens: ArrayLike, kept_mask: ArrayLike) -> Array:
+def replay_logprobs(
+    logits: ArrayLike, tokens: ArrayLike, kept_mask: ArrayLike, *, axis_name: AxisName = None
+) -> Array:
     """The log-probability of a token of each row among the tokens that a draw chose from.
 
     `logits[token] - log(sum(exp(logits[kept])))`, differentiable in the logits: what a policy that
@@ -129,6 +142,8 @@ def replay_logprobs(logits: ArrayLike, tokens: ArrayLike, kept_mask: ArrayLike) 
       logits: `[..., vocab]`, float32, bfloat16 or float16, scaled as those that were drawn from.
       tokens: integers `[...]` in [0, vocab).
       kept_mask: int32 `[..., ceil(vocab / 32)]`, of `sample(..., return_kept=True)`.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       float32 `[...]`, -inf for a token outside the mask; NaN on a bad row (a NaN, +inf or no finite
@@ -141,16 +156,14 @@ def replay_logprobs(logits: ArrayLike, tokens: ArrayLike, kept_mask: ArrayLike) 
     >>> print(replay_logprobs(jnp.array([1.0, 2.0, 3.0]), 1, jnp.array([0b011])))
     -0.313
     """
-    return token_logprobs(bitmask_logits(logits, kept_mask), tokens)
+    kept = bitmask_logits(logits, kept_mask, axis_name=axis_name)
+    return token_logprobs(kept, tokens, axis_name=axis_name)
 
 
-def _logprobs_at(logits: Array, tokens: Array) -> Array:
+def _logprobs_at(logits: Array, tokens: Array, shards: Shards | None) -> Array:
     """The log-probabilities of the tokens `[..., n]`."""
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     scale = _chunks.probability(rows)
     sums = _chunks.weigh(rows, scale)
-    return _normalizer.logprobs(rows, scale, sums, logits, _take(logits, tokens))
-
-
-def _take(logits: Array, tokens: Array) -> Array:
-    return jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
+    chosen = _shards.take(logits, tokens, shards)
+    return _normalizer.logprobs(rows, scale, sums, logits, chosen)

@@ -10,13 +10,16 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _history, _sparse
+from jaxsample import _checks, _chunks, _history, _shards, _sparse
+from jaxsample._shards import AxisName, Shards
 
 _LARGEST = float(np.finfo(np.float32).max)
 _NONE = np.zeros(0, np.int32)
 
 
-def repetition_penalized_logits(logits: ArrayLike, seen: ArrayLike, penalty: ArrayLike) -> Array:
+def repetition_penalized_logits(
+    logits: ArrayLike, seen: ArrayLike, penalty: ArrayLike, *, axis_name: AxisName = None
+) -> Array:
     """Moves the logits of seen tokens down: `logit * r` below 0, `logit / r` above, r the penalty.
 
     Args:
@@ -24,6 +27,8 @@ def repetition_penalized_logits(logits: ArrayLike, seen: ArrayLike, penalty: Arr
       seen: bool `[..., vocab]`, the tokens of prompt and output.
       penalty: finite and above 0, a scalar or `[...]`; 1 is neutral, below 1 seen tokens gain.
         Computed as `logit * (1 / penalty)` in float32.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A penalty outside its range makes its row NaN; NaN
@@ -41,6 +46,7 @@ def repetition_penalized_logits(logits: ArrayLike, seen: ArrayLike, penalty: Arr
     [ 2.  -1.5  2. ]
     """
     logits = _checks.logits(logits)
+    _chunks.shards(logits, axis_name)
     seen = _checks.per_token("seen", seen, logits, "b")
     return _repetition_penalized_logits(logits, seen, _checks.real("penalty", penalty, logits))
 
@@ -58,13 +64,17 @@ def _repetition_penalized_logits(logits: Array, seen: Array, penalty: Array) -> 
     return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, moved, logits))
 
 
-def presence_penalized_logits(logits: ArrayLike, counts: ArrayLike, penalty: ArrayLike) -> Array:
+def presence_penalized_logits(
+    logits: ArrayLike, counts: ArrayLike, penalty: ArrayLike, *, axis_name: AxisName = None
+) -> Array:
     """Takes the penalty once from every token with a count: `logit - penalty * [count > 0]`.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       counts: integers `[..., vocab]`, how often each token was written; below 0 is as 0.
       penalty: finite, a scalar or `[...]`; 0 is neutral, below 0 counted tokens gain.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A penalty outside its range makes its row NaN; NaN
@@ -81,6 +91,7 @@ def presence_penalized_logits(logits: ArrayLike, counts: ArrayLike, penalty: Arr
     [3.  1.5 0.5]
     """
     logits = _checks.logits(logits)
+    _chunks.shards(logits, axis_name)
     counts = _checks.per_token("counts", counts, logits, "iu")
     return _presence_penalized_logits(logits, counts, _checks.real("penalty", penalty, logits))
 
@@ -90,13 +101,17 @@ def _presence_penalized_logits(logits: Array, counts: Array, penalty: Array) -> 
     return _counted_less(logits, (counts > 0).astype(jnp.float32), penalty)
 
 
-def frequency_penalized_logits(logits: ArrayLike, counts: ArrayLike, penalty: ArrayLike) -> Array:
+def frequency_penalized_logits(
+    logits: ArrayLike, counts: ArrayLike, penalty: ArrayLike, *, axis_name: AxisName = None
+) -> Array:
     """Takes the penalty from a token as often as it was written: `logit - penalty * count`.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       counts: integers `[..., vocab]`, how often each token was written; below 0 is as 0.
       penalty: finite, a scalar or `[...]`; 0 is neutral, below 0 counted tokens gain.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A penalty outside its range makes its row NaN; NaN
@@ -113,6 +128,7 @@ def frequency_penalized_logits(logits: ArrayLike, counts: ArrayLike, penalty: Ar
     [ 3.   1.5 -1. ]
     """
     logits = _checks.logits(logits)
+    _chunks.shards(logits, axis_name)
     counts = _checks.per_token("counts", counts, logits, "iu")
     return _frequency_penalized_logits(logits, counts, _checks.real("penalty", penalty, logits))
 
@@ -140,6 +156,8 @@ def dry_penalized_logits(
     base: ArrayLike = 1.75,
     allowed_length: ArrayLike = 2,
     breakers: ArrayLike | None = None,
+    *,
+    axis_name: AxisName = None,
 ) -> Array:
     """Penalises tokens that would go on repeating the text ("don't repeat yourself").
 
@@ -156,6 +174,8 @@ def dry_penalized_logits(
       base: finite and at least 1, a scalar or `[...]`. The penalty ends at the largest float32.
       allowed_length: integer, at least 1, a scalar or `[...]`.
       breakers: integers `[..., n]` below `vocab`, or None; negative ids are padding.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
@@ -182,6 +202,7 @@ def dry_penalized_logits(
         _checks.real("base", base, logits),
         _checks.integer("allowed_length", allowed_length, logits),
         _checks.per_item("breakers", _NONE if breakers is None else breakers, logits, "iu"),
+        _chunks.shards(logits, axis_name),
     )
 
 
@@ -194,11 +215,13 @@ def _dry_penalized_logits(
     base: Array,
     allowed: Array,
     breakers: Array,
+    shards: Shards | None,
 ) -> Array:
     length, multiplier, base, allowed = (
         _checks.to_rows(x, logits) for x in (length, multiplier, base, allowed)
     )
-    vocab, size, place = logits.shape[-1], tokens.shape[-1], _chunks.positions(tokens)
+    vocab, size = _shards.vocab(logits, shards), tokens.shape[-1]
+    place = _chunks.positions(tokens)
     bad = _history.is_bad(tokens, length) | (allowed < 1) | jnp.any(breakers >= vocab, axis=-1)
     bad |= ~((multiplier >= 0) & jnp.isfinite(multiplier) & (base >= 1) & jnp.isfinite(base))
     multiplier, base = jnp.where(bad, 0, multiplier), jnp.where(bad, 1, base)
@@ -217,8 +240,9 @@ def _dry_penalized_logits(
     amount = jnp.minimum(multiplier[..., None] * power, _LARGEST)
     logits = jnp.where(bad[..., None], jnp.nan, logits)
     ids = jnp.where(repeats & (tokens >= 0), tokens, vocab)
-    less = _sparse.take(logits, ids).astype(jnp.float32) - amount
-    return _sparse.lower(logits, ids, _chunks.settle(less, logits.dtype))
+    places = _shards.places(logits, ids, shards)
+    less = _sparse.take(logits, places).astype(jnp.float32) - amount
+    return _sparse.lower(logits, places, _chunks.settle(less, logits.dtype))
 
 
 def _power(base: Array, exponent: Array, largest: int) -> Array:
@@ -232,7 +256,12 @@ def _power(base: Array, exponent: Array, largest: int) -> Array:
 
 
 def no_repeat_ngram_logits(
-    logits: ArrayLike, tokens: ArrayLike, length: ArrayLike, n: ArrayLike
+    logits: ArrayLike,
+    tokens: ArrayLike,
+    length: ArrayLike,
+    n: ArrayLike,
+    *,
+    axis_name: AxisName = None,
 ) -> Array:
     """Masks every token that would complete an n-gram which the history already holds.
 
@@ -242,6 +271,8 @@ def no_repeat_ngram_logits(
         outside the vocabulary are masked nowhere.
       length: integers in [0, L], a scalar or `[...]`.
       n: integer, at least 0, a scalar or `[...]`; 0 is neutral, 1 masks all that was said.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
@@ -264,14 +295,18 @@ def no_repeat_ngram_logits(
         _checks.per_item("tokens", tokens, logits, "iu"),
         _checks.integer("length", length, logits),
         _checks.integer("n", n, logits),
+        _chunks.shards(logits, axis_name),
     )
 
 
 @jax.jit
-def _no_repeat_ngram_logits(logits: Array, tokens: Array, length: Array, n: Array) -> Array:
+def _no_repeat_ngram_logits(
+    logits: Array, tokens: Array, length: Array, n: Array, shards: Shards | None
+) -> Array:
     length, n = _checks.to_rows(length, logits), _checks.to_rows(n, logits)
     bad = _history.is_bad(tokens, length) | (n < 0)
     matches = _history.matches(tokens, length, jnp.where(bad, 0, n - 1))
     repeats = (matches >= (n - 1)[..., None]) & (_chunks.positions(tokens) < length[..., None])
     logits = jnp.where(bad[..., None], jnp.nan, logits)
-    return _sparse.ban(logits, tokens, repeats & (n > 0)[..., None])
+    places = _shards.places(logits, tokens, shards)
+    return _sparse.ban(logits, places, repeats & (n > 0)[..., None])

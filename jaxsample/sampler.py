@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _draw, _kept, _normalizer, _ranking
+from jaxsample import _checks, _chunks, _draw, _kept, _normalizer, _ranking, _shards
 from jaxsample._chunks import Rows
 from jaxsample._kept import Prefix, Rules
 from jaxsample._ranking import Cut
+from jaxsample._shards import AxisName, Shards
 from jaxsample.constraints import packed_bitmask
 from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs
 from jaxsample.params import SamplingParams, at_the_door
@@ -56,6 +57,7 @@ def sample(
     num_logprobs: int = 0,
     logprobs_mode: str = "processed_logprobs",
     return_kept: bool = False,
+    axis_name: AxisName = None,
 ) -> SampleOutput:
     """Applies the rules that the params ask for, in order, and draws a token of each row.
 
@@ -80,6 +82,8 @@ def sample(
       logprobs_mode: static, "processed_logprobs", of the distribution that was drawn from, or
         "raw_logprobs", of the logits as they were given.
       return_kept: static, also return which tokens the draw chose from.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `SampleOutput`. A bad row (a NaN, +inf or no finite logit, none left by the rules, a
@@ -108,7 +112,8 @@ def sample(
         )
     if logprobs_mode not in _MODES:
         raise ValueError(f"logprobs_mode must be one of {_MODES}, got {logprobs_mode!r}")
-    num_logprobs = _checks.static_integer("num_logprobs", num_logprobs, 0, logits.shape[-1])
+    vocab = _shards.vocab(logits, _chunks.shards(logits, axis_name))
+    num_logprobs = _checks.static_integer("num_logprobs", num_logprobs, 0, vocab)
     params = at_the_door(params, logits)
     planned(params, state, order)  # raises before anything is traced
     return _sample(
@@ -120,10 +125,13 @@ def sample(
         num_logprobs=num_logprobs,
         raw=logprobs_mode == "raw_logprobs",
         return_kept=bool(return_kept),
+        axis_name=axis_name,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("order", "num_logprobs", "raw", "return_kept"))
+@functools.partial(
+    jax.jit, static_argnames=("order", "num_logprobs", "raw", "return_kept", "axis_name")
+)
 def _sample(
     keys: Array,
     logits: Array,
@@ -134,24 +142,29 @@ def _sample(
     num_logprobs: int,
     raw: bool,
     return_kept: bool,
+    axis_name: AxisName,
 ) -> SampleOutput:
     plan = planned(params, state, order)
-    processed = applied(plan.first, keys, logits, params, state)
+    processed = applied(plan.first, keys, logits, params, state, axis_name)
     bad = jnp.array(False)
     if state is not None:
         bad = (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
     temperature: Any = params.temperature if plan.scales or plan.scales_after else None
     rules = rules_of(plan.last, logits, params)
     num = 0 if raw else num_logprobs
-    out = _drawn(keys, processed, temperature, rules, plan.scales_after, bad, num, return_kept)
+    shards = _chunks.shards(logits, axis_name)
+    out = _drawn(
+        keys, processed, temperature, rules, plan.scales_after, bad, num, return_kept, shards
+    )
     if not raw:
         return out
-    out = out._replace(logprobs=token_logprobs(logits, out.tokens))
+    out = out._replace(logprobs=token_logprobs(logits, out.tokens, axis_name=axis_name))
     if num_logprobs:
-        top = top_logprobs(logits, num=num_logprobs)
+        top = top_logprobs(logits, num=num_logprobs, axis_name=axis_name)
         bad = (out.tokens < 0)[..., None]
         top = TopLogprobs(jnp.where(bad, jnp.nan, top.logprobs), jnp.where(bad, -1, top.tokens))
-        out = out._replace(ranks=token_ranks(logits, out.tokens), top_logprobs=top)
+        ranks = token_ranks(logits, out.tokens, axis_name=axis_name)
+        out = out._replace(ranks=ranks, top_logprobs=top)
     return out
 
 
@@ -164,6 +177,7 @@ def _drawn(
     bad: Array,
     num_logprobs: int,
     return_kept: bool,
+    shards: Shards | None,
 ) -> SampleOutput:
     """The draw from logits that are scaled and cut on the way, in either order, and not written."""
     rate: Any = None
@@ -171,10 +185,11 @@ def _drawn(
     if temperature is not None:
         rate, greedy, cold = rate_of(_checks.to_rows(temperature, logits))
         bad |= cold
-    rules, outside = _kept.checked(logits.shape[-1], rules)
+    rules, outside = _kept.checked(_shards.vocab(logits, shards), rules)
 
     constant = lax.stop_gradient(rate)  # what is kept and drawn has no gradient
-    rows = _chunks.look_over(lax.stop_gradient(logits), None if scales_after else constant)
+    rate_before = None if scales_after else constant
+    rows = _chunks.look_over(lax.stop_gradient(logits), rate_before, shards)
     bad |= outside
     cut, prefix = _cut(rows._replace(bad=rows.bad | bad), rules, greedy)
     if scales_after:
@@ -185,13 +200,13 @@ def _drawn(
     tokens = _draw.draw(keys, rows, scale, kept.sums, cut)
 
     # Only the gradient reads `kept_logits`: their sum is known from `kept.sums`.
-    keep = _ranking.is_kept(rows.read_to_cut(logits), _chunks.positions(logits), cut)
+    keep = _ranking.is_kept(rows.read_to_cut(logits), rows.ids, cut)
     keep &= (logits > -jnp.inf) & ~rows.bad[..., None]
     scaled = rows._replace(rate=rate)
     kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, logits, 0)), -jnp.inf)
 
     def logprobs_of(tokens: Array) -> Array:
-        chosen = jnp.take_along_axis(logits, tokens, axis=-1, mode="clip")
+        chosen = _shards.take(logits, tokens, shards)
         chosen = scaled.read(jnp.where(rows.bad[..., None], 0, chosen))
         return _normalizer.logprobs(rows, scale, kept.sums, kept_logits, chosen)
 

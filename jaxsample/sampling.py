@@ -6,13 +6,16 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsample import _checks, _chunks, _draw, _ranking
+from jaxsample._shards import AxisName, Shards
 
 
-def greedy_sample(logits: ArrayLike) -> Array:
+def greedy_sample(logits: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """The token of rank 0: the largest logit, the lowest id among equals.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).
@@ -24,16 +27,17 @@ def greedy_sample(logits: ArrayLike) -> Array:
     >>> print(greedy_sample(jnp.array([[0.0, 2.0, 2.0], [0.0, jnp.nan, 1.0]])))
     [ 1 -1]
     """
-    return _greedy_sample(_checks.logits(logits))
+    logits = _checks.logits(logits)
+    return _greedy_sample(logits, _chunks.shards(logits, axis_name))
 
 
 @jax.jit
-def _greedy_sample(logits: Array) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+def _greedy_sample(logits: Array, shards: Shards | None) -> Array:
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     return jnp.where(rows.bad, -1, _ranking.best(rows).token)
 
 
-def categorical_sample(key: ArrayLike, logits: ArrayLike) -> Array:
+def categorical_sample(key: ArrayLike, logits: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Draws a token of each row with probability `softmax(logits)`.
 
     A token depends on the key of its row and on the row's kept logits alone: not on the batch, the
@@ -45,6 +49,8 @@ def categorical_sample(key: ArrayLike, logits: ArrayLike) -> Array:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. The noise is float32
         whatever the dtype. Chunks of 256 tokens all more than 32 nats below the likeliest are
         never drawn.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).
@@ -61,12 +67,13 @@ def categorical_sample(key: ArrayLike, logits: ArrayLike) -> Array:
     0.73
     """
     logits = _checks.logits(logits)
-    return _categorical_sample(_checks.keys(key, logits), logits)
+    shards = _chunks.shards(logits, axis_name)
+    return _categorical_sample(_checks.keys(key, logits), logits, shards)
 
 
 @jax.jit
-def _categorical_sample(keys: Array, logits: Array) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+def _categorical_sample(keys: Array, logits: Array, shards: Shards | None) -> Array:
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     scale = _chunks.probability(rows)
     sums = _chunks.weigh(rows, scale)
     tokens = _draw.draw(keys, rows, scale, sums, _ranking.everything(rows))

@@ -6,10 +6,13 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _elementary, _mass, _moments, _ranking
+from jaxsample import _checks, _chunks, _elementary, _mass, _moments, _ranking, _shards
+from jaxsample._shards import AxisName, Shards
 
 
-def scaled_logits(logits: ArrayLike, temperature: ArrayLike) -> Array:
+def scaled_logits(
+    logits: ArrayLike, temperature: ArrayLike, *, axis_name: AxisName = None
+) -> Array:
     """Divides logits by a temperature: `softmax(logits / temperature)` is sharper the lower it is.
 
     At temperature 0 only the token of rank 0 is kept, with its logit as it was: greedy decoding.
@@ -18,6 +21,8 @@ def scaled_logits(logits: ArrayLike, temperature: ArrayLike) -> Array:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       temperature: finite and at least 0, a scalar or `[...]`, 1 is neutral. Computed as
         `logits * (1 / temperature)` in float32.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -37,15 +42,16 @@ def scaled_logits(logits: ArrayLike, temperature: ArrayLike) -> Array:
     0.12 0.88
     """
     logits = _checks.logits(logits)
-    return _scaled_logits(logits, _checks.real("temperature", temperature, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _scaled_logits(logits, _checks.real("temperature", temperature, logits), shards)
 
 
 @jax.jit
-def _scaled_logits(logits: Array, temperature: Array) -> Array:
+def _scaled_logits(logits: Array, temperature: Array, shards: Shards | None) -> Array:
     temperature = _checks.to_rows(temperature, logits)
     rate, greedy, bad = rate_of(temperature)
-    rows = _chunks.look_over(lax.stop_gradient(logits), lax.stop_gradient(rate))
-    best = _chunks.positions(logits) == _ranking.best(rows).token[..., None]
+    rows = _chunks.look_over(lax.stop_gradient(logits), lax.stop_gradient(rate), shards)
+    best = rows.ids == _ranking.best(rows).token[..., None]
     keep = ~greedy[..., None] | best
     bad = (bad | rows.bad)[..., None]
     keep &= (logits > -jnp.inf) & ~bad
@@ -55,7 +61,12 @@ def _scaled_logits(logits: Array, temperature: Array) -> Array:
 
 
 def entropy_scaled_logits(
-    logits: ArrayLike, low: ArrayLike, high: ArrayLike, exponent: ArrayLike = 1.0
+    logits: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    exponent: ArrayLike = 1.0,
+    *,
+    axis_name: AxisName = None,
 ) -> Array:
     """Divides logits by a temperature that rises with the entropy: dynamic temperature.
 
@@ -67,6 +78,8 @@ def entropy_scaled_logits(
       low: finite and at least 0, a scalar or `[...]`; with `high`, 1 is neutral.
       high: finite and at least 0, a scalar or `[...]`.
       exponent: finite and at least 0, a scalar or `[...]`.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -88,13 +101,15 @@ def entropy_scaled_logits(
         _checks.real(name, value, logits)
         for name, value in (("low", low), ("high", high), ("exponent", exponent))
     )
-    return _entropy_scaled_logits(logits, low, high, exponent)
+    return _entropy_scaled_logits(logits, low, high, exponent, _chunks.shards(logits, axis_name))
 
 
 @jax.jit
-def _entropy_scaled_logits(logits: Array, low: Array, high: Array, exponent: Array) -> Array:
+def _entropy_scaled_logits(
+    logits: Array, low: Array, high: Array, exponent: Array, shards: Shards | None
+) -> Array:
     low, high, exponent = (_checks.to_rows(a, logits) for a in (low, high, exponent))
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     entropy, _ = _moments.entropy(rows, _chunks.probability(rows))
     most = _elementary.log(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
@@ -102,10 +117,12 @@ def _entropy_scaled_logits(logits: Array, low: Array, high: Array, exponent: Arr
     share = lax.stop_gradient(jnp.where(exponent == 0, 1, power))
     temperature = low + _chunks.settle((high - low) * share, jnp.float32)
     bad = ~((low >= 0) & (high >= 0) & (exponent >= 0)) | jnp.isinf(low + high + exponent)
-    return _scaled_logits(logits, jnp.where(bad, jnp.nan, temperature))
+    return _scaled_logits(logits, jnp.where(bad, jnp.nan, temperature), shards)
 
 
-def smoothed_logits(logits: ArrayLike, factor: ArrayLike, curve: ArrayLike = 1.0) -> Array:
+def smoothed_logits(
+    logits: ArrayLike, factor: ArrayLike, curve: ArrayLike = 1.0, *, axis_name: AxisName = None
+) -> Array:
     """Bends logits by their distance d from the largest: quadratic smoothing.
 
     `max - factor * d**2 * (3 - curve) / 2 - factor * d**3 * (curve - 1) / 2`: logits near the
@@ -115,6 +132,8 @@ def smoothed_logits(logits: ArrayLike, factor: ArrayLike, curve: ArrayLike = 1.0
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       factor: finite and at least 0, a scalar or `[...]`; 0 is neutral.
       curve: finite and at least 1, a scalar or `[...]`; 1 is the parabola alone.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -132,18 +151,19 @@ def smoothed_logits(logits: ArrayLike, factor: ArrayLike, curve: ArrayLike = 1.0
     """
     logits = _checks.logits(logits)
     factor = _checks.real("factor", factor, logits)
-    return _smoothed_logits(logits, factor, _checks.real("curve", curve, logits))
+    curve = _checks.real("curve", curve, logits)
+    return _smoothed_logits(logits, factor, curve, _chunks.shards(logits, axis_name))
 
 
 @jax.jit
-def _smoothed_logits(logits: Array, factor: Array, curve: Array) -> Array:
+def _smoothed_logits(logits: Array, factor: Array, curve: Array, shards: Shards | None) -> Array:
     factor, curve = (_checks.to_rows(a, logits)[..., None] for a in (factor, curve))
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     bad = ~((factor >= 0) & (curve >= 1)) | jnp.isinf(factor + curve) | rows.bad[..., None]
     finite = (logits > -jnp.inf) & ~bad
     x = jnp.where(finite, logits, 0).astype(jnp.float32)
     best = _ranking.best(rows).token[..., None]
-    row_max = jnp.take_along_axis(logits, best, axis=-1, mode="clip").astype(jnp.float32)
+    row_max = _shards.take(logits, best, shards).astype(jnp.float32)
     row_max = jnp.where(bad, 0, row_max)
     distance = row_max - x
     bend = (3 - curve) / 2 + (curve - 1) / 2 * distance

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsample import _checks
+from jaxsample import _checks, _chunks
 from jaxsample._kept import Rules
+from jaxsample._shards import AxisName
 from jaxsample.constraints import (
     allowed_logits,
     bad_words_logits,
@@ -144,12 +145,14 @@ class _Input(NamedTuple):
       logits: as the stages before left them.
       given: the params of the stage that are not None.
       state: the `SamplerState`, or None for a stage that does not look back.
+      axis_name: over which the vocabulary is sharded, or None.
     """
 
     keys: Array
     logits: Array
     given: dict[str, Any]
     state: Any
+    axis_name: AxisName
 
 
 class _Stage(NamedTuple):
@@ -172,7 +175,11 @@ class _Stage(NamedTuple):
 
 def _of(rule: Callable[..., Array], *fields: str, drops: bool = False) -> _Stage:
     """The stage of a rule that takes the logits and then its fields."""
-    return _Stage(lambda i: rule(i.logits, *(i.given[f] for f in fields)), fields, drops=drops)
+
+    def apply(i: _Input) -> Array:
+        return rule(i.logits, *(i.given[f] for f in fields), axis_name=i.axis_name)
+
+    return _Stage(apply, fields, drops=drops)
 
 
 def _named(i: _Input, prefix: str) -> dict[str, Any]:
@@ -182,53 +189,69 @@ def _named(i: _Input, prefix: str) -> dict[str, Any]:
 
 def _bad_words(i: _Input) -> Array:
     words, lengths = i.given["bad_words"], i.given["bad_word_lengths"]
-    return bad_words_logits(i.logits, i.state.tokens, i.state.lengths, words, lengths)
+    return bad_words_logits(
+        i.logits, i.state.tokens, i.state.lengths, words, lengths, axis_name=i.axis_name
+    )
 
 
 def _min_tokens(i: _Input) -> Array:
     written = i.state.lengths - i.state.prompt_lengths
-    return min_tokens_logits(i.logits, i.given["stop_token_ids"], written, i.given["min_tokens"])
+    return min_tokens_logits(
+        i.logits, i.given["stop_token_ids"], written, i.given["min_tokens"], axis_name=i.axis_name
+    )
 
 
 def _no_repeat_ngram(i: _Input) -> Array:
     n = i.given["no_repeat_ngram"]
-    return no_repeat_ngram_logits(i.logits, i.state.tokens, i.state.lengths, n)
+    return no_repeat_ngram_logits(
+        i.logits, i.state.tokens, i.state.lengths, n, axis_name=i.axis_name
+    )
 
 
 def _repetition(i: _Input) -> Array:
     seen = unpacked(i.state.prompt_mask, i.logits.shape[-1]) | (i.state.counts > 0)
-    return repetition_penalized_logits(i.logits, seen, i.given["repetition_penalty"])
+    return repetition_penalized_logits(
+        i.logits, seen, i.given["repetition_penalty"], axis_name=i.axis_name
+    )
 
 
 def _frequency(i: _Input) -> Array:
-    return frequency_penalized_logits(i.logits, i.state.counts, i.given["frequency_penalty"])
+    return frequency_penalized_logits(
+        i.logits, i.state.counts, i.given["frequency_penalty"], axis_name=i.axis_name
+    )
 
 
 def _presence(i: _Input) -> Array:
-    return presence_penalized_logits(i.logits, i.state.counts, i.given["presence_penalty"])
+    return presence_penalized_logits(
+        i.logits, i.state.counts, i.given["presence_penalty"], axis_name=i.axis_name
+    )
 
 
 def _dry(i: _Input) -> Array:
-    return dry_penalized_logits(i.logits, i.state.tokens, i.state.lengths, **_named(i, "dry_"))
+    return dry_penalized_logits(
+        i.logits, i.state.tokens, i.state.lengths, **_named(i, "dry_"), axis_name=i.axis_name
+    )
 
 
 def _entropy_temperature(i: _Input) -> Array:
-    return entropy_scaled_logits(i.logits, **_named(i, "temperature_"))
+    return entropy_scaled_logits(i.logits, **_named(i, "temperature_"), axis_name=i.axis_name)
 
 
 def _smoothing(i: _Input) -> Array:
-    return smoothed_logits(i.logits, **_named(i, "smoothing_"))
+    return smoothed_logits(i.logits, **_named(i, "smoothing_"), axis_name=i.axis_name)
 
 
 def _p_less(i: _Input) -> Array:
     on = _checks.to_rows(i.given["p_less"], i.logits)
-    return jnp.where(on[..., None], p_less_logits(i.logits), i.logits)
+    return jnp.where(on[..., None], p_less_logits(i.logits, axis_name=i.axis_name), i.logits)
 
 
 def _xtc(i: _Input) -> Array:
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(i.keys.reshape(-1))
     chance, threshold = i.given["xtc_probability"], i.given["xtc_threshold"]
-    return xtc_logits(keys.reshape(i.keys.shape), i.logits, chance, threshold)
+    return xtc_logits(
+        keys.reshape(i.keys.shape), i.logits, chance, threshold, axis_name=i.axis_name
+    )
 
 
 _STAGES = {
@@ -316,14 +339,16 @@ def applied(
     logits: Array,
     params: SamplingParams,
     state: SamplerState | None,
+    axis_name: AxisName,
 ) -> Array:
     """The logits after some groups of stages."""
     for is_prefix, some in itertools.groupby(groups, _PREFIX.issuperset):
         if is_prefix:
-            logits = cut_by(logits, rules_of(tuple(some), logits, params))
+            rules = rules_of(tuple(some), logits, params)
+            logits = cut_by(logits, rules, _chunks.shards(logits, axis_name))
             continue
         for group in some:
-            results = [_applied(name, keys, logits, params, state) for name in group]
+            results = [_applied(name, keys, logits, params, state, axis_name) for name in group]
             # Logits are kept as they are or -inf, and the least is what all of them keep.
             logits = results[0]
             for result in results[1:]:
@@ -332,12 +357,17 @@ def applied(
 
 
 def _applied(
-    name: str, keys: Array, logits: Array, params: SamplingParams, state: SamplerState | None
+    name: str,
+    keys: Array,
+    logits: Array,
+    params: SamplingParams,
+    state: SamplerState | None,
+    axis_name: AxisName,
 ) -> Array:
     stage = _STAGES[name]
     fields = {field: getattr(params, field) for field in (*stage.fields, *stage.optional)}
     given = {field: value for field, value in fields.items() if value is not None}
-    return stage.apply(_Input(keys, logits, given, state))
+    return stage.apply(_Input(keys, logits, given, state, axis_name))
 
 
 def rules_of(groups: tuple[tuple[str, ...], ...], logits: Array, params: SamplingParams) -> Rules:

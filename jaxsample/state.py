@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks
+from jaxsample import _checks, _chunks, _shards
+from jaxsample._shards import AxisName, Shards
 from jaxsample.constraints import packed_bitmask
 
 
@@ -35,7 +36,12 @@ class SamplerState:
 
 
 def init_state(
-    prompt_tokens: ArrayLike, prompt_lengths: ArrayLike, vocab_size: int, max_length: int
+    prompt_tokens: ArrayLike,
+    prompt_lengths: ArrayLike,
+    vocab_size: int,
+    max_length: int,
+    *,
+    axis_name: AxisName = None,
 ) -> SamplerState:
     """The state of rows whose prompts were read and whose outputs are empty.
 
@@ -43,8 +49,10 @@ def init_state(
       prompt_tokens: integers `[..., n]`, n at most `max_length`; what lies behind a prompt's
         length is not looked at, ids outside the vocabulary count for nothing.
       prompt_lengths: integers in [0, n], a scalar or `[...]`.
-      vocab_size: static, the vocabulary of the logits.
+      vocab_size: static, the vocabulary of the logits; of each device's, where it is sharded.
       max_length: static, the room for prompt and output.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `SamplerState`. A row with a prompt length outside its range has length -1.
@@ -67,16 +75,21 @@ def init_state(
             f"got {tokens.shape}"
         )
     lengths = _checks.integer("prompt_lengths", prompt_lengths, tokens)
-    return _init_state(tokens, _checks.to_rows(lengths, tokens), vocab_size, max_length)
+    lengths = _checks.to_rows(lengths, tokens)
+    return _init_state(tokens, lengths, vocab_size, max_length, axis_name)
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _init_state(tokens: Array, lengths: Array, vocab: int, max_length: int) -> SamplerState:
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def _init_state(
+    tokens: Array, lengths: Array, vocab: int, max_length: int, axis_name: AxisName
+) -> SamplerState:
     *lead, width = tokens.shape
     valid = _chunks.positions(tokens) < lengths[..., None]
     ids = jnp.where(valid & (tokens >= 0), tokens, vocab)  # dropped, as any beyond the vocabulary
+    seen = jnp.zeros((*lead, vocab), bool)
+    shards = _chunks.shards(seen, axis_name)
     seen = jnp.vectorize(lambda mask, ids: mask.at[ids].set(True), signature="(v),(n)->(v)")(
-        jnp.zeros((*lead, vocab), bool), ids
+        seen, _shards.places(seen, ids, shards)
     )
     padding = [(0, 0)] * len(lead) + [(0, max_length - width)]
     return SamplerState(
@@ -84,11 +97,13 @@ def _init_state(tokens: Array, lengths: Array, vocab: int, max_length: int) -> S
         lengths=jnp.where((lengths >= 0) & (lengths <= width), lengths, -1),
         prompt_lengths=lengths,
         prompt_mask=packed_bitmask(seen),
-        counts=jnp.zeros((*lead, vocab), jnp.int32),
+        counts=jnp.zeros_like(seen, jnp.int32),
     )
 
 
-def update_state(state: SamplerState, tokens: ArrayLike, active: ArrayLike = True) -> SamplerState:
+def update_state(
+    state: SamplerState, tokens: ArrayLike, active: ArrayLike = True, *, axis_name: AxisName = None
+) -> SamplerState:
     """Appends a token to each row and counts it.
 
     Under donation of the state nothing is copied.
@@ -97,6 +112,8 @@ def update_state(state: SamplerState, tokens: ArrayLike, active: ArrayLike = Tru
       state: of the rows.
       tokens: integers `[...]`, what was sampled; a negative one, of a bad row, is not appended.
       active: bool, a scalar or `[...]`; rows where it is False stay as they are.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       The state after the tokens. A token beyond `max_length` is counted, but no longer in
@@ -113,13 +130,16 @@ def update_state(state: SamplerState, tokens: ArrayLike, active: ArrayLike = Tru
     """
     tokens = _checks.tokens("tokens", tokens, state.counts)
     active = _checks.flags("active", active, state.counts)
-    return _update_state(state, tokens, _checks.to_rows(active, state.counts))
+    shards = _chunks.shards(state.counts, axis_name)
+    return _update_state(state, tokens, _checks.to_rows(active, state.counts), shards)
 
 
 @jax.jit
-def _update_state(state: SamplerState, tokens: Array, active: Array) -> SamplerState:
+def _update_state(
+    state: SamplerState, tokens: Array, active: Array, shards: Shards | None
+) -> SamplerState:
     active &= tokens >= 0
-    vocab, max_length = state.counts.shape[-1], state.tokens.shape[-1]
+    vocab, max_length = _shards.vocab(state.counts, shards), state.tokens.shape[-1]
 
     def set_at(row: Array, place: Array, token: Array) -> Array:
         return row.at[place].set(token, mode="drop")
@@ -133,13 +153,18 @@ def _update_state(state: SamplerState, tokens: Array, active: Array) -> SamplerS
         tokens=jnp.vectorize(set_at, signature="(n),(),()->(n)")(state.tokens, place, tokens),
         lengths=state.lengths + (active & (state.lengths >= 0)).astype(jnp.int32),
         counts=jnp.vectorize(add_at, signature="(v),()->(v)")(
-            state.counts, jnp.where(active, tokens, vocab)
+            state.counts, _shards.places(state.counts, jnp.where(active, tokens, vocab), shards)
         ),
     )
 
 
 def reset_rows(
-    state: SamplerState, rows: ArrayLike, prompt_tokens: ArrayLike, prompt_lengths: ArrayLike
+    state: SamplerState,
+    rows: ArrayLike,
+    prompt_tokens: ArrayLike,
+    prompt_lengths: ArrayLike,
+    *,
+    axis_name: AxisName = None,
 ) -> SamplerState:
     """Gives rows of a batch to new requests: continuous batching without a new shape.
 
@@ -150,6 +175,8 @@ def reset_rows(
       rows: integers `[n]`, the rows to give away, no row twice; negative ones are padding.
       prompt_tokens: integers `[n, width]`, width at most `max_length`.
       prompt_lengths: integers in [0, width], a scalar or `[n]`.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       The state, with the rows as `init_state` makes them and all others as they were.
@@ -170,7 +197,8 @@ def reset_rows(
             f"rows and prompt_tokens must have shapes [n] and [n, width], got {rows.shape} and "
             f"{tokens.shape}"
         )
-    new = init_state(tokens, prompt_lengths, state.counts.shape[-1], state.tokens.shape[-1])
+    vocab, max_length = state.counts.shape[-1], state.tokens.shape[-1]
+    new = init_state(tokens, prompt_lengths, vocab, max_length, axis_name=axis_name)
     return _reset_rows(state, rows, new)
 
 

@@ -14,14 +14,17 @@ from jaxsample import _checks, _chunks, _cuts, _draw, _elementary, _kept, _momen
 from jaxsample._chunks import Rows
 from jaxsample._kept import Rules
 from jaxsample._ranking import Cut
+from jaxsample._shards import AxisName, Shards
 
 
-def top_k_logits(logits: ArrayLike, k: ArrayLike) -> Array:
+def top_k_logits(logits: ArrayLike, k: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps exactly the first k tokens of the ranking.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       k: integer, at least 0, a scalar or `[...]`; 0 and anything from `vocab` up are neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -38,20 +41,23 @@ def top_k_logits(logits: ArrayLike, k: ArrayLike) -> Array:
     [-inf   3.   2. -inf]
     """
     logits = _checks.logits(logits)
-    return _top_k_logits(logits, _checks.integer("k", k, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _top_k_logits(logits, _checks.integer("k", k, logits), shards)
 
 
 @jax.jit
-def _top_k_logits(logits: Array, k: Array) -> Array:
-    return cut_by(logits, Rules({"top_k": _checks.to_rows(k, logits)}, (("top_k",),)))
+def _top_k_logits(logits: Array, k: Array, shards: Shards | None) -> Array:
+    return cut_by(logits, Rules({"top_k": _checks.to_rows(k, logits)}, (("top_k",),)), shards)
 
 
-def top_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
+def top_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the shortest prefix of the ranking whose probability reaches p, at least one token.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       p: in [0, 1], a scalar or `[...]`; 1 is neutral, 0 keeps the token of rank 0.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, p
@@ -68,20 +74,23 @@ def top_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
     [-0.69 -1.2   -inf]
     """
     logits = _checks.logits(logits)
-    return _top_p_logits(logits, _checks.real("p", p, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _top_p_logits(logits, _checks.real("p", p, logits), shards)
 
 
 @jax.jit
-def _top_p_logits(logits: Array, p: Array) -> Array:
-    return cut_by(logits, Rules({"top_p": _checks.to_rows(p, logits)}, (("top_p",),)))
+def _top_p_logits(logits: Array, p: Array, shards: Shards | None) -> Array:
+    return cut_by(logits, Rules({"top_p": _checks.to_rows(p, logits)}, (("top_p",),)), shards)
 
 
-def min_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
+def min_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the tokens at least p times as likely as the likeliest: `logit >= max + log(p)`.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       p: in [0, 1], a scalar or `[...]`; 0 is neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, p
@@ -98,16 +107,17 @@ def min_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
     [-inf   2.   1.]
     """
     logits = _checks.logits(logits)
-    return _min_p_logits(logits, _checks.real("p", p, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _min_p_logits(logits, _checks.real("p", p, logits), shards)
 
 
 @jax.jit
-def _min_p_logits(logits: Array, p: Array) -> Array:
-    rows, p, bad = _opened(logits, p)
+def _min_p_logits(logits: Array, p: Array, shards: Shards | None) -> Array:
+    rows, p, bad = _opened(logits, p, shards)
     return _cut_off(logits, rows, _kept.min_p_cut(rows, p), bad)
 
 
-def typical_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
+def typical_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the tokens whose surprise is nearest to the entropy, of probability p or more together.
 
     Tokens are ranked by `abs(-log(prob) - entropy)`, the least first, equals by lower id; the
@@ -117,6 +127,8 @@ def typical_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       p: in [0, 1], a scalar or `[...]`; 1 is neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, p
@@ -133,24 +145,27 @@ def typical_p_logits(logits: ArrayLike, p: ArrayLike) -> Array:
     [ -inf -1.2  -inf  -inf]
     """
     logits = _checks.logits(logits)
-    return _typical_p_logits(logits, _checks.real("p", p, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _typical_p_logits(logits, _checks.real("p", p, logits), shards)
 
 
 @jax.jit
-def _typical_p_logits(logits: Array, p: Array) -> Array:
-    rows, p, bad = _opened(logits, p)
+def _typical_p_logits(logits: Array, p: Array, shards: Shards | None) -> Array:
+    rows, p, bad = _opened(logits, p, shards)
     centre, cut = _cuts.typical(rows, _chunks.probability(rows), p)
     away = _cuts.typicality(rows.read(logits), centre)
-    keep = _ranking.is_kept(away, _chunks.positions(logits), cut)
+    keep = _ranking.is_kept(away, rows.ids, cut)
     return _keep(logits, rows, keep | (p == 1)[..., None], bad)
 
 
-def epsilon_logits(logits: ArrayLike, epsilon: ArrayLike) -> Array:
+def epsilon_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the tokens of probability epsilon or more, and the likeliest.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       epsilon: in [0, 1], a scalar or `[...]`; 0 is neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, epsilon
@@ -168,17 +183,18 @@ def epsilon_logits(logits: ArrayLike, epsilon: ArrayLike) -> Array:
     [-0.69 -1.2   -inf]
     """
     logits = _checks.logits(logits)
-    return _epsilon_logits(logits, _checks.real("epsilon", epsilon, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _epsilon_logits(logits, _checks.real("epsilon", epsilon, logits), shards)
 
 
 @jax.jit
-def _epsilon_logits(logits: Array, epsilon: Array) -> Array:
-    rows, epsilon, bad = _opened(logits, epsilon)
+def _epsilon_logits(logits: Array, epsilon: Array, shards: Shards | None) -> Array:
+    rows, epsilon, bad = _opened(logits, epsilon, shards)
     scale = _chunks.probability(rows)
     return _from(logits, rows, _moments.log_sum(rows, scale) + _elementary.log(epsilon), bad)
 
 
-def eta_logits(logits: ArrayLike, epsilon: ArrayLike) -> Array:
+def eta_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the tokens of probability `min(epsilon, sqrt(epsilon) * exp(-entropy))` or more.
 
     The likeliest is always kept. Where the distribution is flat, and every token unlikely, the
@@ -187,6 +203,8 @@ def eta_logits(logits: ArrayLike, epsilon: ArrayLike) -> Array:
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       epsilon: in [0, 1], a scalar or `[...]`; 0 is neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, epsilon
@@ -204,24 +222,27 @@ def eta_logits(logits: ArrayLike, epsilon: ArrayLike) -> Array:
     [-0.69 -1.2  -1.6 ]
     """
     logits = _checks.logits(logits)
-    return _eta_logits(logits, _checks.real("epsilon", epsilon, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _eta_logits(logits, _checks.real("epsilon", epsilon, logits), shards)
 
 
 @jax.jit
-def _eta_logits(logits: Array, epsilon: Array) -> Array:
-    rows, epsilon, bad = _opened(logits, epsilon)
+def _eta_logits(logits: Array, epsilon: Array, shards: Shards | None) -> Array:
+    rows, epsilon, bad = _opened(logits, epsilon, shards)
     scale = _chunks.probability(rows)
     least = _elementary.log(epsilon)
     entropy, log_sum = _moments.entropy(rows, scale)
     return _from(logits, rows, log_sum + jnp.minimum(least, 0.5 * least - entropy), bad)
 
 
-def top_a_logits(logits: ArrayLike, a: ArrayLike) -> Array:
+def top_a_logits(logits: ArrayLike, a: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the tokens of probability `a * max(prob)**2` or more.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       a: in [0, 1], a scalar or `[...]`; 0 is neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -238,17 +259,18 @@ def top_a_logits(logits: ArrayLike, a: ArrayLike) -> Array:
     [-0.51 -1.2   -inf]
     """
     logits = _checks.logits(logits)
-    return _top_a_logits(logits, _checks.real("a", a, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _top_a_logits(logits, _checks.real("a", a, logits), shards)
 
 
 @jax.jit
-def _top_a_logits(logits: Array, a: Array) -> Array:
-    rows, a, bad = _opened(logits, a)
+def _top_a_logits(logits: Array, a: Array, shards: Shards | None) -> Array:
+    rows, a, bad = _opened(logits, a, shards)
     log_sum = _moments.log_sum(rows, _chunks.probability(rows))
     return _from(logits, rows, _elementary.log(a) - log_sum, bad)
 
 
-def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike) -> Array:
+def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the tokens within n standard deviations of the largest logit.
 
     Keeps `logit >= max - n * sigma`, where sigma is the standard deviation (of the population) of
@@ -257,6 +279,8 @@ def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike) -> Array:
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       n: finite, a scalar or `[...]`; 0 and below are neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, n
@@ -273,18 +297,19 @@ def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike) -> Array:
     [  4.   3. -inf -inf]
     """
     logits = _checks.logits(logits)
-    return _top_n_sigma_logits(logits, _checks.real("n", n, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _top_n_sigma_logits(logits, _checks.real("n", n, logits), shards)
 
 
 @jax.jit
-def _top_n_sigma_logits(logits: Array, n: Array) -> Array:
+def _top_n_sigma_logits(logits: Array, n: Array, shards: Shards | None) -> Array:
     n = _checks.to_rows(lax.stop_gradient(n), logits)
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     floor = jnp.where(n > 0, -n * _moments.deviation(rows), -jnp.inf)
     return _from(logits, rows, floor, ~jnp.isfinite(n))
 
 
-def tail_free_logits(logits: ArrayLike, z: ArrayLike) -> Array:
+def tail_free_logits(logits: ArrayLike, z: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Cuts the ranking where its probabilities stop to bend.
 
     With p sorted, `d[i] = abs((p[i] - p[i+1]) - (p[i+1] - p[i+2]))` over their sum: keeps the
@@ -296,6 +321,8 @@ def tail_free_logits(logits: ArrayLike, z: ArrayLike) -> Array:
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       z: in [0, 1], a scalar or `[...]`; 1 is neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, z
@@ -313,18 +340,19 @@ def tail_free_logits(logits: ArrayLike, z: ArrayLike) -> Array:
     [-0.69 -1.2  -inf  -inf  -inf]
     """
     logits = _checks.logits(logits)
-    return _tail_free_logits(logits, _checks.real("z", z, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _tail_free_logits(logits, _checks.real("z", z, logits), shards)
 
 
 @jax.jit
-def _tail_free_logits(logits: Array, z: Array) -> Array:
-    rows, z, bad = _opened(logits, z)
+def _tail_free_logits(logits: Array, z: Array, shards: Shards | None) -> Array:
+    rows, z, bad = _opened(logits, z, shards)
     length = jnp.where(bad, rows.vocab, _cuts.tail_free(rows, z))
-    kept = cut_by(logits, Rules({"top_k": length}, (("top_k",),)))
+    kept = cut_by(logits, Rules({"top_k": length}, (("top_k",),)), shards)
     return jnp.where(bad[..., None], jnp.nan, kept)
 
 
-def top_h_logits(logits: ArrayLike, h: ArrayLike) -> Array:
+def top_h_logits(logits: ArrayLike, h: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the longest prefix of the ranking that holds at most a share h of the entropy.
 
     The sum of `-prob * log(prob)` over the kept tokens stays within `h` times that over all; the
@@ -333,6 +361,8 @@ def top_h_logits(logits: ArrayLike, h: ArrayLike) -> Array:
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       h: in [0, 1], a scalar or `[...]`; 1 is neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, h
@@ -349,21 +379,24 @@ def top_h_logits(logits: ArrayLike, h: ArrayLike) -> Array:
     [-0.69 -1.2   -inf  -inf]
     """
     logits = _checks.logits(logits)
-    return _top_h_logits(logits, _checks.real("h", h, logits))
+    shards = _chunks.shards(logits, axis_name)
+    return _top_h_logits(logits, _checks.real("h", h, logits), shards)
 
 
 @jax.jit
-def _top_h_logits(logits: Array, h: Array) -> Array:
-    rows, h, bad = _opened(logits, h)
+def _top_h_logits(logits: Array, h: Array, shards: Shards | None) -> Array:
+    rows, h, bad = _opened(logits, h, shards)
     log_sum = _moments.log_sum(rows, _chunks.probability(rows))
     return _cut_off(logits, rows, _cuts.top_h(rows, log_sum, h), bad)
 
 
-def p_less_logits(logits: ArrayLike) -> Array:
+def p_less_logits(logits: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the tokens at least as likely as a draw is to be repeated: `prob >= sum(prob**2)`.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit) are NaN
@@ -380,19 +413,25 @@ def p_less_logits(logits: ArrayLike) -> Array:
     >>> print(p_less_logits(jnp.log(jnp.array([0.5, 0.3, 0.2]))))
     [-0.69  -inf  -inf]
     """
-    return _p_less_logits(_checks.logits(logits))
+    logits = _checks.logits(logits)
+    return _p_less_logits(logits, _chunks.shards(logits, axis_name))
 
 
 @jax.jit
-def _p_less_logits(logits: Array) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+def _p_less_logits(logits: Array, shards: Shards | None) -> Array:
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     scale = _chunks.probability(rows)
     floor = _moments.log_sum(rows, scale) + _moments.log_collision(rows, scale)
     return _from(logits, rows, floor, rows.bad)
 
 
 def xtc_logits(
-    key: ArrayLike, logits: ArrayLike, probability: ArrayLike, threshold: ArrayLike
+    key: ArrayLike,
+    logits: ArrayLike,
+    probability: ArrayLike,
+    threshold: ArrayLike,
+    *,
+    axis_name: AxisName = None,
 ) -> Array:
     """Excludes the top choices: with some probability, drops all likely tokens but the least.
 
@@ -405,6 +444,8 @@ def xtc_logits(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       probability: in [0, 1], a scalar or `[...]`; 0 is neutral.
       threshold: in [0, 1], a scalar or `[...]`; above 0.5 it is neutral.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -426,12 +467,15 @@ def xtc_logits(
         logits,
         _checks.real("probability", probability, logits),
         _checks.real("threshold", threshold, logits),
+        _chunks.shards(logits, axis_name),
     )
 
 
 @jax.jit
-def _xtc_logits(keys: Array, logits: Array, probability: Array, threshold: Array) -> Array:
-    rows, probability, improbable = _opened(logits, probability)
+def _xtc_logits(
+    keys: Array, logits: Array, probability: Array, threshold: Array, shards: Shards | None
+) -> Array:
+    rows, probability, improbable = _opened(logits, probability, shards)
     threshold, outside = _share(logits, threshold)
     floor = _moments.log_sum(rows, _chunks.probability(rows)) + _elementary.log(threshold)
     # A threshold of 0 is met by all that are not masked.
@@ -439,23 +483,23 @@ def _xtc_logits(keys: Array, logits: Array, probability: Array, threshold: Array
     least = _ranking.last_from(rows, floor)
     (chance,) = _draw.uniforms(keys, 1)
     excludes = chance < probability[..., None]
-    x, ids = rows.read(logits), _chunks.positions(logits)
+    x, ids = rows.read(logits), rows.ids
     likely = x >= floor[..., None]
     last = (x == least.logit[..., None]) & (ids == least.token[..., None])
     return _keep(logits, rows, ~(excludes & likely) | last, improbable | outside)
 
 
-def cut_by(logits: Array, rules: Rules) -> Array:
+def cut_by(logits: Array, rules: Rules, shards: Shards | None) -> Array:
     """The logits that top-k, top-p and min-p keep together."""
-    rules, bad = _kept.checked(logits.shape[-1], rules)
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
+    rules, bad = _kept.checked(rows.vocab, rules)
     cut = _kept.prefix(rows, _chunks.probability(rows), rules).cut
     return _cut_off(logits, rows, cut, bad)
 
 
-def _opened(logits: Array, share: Array) -> tuple[Rows, Array, Array]:
+def _opened(logits: Array, share: Array, shards: Shards | None) -> tuple[Rows, Array, Array]:
     """The logits looked over, and a parameter in [0, 1] a row with the rows where it is not."""
-    return _chunks.look_over(lax.stop_gradient(logits)), *_share(logits, share)
+    return _chunks.look_over(lax.stop_gradient(logits), shards=shards), *_share(logits, share)
 
 
 def _share(logits: Array, share: Array) -> tuple[Array, Array]:
@@ -472,7 +516,7 @@ def _from(logits: Array, rows: Rows, floor: Array, bad: Array) -> Array:
 
 def _cut_off(logits: Array, rows: Rows, cut: Cut, bad: Array) -> Array:
     """The logits up to a cut; NaN on bad rows."""
-    keep = _ranking.is_kept(rows.read(logits), _chunks.positions(logits), cut)
+    keep = _ranking.is_kept(rows.read(logits), rows.ids, cut)
     return _keep(logits, rows, keep, bad)
 
 

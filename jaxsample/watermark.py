@@ -14,9 +14,10 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _elementary, _keyed, _mass
+from jaxsample import _checks, _chunks, _elementary, _keyed, _mass, _shards
 from jaxsample._chunks import CHUNK, Rows
 from jaxsample._keyed import Seed
+from jaxsample._shards import AxisName, Shards
 
 
 def green_list_logits(
@@ -27,6 +28,7 @@ def green_list_logits(
     delta: ArrayLike = 2.0,
     *,
     scheme: str = "left_hash",
+    axis_name: AxisName = None,
 ) -> Array:
     """Adds delta to the logits of green tokens: a keyed share gamma of the vocabulary.
 
@@ -44,6 +46,8 @@ def green_list_logits(
         with a context of one token. "self_hash": on the candidate and that token of the context
         with which it has the least hash, so that an edit nearby seldom changes it; usually with
         three, at the price of a hash for each.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A NaN or +inf stays, a gamma or delta outside its
@@ -69,16 +73,23 @@ def green_list_logits(
         _checks.real("gamma", gamma, logits),
         _checks.real("delta", delta, logits),
         _keyed.scheme(scheme),
+        _chunks.shards(logits, axis_name),
     )
 
 
 @functools.partial(jax.jit, static_argnames="scheme")
 def _green_list_logits(
-    logits: Array, keys: Array, context: Array, gamma: Array, delta: Array, scheme: str
+    logits: Array,
+    keys: Array,
+    context: Array,
+    gamma: Array,
+    delta: Array,
+    scheme: str,
+    shards: Shards | None,
 ) -> Array:
     gamma, delta = (_checks.to_rows(a, logits)[..., None] for a in (gamma, delta))
     bad = ~((gamma > 0) & (gamma < 1) & (delta >= 0) & (delta < jnp.inf))
-    words = _keyed.green_word(keys, context, _chunks.positions(logits), scheme)
+    words = _keyed.green_word(keys, context, _shards.ids(logits, shards), scheme)
     green = _keyed.green(words, jnp.where(bad, 0, gamma))
     boosted = green & (delta > 0) & _keyed.known(context)[..., None]
     new = _chunks.settle(logits.astype(jnp.float32) + delta, logits.dtype)
@@ -92,6 +103,7 @@ def synthid_logits(
     active: ArrayLike = True,
     *,
     depth: int = 30,
+    axis_name: AxisName = None,
 ) -> Array:
     """Plays a tournament: draws from the result are marked, and on average over keys unbiased.
 
@@ -109,6 +121,8 @@ def synthid_logits(
         the paper. A row with a negative one, which tells of a missing token, is left as it is.
       active: bool, a scalar or `[...]`; rows where it is False are left as they are.
       depth: static, in [1, 32].
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits, differentiable in them. Bad rows (a NaN, +inf or
@@ -133,21 +147,24 @@ def synthid_logits(
         _keyed.context(context, logits),
         _checks.flags("active", active, logits),
         _checks.static_integer("depth", depth, 1, _keyed.BITS),
+        _chunks.shards(logits, axis_name),
     )
 
 
 @functools.partial(jax.jit, static_argnames="depth")
-def _synthid_logits(logits: Array, keys: Array, context: Array, active: Array, depth: int) -> Array:
+def _synthid_logits(
+    logits: Array, keys: Array, context: Array, active: Array, depth: int, shards: Shards | None
+) -> Array:
     seed = _keyed.fold(keys, context)
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     on = (_checks.to_rows(active, logits) & _keyed.known(context) & ~rows.bad)[..., None]
 
     def play(layer: Array, x: Array) -> Array:
         # Tied to the loop: the compiler would write the words of the whole vocabulary down.
         here, layer = lax.optimization_barrier((seed, layer))
-        share = _losers(x, here, layer)
+        share = _losers(x, here, layer, shards)
         won, lost = _elementary.log(1 + share)[..., None], _elementary.log(share)[..., None]
-        g = _keyed.coin(_keyed.word(here, _chunks.positions(x)), layer)
+        g = _keyed.coin(_keyed.word(here, _shards.ids(x, shards)), layer)
         return x + jnp.where(g, won, lost)
 
     # Other rows stay out of the arithmetic: their gradients would be NaN. Below the maximum, where
@@ -159,10 +176,10 @@ def _synthid_logits(logits: Array, keys: Array, context: Array, active: Array, d
 
 
 @jax.custom_jvp
-def _losers(x: Array, seed: Seed, layer: Array) -> Array:
+def _losers(x: Array, seed: Seed, layer: Array, shards: Shards | None) -> Array:
     """The share of probability `[...]` with g = 0: each token loses all but that much of its own,
     and those with g = 1 gain it."""
-    rows = _chunks.look_over(x)
+    rows = _chunks.look_over(x, shards=shards)
     scale = _chunks.probability(rows)
     lost = _chunks.mass(rows, scale, lambda _, ids: ~_keyed.coin(_keyed.word(seed, ids), layer))
     share = _mass.to_float(lost) / _mass.to_float(_chunks.mass(rows, scale))
@@ -172,16 +189,20 @@ def _losers(x: Array, seed: Seed, layer: Array) -> Array:
 
 @_losers.defjvp
 def _losers_jvp(
-    primals: tuple[Array, Seed, Array], tangents: tuple[Array, Seed, Array]
+    primals: tuple[Array, Seed, Array, Shards | None],
+    tangents: tuple[Array, Seed, Array, Shards | None],
 ) -> tuple[Array, Array]:
-    x, seed, layer = primals
-    share = _losers(x, seed, layer)
-    lost = ~_keyed.coin(_keyed.word(seed, _chunks.positions(x)), layer)
-    change = jax.nn.softmax(x) * (jnp.where(lost, 1, 0) - share[..., None]) * tangents[0]
-    return share, jnp.sum(change, axis=-1)
+    x, seed, layer, shards = primals
+    share = _losers(*primals)
+    lost = ~_keyed.coin(_keyed.word(seed, _shards.ids(x, shards)), layer)
+    softmax = _shards.softmax(x, shards)
+    change = softmax * (jnp.where(lost, 1, 0) - share[..., None]) * tangents[0]
+    return share, _shards.total(jnp.sum(change, axis=-1), shards)
 
 
-def gumbel_watermark_sample(key: ArrayLike, logits: ArrayLike, context: ArrayLike) -> Array:
+def gumbel_watermark_sample(
+    key: ArrayLike, logits: ArrayLike, context: ArrayLike, *, axis_name: AxisName = None
+) -> Array:
     """The token with the largest `log(u) / p`, u uniform noise keyed by context and token.
 
     Given key and context the token is determined; over random keys it is an exact draw from
@@ -196,6 +217,8 @@ def gumbel_watermark_sample(key: ArrayLike, logits: ArrayLike, context: ArrayLik
         bits whatever the dtype.
       context: integers `[..., width]`, the last tokens, the latest last (`last_tokens`). A missing
         one, -1, is a token like others.
+      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+        `shard_map`; None where it is whole.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).
@@ -215,19 +238,24 @@ def gumbel_watermark_sample(key: ArrayLike, logits: ArrayLike, context: ArrayLik
     """
     logits = _checks.logits(logits)
     return _gumbel_watermark_sample(
-        _keyed.keys(key, logits), logits, _keyed.context(context, logits)
+        _keyed.keys(key, logits),
+        logits,
+        _keyed.context(context, logits),
+        _chunks.shards(logits, axis_name),
     )
 
 
 @jax.jit
-def _gumbel_watermark_sample(keys: Array, logits: Array, context: Array) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits))
+def _gumbel_watermark_sample(
+    keys: Array, logits: Array, context: Array, shards: Shards | None
+) -> Array:
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     seed = _keyed.fold(keys, context)
 
     def lead(raw: Array, ids: Array, _: np.ndarray) -> Array:
         return _chunks.to_key(_lead(rows, seed, rows.read(raw), ids))
 
-    leads = _chunks.fold(rows.logits, lead, lax.max)
+    leads = _chunks.fold(rows.logits, lead, lax.max, shards=shards)
     chunk = _first_largest(leads)
     raw, ids = _chunks.take_chunk(rows, chunk)
     tokens = chunk * CHUNK + _first_largest(_chunks.to_key(_lead(rows, seed, rows.read(raw), ids)))

@@ -1,0 +1,164 @@
+"""A vocabulary that is sharded over a mesh axis, inside the caller's `jax.shard_map`.
+
+Each device holds the logits of its own tokens, whole chunks of them in a row, and looks at no
+others. What it finds in a chunk is small. A sum of integers over the devices, to which each adds
+its own part in its place and zeros elsewhere, tells all of them what the chunks of the whole row
+hold: they go on alike from there, and to the tokens of a row on one device, bit for bit.
+
+Ids of tokens are those of the whole vocabulary everywhere. What is `[..., vocab]` for one device is
+`[..., vocab / devices]` here, and `shards` is None where one device holds the whole row.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsample._checks import to_elements
+
+AxisName = str | tuple[str, ...] | None
+"""The mesh axis, or axes, over which a vocabulary is sharded."""
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """The devices that share a row: a pytree without leaves, which any function may be given."""
+
+    axis_names: tuple[str, ...]
+
+    @property
+    def number(self) -> int:
+        return lax.axis_size(self.axis_names)
+
+    def start(self, size: int) -> Array:
+        """The place in the row of this device's first element, if each device has `size`."""
+        return lax.axis_index(self.axis_names) * size
+
+    def own(self, x: Array) -> Array:
+        """This device's part of `x [..., n]`."""
+        size = x.shape[-1] // self.number
+        return lax.dynamic_slice_in_dim(x, self.start(size), size, axis=-1)
+
+    def whole(self, x: Array) -> Array:
+        """The parts `[..., n]` of all devices side by side, `[..., n * devices]`, bit for bit."""
+        *lead, size = x.shape
+        bits = _to_bits(x)
+        row = jnp.zeros((*lead, size * self.number), bits.dtype)
+        row = lax.dynamic_update_slice_in_dim(row, bits, self.start(size), axis=-1)
+        return _from_bits(self.sum(row), x.dtype)
+
+    def look_up(self, take: Callable[[Array], Array], index: Array, size: int) -> Array:
+        """What `take(index)` gives on the device that has the index, bit for bit on all of them.
+
+        Args:
+          take: takes indices `[...]` of this device's part, of `size`, and gives `[..., *]`.
+          index: of the whole row, clipped to it.
+          size: of each part.
+        """
+        index, own = self._place(index, size)
+        found = take(index)
+        bits = jnp.where(to_elements(own, found), _to_bits(found), 0)
+        return _from_bits(self.sum(bits), found.dtype)
+
+    def sum(self, x: Array) -> Array:
+        """The sum over the devices."""
+        return lax.psum(x, self.axis_names)
+
+    def _place(self, index: Array, size: int) -> tuple[Array, Array]:
+        """The place of an index in this device's part, clipped to it, and whether it is there."""
+        here = jnp.clip(index, 0, size * self.number - 1) - self.start(size)
+        return jnp.clip(here, 0, size - 1), (here >= 0) & (here < size)
+
+
+def named(axis_name: str | tuple[str, ...]) -> Shards:
+    """The devices along a mesh axis, or several."""
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    if not (isinstance(names, tuple) and names and all(isinstance(n, str) for n in names)):
+        raise TypeError(
+            f"axis_name must be a name of a mesh axis, a tuple of names or None, got {axis_name!r}"
+        )
+    try:
+        lax.axis_size(names)
+    except NameError as error:
+        raise ValueError(
+            f"axis_name must name axes of the mesh of a jax.shard_map around the call, got "
+            f"{axis_name!r}"
+        ) from error
+    return Shards(names)
+
+
+def vocab(logits: Array, shards: Shards | None) -> int:
+    """The number of tokens of the whole vocabulary."""
+    return logits.shape[-1] * (1 if shards is None else shards.number)
+
+
+def ids(logits: Array, shards: Shards | None) -> Array:
+    """The ids of the tokens, int32 in the shape of `logits`."""
+    place = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return place if shards is None else place + shards.start(logits.shape[-1])
+
+
+def places(logits: Array, token_ids: Array, shards: Shards | None) -> Array:
+    """Where in `logits [..., size]` some tokens stand; for those of other devices, `size`."""
+    if shards is None:
+        return token_ids
+    size = logits.shape[-1]
+    here = token_ids - shards.start(size)
+    return jnp.where((here >= 0) & (here < size), here, size)
+
+
+def take(logits: Array, token_ids: Array, shards: Shards | None) -> Array:
+    """The logits of some tokens, `[..., n]`; those of any token for an id outside."""
+    if shards is None:
+        return _take(logits, token_ids)
+    return _take_shared(logits, token_ids, shards)
+
+
+def total(x: Array, shards: Shards | None) -> Array:
+    """A sum over the vocabulary from each device's own, of floats: for gradients alone."""
+    return x if shards is None else shards.sum(x)
+
+
+def softmax(x: Array, shards: Shards | None) -> Array:
+    """The softmax over the whole vocabulary, of floats: for gradients alone."""
+    if shards is None:
+        return jax.nn.softmax(x)
+    x = jnp.exp(
+        x - lax.pmax(lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True)), shards.axis_names)
+    )
+    return x / shards.sum(jnp.sum(x, axis=-1, keepdims=True))
+
+
+@jax.custom_jvp
+def _take_shared(logits: Array, token_ids: Array, shards: Shards) -> Array:
+    return shards.look_up(lambda i: _take(logits, i), token_ids, logits.shape[-1])
+
+
+@_take_shared.defjvp
+def _take_shared_jvp(
+    primals: tuple[Array, Array, Shards], tangents: tuple[Array, Array, Shards]
+) -> tuple[Array, Array]:
+    logits, token_ids, shards = primals
+    index, own = shards._place(token_ids, logits.shape[-1])
+    tangent = jnp.where(own, _take(tangents[0], index), 0)
+    return _take_shared(*primals), shards.sum(tangent)
+
+
+def _take(logits: Array, index: Array) -> Array:
+    return jnp.take_along_axis(logits, index, axis=-1, mode="clip")
+
+
+def _to_bits(x: Array) -> Array:
+    """Integers of 32 bits, which every platform adds up, even of NaN, -0 and bfloat16."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = lax.bitcast_convert_type(x, f"int{jnp.finfo(x.dtype).bits}")
+    return x.astype(jnp.int32)
+
+
+def _from_bits(bits: Array, dtype: jnp.dtype) -> Array:
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return bits.astype(dtype)
+    return lax.bitcast_convert_type(bits.astype(f"int{jnp.finfo(dtype).bits}"), dtype)
