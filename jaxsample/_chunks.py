@@ -124,6 +124,9 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
     What two passes have in common, or all passes of a loop, the compiler would compute once and
     write down, and that is a copy of the logits.
     """
+    if rows.shards is not None:
+        # What goes through a barrier with the logits counts as another on each device.
+        return rows._replace(logits=lax.optimization_barrier((rows.logits, after))[0]), after
     read = (rows.logits, rows.rate, rows.cut_rate)
     (logits, rate, cut_rate), after = lax.optimization_barrier((read, after))
     return rows._replace(logits=logits, rate=rate, cut_rate=cut_rate), after

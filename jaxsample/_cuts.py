@@ -81,5 +81,5 @@ def tail_free(rows: Rows, z: Array) -> Array:
         # Without such a place, among two tokens say, all are kept.
         return jnp.where(length < bends.shape[-1], jnp.maximum(length, 1), rows.vocab)
 
-    neutral = jnp.full(rows.row_max.shape, rows.vocab, jnp.int32)
+    neutral = jnp.full_like(rows.row_max, rows.vocab, jnp.int32)
     return jnp.where(needed, lax.cond(jnp.any(needed), bends, lambda: neutral), rows.vocab)

@@ -43,8 +43,8 @@ def is_kept(x: Array, ids: Array, cut: Cut) -> Array:
 
 def everything(rows: Rows) -> Cut:
     """The cut behind the last token."""
-    shape = rows.row_max.shape
-    return Cut(jnp.full(shape, -jnp.inf, jnp.float32), jnp.full(shape, rows.vocab, jnp.int32))
+    logit = jnp.full_like(rows.row_max, -jnp.inf)
+    return Cut(logit, jnp.full_like(logit, rows.vocab, jnp.int32))
 
 
 def before(tokens: Cut) -> Cut:
