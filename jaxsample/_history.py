@@ -40,6 +40,8 @@ def matches(tokens: Array, length: Array, limit: Array) -> Array:
         steps += 1
         return steps, same & (steps < limit)[..., None], count + same.astype(jnp.int32)
 
-    going = (place < length[..., None]) & (limit > 0)[..., None]
-    start = (jnp.int32(0), going, jnp.zeros_like(tokens))
+    # What a loop carries must vary over the mesh axes of a `shard_map` as all that it reads does.
+    going = jnp.full_like(tokens, True, jnp.bool_) & (place < length[..., None])
+    going &= (limit > 0)[..., None]
+    start = (jnp.int32(0), going, jnp.zeros_like(going, jnp.int32))
     return lax.while_loop(lambda state: jnp.any(state[1]), extend, start)[2]

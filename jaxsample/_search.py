@@ -126,7 +126,8 @@ def _narrowed(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Orde
     above = order.top + 4 * float(info.eps) * jnp.abs(order.top) + float(info.tiny)
     high = to_key(above.astype(order.dtype))
     low = jnp.where(needed, to_key(jnp.full_like(above, -jnp.inf, order.dtype)), high - 1)
-    nothing = Mass(jnp.zeros_like(target.high), jnp.zeros_like(target.low))
+    # Like the bounds, as in a `shard_map` over the batch a target may not vary where they do.
+    nothing = Mass(jnp.zeros_like(low, jnp.uint32), jnp.zeros_like(low, jnp.uint32))
     unknown = jax.tree.map(jnp.invert, nothing)  # the most there is, so that they are not few
     start = (jnp.int32(0), _Bounds(low, high, unknown, nothing))
     return lax.while_loop(unsettled, halve, start)[1]
