@@ -1,5 +1,7 @@
 """Every public function that takes logits, called on rows of one shape."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -31,11 +33,11 @@ def calls(x, scalars=False):
         "categorical_sample": (js.categorical_sample, (keys, x)),
         "token_logprobs": (js.token_logprobs, (x, token)),
         "token_ranks": (js.token_ranks, (x, token)),
-        "top_logprobs": (lambda x: js.top_logprobs(x, num=20), (x,)),
+        "top_logprobs": (functools.partial(js.top_logprobs, num=20), (x,)),
         "sample": (js.sample, (keys, x, params)),
         "sample, temperature": (js.sample, (keys, x, SamplingParams(temperature=real))),
         "sample, full call": (
-            lambda *args: js.sample(*args, num_logprobs=20, return_kept=True),
+            functools.partial(js.sample, num_logprobs=20, return_kept=True),
             (keys, x, requests.full(rows[0], vocab), requests.state(rows[0], vocab)),
         ),
         "entropy_scaled_logits": (js.entropy_scaled_logits, (x, real, real, real)),

@@ -1,0 +1,221 @@
+"""Inside `shard_map` each device passes its part of the vocabulary, and all get the whole row's."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from catalogue import NAMES, calls
+from hlo import bytes_moved
+from jax.sharding import PartitionSpec as P
+from rows import slow
+from test_sharding import MESHES, MOST_BYTES_A_ROW, VOCAB, mesh_of, rows_of
+
+import jaxsample as js
+from jaxsample import SamplingParams
+
+FIRST = ("greedy_sample", "categorical_sample", "min_p_logits", "token_logprobs")
+SEARCHED = ("top_p_logits", "sample", "sample, full call", "mirostat_v2_sample")
+SHAPES = ("vocab", "both")
+
+
+def spec_of(x, leaf, batch="batch", vocab="vocab"):
+    """The axes of an argument or a result, with its rows and its tokens as those of the logits."""
+    axes = [None] * leaf.ndim
+    if leaf.shape[:1] == x.shape[:1]:
+        axes[0] = batch
+    if leaf.shape[-1:] in (x.shape[-1:], (x.shape[-1] // 32,)):
+        axes[-1] = vocab
+    return P(*axes)
+
+
+def inside(function, x, arguments, shape, **spec):
+    """The function in a `shard_map` of a mesh: what is not of the vocabulary is replicated."""
+
+    def specs(tree):
+        return jax.tree.map(lambda leaf: spec_of(x, leaf, **spec), tree)
+
+    return jax.jit(
+        jax.shard_map(
+            told(function, spec.get("vocab", "vocab")),
+            mesh=mesh_of(*MESHES[shape]),
+            in_specs=specs(arguments),
+            out_specs=specs(jax.eval_shape(function, *arguments)),
+        )
+    )
+
+
+def told(function, axis_name):
+    """The function, told over which axis the vocabulary is sharded."""
+    if function is js.packed_bitmask:  # has no token that depends on another
+        return function
+    return functools.partial(function, axis_name=axis_name)
+
+
+def called(name, x, **options):
+    function, arguments = calls(x, **options)[name]
+    return function, jax.tree.map(jnp.asarray, arguments)
+
+
+def assert_same(one, several):
+    """Bit for bit: -0 is not 0, but every NaN is the same."""
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        np.testing.assert_array_equal(a, b)
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            np.testing.assert_array_equal(*(jnp.signbit(jnp.nan_to_num(v)) for v in (a, b)))
+
+
+@pytest.mark.parametrize("name", [n if n in FIRST else slow(n) for n in NAMES])
+def test_devices_that_share_a_row_get_what_one_gets(name):
+    x = rows_of(VOCAB)
+    function, arguments = called(name, x)
+    one = jax.jit(function)(*arguments)
+    for shape in SHAPES:
+        assert_same(one, inside(function, x, arguments, shape)(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("categorical_sample", "bfloat16"),
+        slow("categorical_sample", "float16"),
+        slow("sample, full call", "bfloat16"),
+    ],
+)
+def test_in_every_dtype(name, dtype):
+    x = rows_of(VOCAB).astype(dtype)
+    function, arguments = called(name, x)
+    one = jax.jit(function)(*arguments)
+    assert_same(one, inside(function, x, arguments, "both")(*arguments))
+
+
+@pytest.mark.parametrize("name", [slow(n) for n in ("sample", "no_repeat_ngram_logits")])
+def test_parameters_of_all_rows_need_no_axis(name):
+    x = rows_of(VOCAB)
+    function, arguments = called(name, x, scalars=True)
+    one = jax.jit(function)(*arguments)
+    assert_same(one, inside(function, x, arguments, "both")(*arguments))
+
+
+@pytest.mark.parametrize("name", ["greedy_sample", *(slow(n) for n in SEARCHED)])
+def test_the_vocabulary_may_lie_over_several_axes(name):
+    x = rows_of(VOCAB)
+    function, arguments = called(name, x)
+    over = inside(function, x, arguments, "both", batch=None, vocab=("batch", "vocab"))
+    assert_same(jax.jit(function)(*arguments), over(*arguments))
+
+
+@pytest.mark.parametrize("name", ["categorical_sample", *(slow(n) for n in SEARCHED)])
+def test_vmap_inside(name):
+    x = rows_of(VOCAB)
+    function, arguments = called(name, x)
+    each = jax.tree.map(lambda leaf: 0 if leaf.shape[:1] == x.shape[:1] else None, arguments)
+
+    def mapped(*arguments, **options):
+        return jax.vmap(functools.partial(function, **options), in_axes=each)(*arguments)
+
+    one = jax.jit(function)(*arguments)
+    assert_same(one, inside(mapped, x, arguments, "both")(*arguments))
+
+
+@pytest.mark.parametrize("device", [0, 5])
+def test_a_bad_value_on_one_device_is_bad_on_all(device):
+    x = jnp.zeros((2, VOCAB)).at[0, device * VOCAB // 8 + 7].set(jnp.nan)
+    tokens = inside(js.greedy_sample, x, (x,), "vocab")(x)
+    assert [shard.data.tolist() for shard in tokens.addressable_shards] == [[-1, 0]] * 8
+
+
+@pytest.mark.parametrize(
+    "name", ["greedy_sample", *(slow(n) for n in ("categorical_sample", "sample", "top_p_logits"))]
+)
+def test_devices_tell_each_other_little(name):
+    x = rows_of(131072)
+    function, arguments = called(name, x)
+    compiled = inside(function, x, arguments, "vocab").lower(*arguments).compile()
+    settled, searched = (bytes_moved(compiled, most) / len(x) for most in (min, max))
+    print(f"{name}: {settled:.0f} bytes a row, {searched:.0f} where it is searched")
+    assert 0 < settled <= MOST_BYTES_A_ROW
+    assert searched <= (2 if name == "sample" else 1) * MOST_BYTES_A_ROW
+
+
+def replayed(x, **options):
+    mask = jnp.full((*x.shape[:-1], x.shape[-1] // 32), 0x0F0F0F0F)
+    return js.replay_logprobs(x, jnp.full(x.shape[:-1], 2049), mask, **options)
+
+
+def top(x, **options):
+    return js.top_logprobs(x, num=3, **options).logprobs
+
+
+def drawn(x, **options):
+    params = SamplingParams(temperature=0.7, top_k=20)
+    return js.sample(jax.random.split(jax.random.key(0), len(x)), x, params, **options).logprobs
+
+
+def tournament(x, **options):
+    logits = js.synthid_logits(x, jax.random.key(0), jnp.array([3, 1]), depth=3, **options)
+    return js.token_logprobs(logits, jnp.full(x.shape[:-1], 2049), **options)
+
+
+@pytest.mark.parametrize("function", [replayed, *(slow(f) for f in (top, drawn, tournament))])
+def test_gradients_are_those_of_the_whole_row(function):
+    x = rows_of(VOCAB)[:1]
+    want = jax.jit(jax.grad(lambda x: jnp.sum(function(x))))(x)
+
+    def here(x):
+        return jax.grad(lambda x: jnp.sum(function(x, axis_name="vocab")))(x)
+
+    def through(x):
+        return jax.grad(lambda x: jnp.sum(inside(function, x, (x,), "vocab", batch=None)(x)))(x)
+
+    own = {"in_specs": P(None, "vocab"), "out_specs": P(None, "vocab")}
+    got = jax.jit(jax.shard_map(here, mesh=mesh_of(*MESHES["vocab"]), **own))(x)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(jax.jit(through)(x), want, rtol=1e-5, atol=1e-9)
+
+
+def test_a_decoding_loop_keeps_its_state_sharded():
+    x = rows_of(2048)[::2]
+    params = SamplingParams(temperature=0.9, presence_penalty=1.0, repetition_penalty=1.2)
+    prompts = jnp.tile(jnp.array([3, 1500, 9]), (len(x), 1))
+
+    def decode(x, prompts, axis_name=None):
+        def step(state, key):
+            keys = jax.random.split(key, len(prompts))
+            tokens = js.sample(keys, x, params, state, axis_name=axis_name).tokens
+            return js.update_state(state, tokens, axis_name=axis_name), tokens
+
+        lengths = jnp.full_like(prompts[:, 0], 3)
+        state = js.init_state(prompts, lengths, x.shape[-1], 16, axis_name=axis_name)
+        state = js.reset_rows(state, jnp.array([0]), prompts[:1, 1:], 2, axis_name=axis_name)
+        return jax.lax.scan(step, state, jax.random.split(jax.random.key(0), 6))
+
+    one = jax.jit(decode)(x, prompts)
+    assert_same(one, inside(decode, x, (x, prompts), "vocab", batch=None)(x, prompts))
+
+
+def test_shards_must_be_whole_chunks():
+    x = jnp.zeros((2, 8 * 128))
+    sharded = jax.shard_map(
+        functools.partial(js.greedy_sample, axis_name="vocab"),
+        mesh=mesh_of(*MESHES["vocab"]),
+        in_specs=P(None, "vocab"),
+        out_specs=P(),
+    )
+    with pytest.raises(ValueError, match=r"logits .*multiple of 256 .*\(2, 128\).*-inf"):
+        sharded(x)
+
+
+@pytest.mark.parametrize(
+    ("axis_name", "error", "message"),
+    [
+        ("vocab", ValueError, r"axis_name .*shard_map.*'vocab'"),
+        (0, TypeError, r"axis_name .* name of a mesh axis.*0"),
+        ((), TypeError, r"axis_name .* name of a mesh axis.*\(\)"),
+    ],
+)
+def test_a_wrong_axis_is_named(axis_name, error, message):
+    with pytest.raises(error, match=message):
+        js.greedy_sample(jnp.zeros(256), axis_name=axis_name)
