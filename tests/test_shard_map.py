@@ -1,6 +1,8 @@
 """Inside `shard_map` each device passes its part of the vocabulary, and all get the whole row's."""
 
 import functools
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,15 +10,17 @@ import numpy as np
 import pytest
 from catalogue import NAMES, calls
 from hlo import bytes_moved
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rows import slow
 from test_sharding import MESHES, MOST_BYTES_A_ROW, VOCAB, mesh_of, rows_of
+from test_stages import a_state, every_param, only
 
 import jaxsample as js
 from jaxsample import SamplingParams
 
 FIRST = ("greedy_sample", "categorical_sample", "min_p_logits", "token_logprobs")
-SEARCHED = ("top_p_logits", "sample", "sample, full call", "mirostat_v2_sample")
+SEARCHED = ("top_p_logits", "sample", "mirostat_v2_sample")
 SHAPES = ("vocab", "both")
 
 
@@ -81,13 +85,26 @@ def test_devices_that_share_a_row_get_what_one_gets(name):
     [
         ("categorical_sample", "bfloat16"),
         slow("categorical_sample", "float16"),
-        slow("sample, full call", "bfloat16"),
+        slow("sample", "bfloat16"),
     ],
 )
 def test_in_every_dtype(name, dtype):
     x = rows_of(VOCAB).astype(dtype)
     function, arguments = called(name, x)
     one = jax.jit(function)(*arguments)
+    assert_same(one, inside(function, x, arguments, "both")(*arguments))
+
+
+@pytest.mark.parametrize("order", [slow(js.DEFAULT_ORDER), slow(js.LLAMA_CPP_ORDER)])
+def test_every_stage_of_sample(order):
+    x = rows_of(VOCAB)
+    params, state = every_param(len(x), vocab=VOCAB), a_state(len(x), vocab=VOCAB)
+    keys = jax.random.split(jax.random.key(0), len(x))
+    arguments = jax.tree.map(jnp.asarray, (keys, x, only(params, order), state))
+    options = {"num_logprobs": 5, "logprobs_mode": "raw_logprobs"}
+    function = functools.partial(js.sample, order=order, **options)
+    one = jax.jit(function)(*arguments)
+    assert jnp.sum(one.tokens >= 0) > len(x) // 2
     assert_same(one, inside(function, x, arguments, "both")(*arguments))
 
 
@@ -118,6 +135,35 @@ def test_vmap_inside(name):
 
     one = jax.jit(function)(*arguments)
     assert_same(one, inside(mapped, x, arguments, "both")(*arguments))
+
+
+@pytest.mark.slow
+def test_vmap_outside():
+    x = rows_of(VOCAB)
+    mesh, own = mesh_of(*MESHES["vocab"]), P("vocab")
+    top_k = functools.partial(js.top_k_logits, k=100, axis_name="vocab")
+    mapped = jax.vmap(jax.shard_map(top_k, mesh=mesh, in_specs=own, out_specs=own))
+    assert_same(jax.jit(js.top_k_logits)(x, 100), jax.jit(mapped)(x))
+
+
+def test_parts_of_one_size_on_more_and_fewer_devices():
+    for shape, vocab in (("vocab", 8192), ("four", 4096), ("two", 2048)):
+        x = rows_of(vocab)
+        assert_same(js.greedy_sample(x), inside(js.greedy_sample, x, (x,), shape)(x))
+
+
+@pytest.mark.slow
+def test_the_example_runs_as_written():
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    code = re.search(r"\*\*Inside `shard_map`\*\*.*?```python\n(.*?)```", text, re.DOTALL)[1]
+    scope = {"jax": jax, "P": P, "SamplingParams": SamplingParams, "sample": js.sample}
+    exec(code, scope)
+    x = rows_of(VOCAB)
+    keys = jax.random.split(jax.random.key(0), len(x))
+    want = jax.jit(js.sample)(keys, x, scope["params"]).tokens
+    placed = [NamedSharding(scope["mesh"], P("batch", *axes)) for axes in ((), ("vocab",))]
+    got = scope["draw"](*jax.device_put((keys, x), tuple(placed)))
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("device", [0, 5])
