@@ -126,9 +126,8 @@ def softmax(x: Array, shards: Shards | None) -> Array:
     """The softmax over the whole vocabulary, of floats: for gradients alone."""
     if shards is None:
         return jax.nn.softmax(x)
-    x = jnp.exp(
-        x - lax.pmax(lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True)), shards.axis_names)
-    )
+    largest = jnp.max(lax.stop_gradient(x), axis=-1, keepdims=True)
+    x = jnp.exp(x - lax.pmax(largest, shards.axis_names))
     return x / shards.sum(jnp.sum(x, axis=-1, keepdims=True))
 
 

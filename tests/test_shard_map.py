@@ -95,7 +95,7 @@ def test_in_every_dtype(name, dtype):
     assert_same(one, inside(function, x, arguments, "both")(*arguments))
 
 
-@pytest.mark.parametrize("order", [slow(js.DEFAULT_ORDER), slow(js.LLAMA_CPP_ORDER)])
+@pytest.mark.parametrize("order", [slow(js.DEFAULT_ORDER), slow(("top_k", "xtc", "temperature"))])
 def test_every_stage_of_sample(order):
     x = rows_of(VOCAB)
     params, state = every_param(len(x), vocab=VOCAB), a_state(len(x), vocab=VOCAB)
