@@ -21,6 +21,7 @@ from jaxsample import SamplingParams
 
 FIRST = ("greedy_sample", "categorical_sample", "min_p_logits", "token_logprobs")
 SEARCHED = ("top_p_logits", "sample", "mirostat_v2_sample")
+RESCALED = ("top_k", "xtc", "temperature")
 SHAPES = ("vocab", "both")
 
 
@@ -95,13 +96,18 @@ def test_in_every_dtype(name, dtype):
     assert_same(one, inside(function, x, arguments, "both")(*arguments))
 
 
-@pytest.mark.parametrize("order", [slow(js.DEFAULT_ORDER), slow(("top_k", "xtc", "temperature"))])
-def test_every_stage_of_sample(order):
+@pytest.mark.parametrize(
+    ("order", "options"),
+    [
+        slow(js.DEFAULT_ORDER, {}),
+        slow(RESCALED, {"num_logprobs": 5, "logprobs_mode": "raw_logprobs"}),
+    ],
+)
+def test_every_stage_of_sample(order, options):
     x = rows_of(VOCAB)
     params, state = every_param(len(x), vocab=VOCAB), a_state(len(x), vocab=VOCAB)
     keys = jax.random.split(jax.random.key(0), len(x))
     arguments = jax.tree.map(jnp.asarray, (keys, x, only(params, order), state))
-    options = {"num_logprobs": 5, "logprobs_mode": "raw_logprobs"}
     function = functools.partial(js.sample, order=order, **options)
     one = jax.jit(function)(*arguments)
     assert jnp.sum(one.tokens >= 0) > len(x) // 2
