@@ -35,20 +35,23 @@ def spec_of(x, leaf, batch="batch", vocab="vocab"):
     return P(*axes)
 
 
-def inside(function, x, arguments, shape, **spec):
-    """The function in a `shard_map` of a mesh: what is not of the vocabulary is replicated."""
+def sharded_map(function, x, arguments, mesh, **spec):
+    """The function in a `shard_map`: what is not of the rows or the vocabulary is replicated."""
 
     def specs(tree):
         return jax.tree.map(lambda leaf: spec_of(x, leaf, **spec), tree)
 
-    return jax.jit(
-        jax.shard_map(
-            told(function, spec.get("vocab", "vocab")),
-            mesh=mesh_of(*MESHES[shape]),
-            in_specs=specs(arguments),
-            out_specs=specs(jax.eval_shape(function, *arguments)),
-        )
+    return jax.shard_map(
+        told(function, spec.get("vocab", "vocab")),
+        mesh=mesh,
+        in_specs=specs(arguments),
+        out_specs=specs(jax.eval_shape(function, *arguments)),
     )
+
+
+def inside(function, x, arguments, shape, **spec):
+    """The same over simulated devices, compiled."""
+    return jax.jit(sharded_map(function, x, arguments, mesh_of(*MESHES[shape]), **spec))
 
 
 def told(function, axis_name):

@@ -10,6 +10,7 @@ from catalogue import NAMES, calls
 from hlo import bytes_moved
 from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from test_shard_map import sharded_map, spec_of
 from topologies import compiled, devices
 
 pytestmark = pytest.mark.tpu_aot
@@ -75,3 +76,14 @@ def test_no_chip_asks_for_the_rows_of_another(name, topology, shape):
     bytes_a_row = bytes_moved(program, min) / (ROWS / shape[0])
     print(f"{name}, {topology}, {shape}: {bytes_a_row:.0f} bytes a row")
     assert bytes_a_row <= 64 * 1024
+
+
+@pytest.mark.parametrize("name", ["greedy_sample", "categorical_sample", "top_p_logits"])
+def test_nor_inside_shard_map(name):
+    x = jnp.zeros((ROWS, 131072), "bfloat16")
+    mesh = jax.make_mesh((2, 8), ("batch", "vocab"), devices=devices("v5e:4x4"))
+    function, arguments = calls(x)[name]
+    arguments = jax.tree.map(jnp.asarray, arguments)
+    mapped = sharded_map(function, x, arguments, mesh)
+    program = compiled(mapped, arguments, lambda leaf: NamedSharding(mesh, spec_of(x, leaf)))
+    assert 0 < bytes_moved(program, max) / (ROWS / 2) <= 64 * 1024
