@@ -19,7 +19,7 @@ from test_stages import a_state, every_param, only
 import jaxsample as js
 from jaxsample import SamplingParams
 
-FIRST = ("greedy_sample", "categorical_sample", "min_p_logits", "token_logprobs")
+FIRST = ("greedy_sample", "categorical_sample", "token_logprobs")
 SEARCHED = ("top_p_logits", "sample", "mirostat_v2_sample")
 RESCALED = ("top_k", "xtc", "temperature")
 SHAPES = ("vocab", "both")
@@ -87,7 +87,7 @@ def test_devices_that_share_a_row_get_what_one_gets(name):
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("categorical_sample", "bfloat16"),
+        ("greedy_sample", "bfloat16"),
         slow("categorical_sample", "float16"),
         slow("sample", "bfloat16"),
     ],
@@ -155,6 +155,7 @@ def test_vmap_outside():
     assert_same(jax.jit(js.top_k_logits)(x, 100), jax.jit(mapped)(x))
 
 
+@pytest.mark.slow
 def test_parts_of_one_size_on_more_and_fewer_devices():
     for shape, vocab in (("vocab", 8192), ("four", 4096), ("two", 2048)):
         x = rows_of(vocab)
