@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsample import _mass, _shards
+from jaxsample import _mass, _shards, _tiles
 from jaxsample._checks import MAX_VOCAB, to_elements
+from jaxsample._lookup import take
 from jaxsample._mass import Mass, Scale
 from jaxsample._shards import AxisName, Shards
 
@@ -25,10 +26,8 @@ BLOCK = 64
 CHUNK = 256
 """The chunks of the draw."""
 
-_FOLDS = 8
-"""Slices of a chunk that are combined before the reduction: XLA compiles an elementwise operation
-and a short reduction to one vectorised loop, where a long one of integers is split in two passes
-with a copy between them."""
+_SLICES = 8
+"""Of a chunk, that are combined first."""
 
 
 class Rows(NamedTuple):
@@ -90,8 +89,7 @@ def shards(logits: Array, axis_name: AxisName) -> Shards | None:
 
 def look_over(logits: Array, rate: Array | None = None, shards: Shards | None = None) -> Rows:
     """Reads the logits once, for what every rule needs to know."""
-    # The order of floats is the order of their keys, and integers are compared in their own width.
-    keys = fold(logits, lambda raw, *_: to_key(raw), lax.max, size=BLOCK, shards=shards)
+    keys = largest(logits, lambda raw, *_: raw, BLOCK, shards)
     return _looked_over(logits, shards, keys, rate, rate)
 
 
@@ -135,17 +133,15 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
 def fold(
     values: Array,
     element: Callable[..., Array],
-    combine: Callable[[Any, Any], Any],
     *per_chunk: Array,
     size: int = CHUNK,
     shards: Shards | None = None,
 ) -> Array:
-    """Combines the integers `element(x, ids, places, *per_chunk)` over chunks of consecutive ids.
+    """Adds the integers `element(x, ids, places, *per_chunk)` up over chunks of consecutive ids.
 
     Args:
       values: `[..., vocab]`.
       element: takes some values, their ids and, as a NumPy constant, their places in the chunk.
-      combine: `lax.max` or `lax.add`.
       *per_chunk: arrays `[..., chunks]`, handed to `element` so that they broadcast.
       size: of a chunk; the last one may be short.
       shards: the devices that share each row.
@@ -153,40 +149,89 @@ def fold(
     Returns:
       `[..., ceil(vocab / size)]`.
     """
+    return _fold(values, element, _sum, per_chunk, size, shards)
+
+
+def largest(
+    values: Array, element: Callable[..., Array], size: int = CHUNK, shards: Shards | None = None
+) -> Array:
+    """The key of the largest `element(x, ids, places)` of each chunk, `[..., chunks]`.
+
+    Of equal zeros it is either's, and where there is a NaN it is that of a NaN or +inf.
+    """
+    return _fold(values, element, _largest_key, (), size, shards)
+
+
+def _fold(
+    values: Array,
+    element: Callable[..., Array],
+    reduce: Callable[[Array], Array],
+    per_chunk: tuple[Array, ...],
+    size: int,
+    shards: Shards | None,
+) -> Array:
     if shards is not None:
         start = shards.start(values.shape[-1])
 
         def own_element(x: Array, ids: Array, *rest: Any) -> Array:
             return element(x, start + ids, *rest)
 
-        own = map(shards.own, per_chunk)
-        return shards.whole(fold(values, own_element, combine, *own, size=size))
+        own = tuple(map(shards.own, per_chunk))
+        return shards.whole(_fold(values, own_element, reduce, own, size, None))
 
     lead, vocab = values.shape[:-1], values.shape[-1]
-    whole, lanes = vocab // size, size // _FOLDS
+    whole = vocab // size
 
     def part(x: Array, places: range, chunks: range) -> Array:
         place = np.array(places, np.int32).reshape((1,) * (x.ndim - 1) + (-1,))
         ids = size * (chunks.start + lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 2)) + place
         params = (a[..., chunks.start : chunks.stop, None] for a in per_chunk)
-        return element(x, ids, place, *params)
-
-    def reduce(x: Array) -> Array:
-        identity = 0 if combine is lax.add else jnp.iinfo(x.dtype).min
-        return lax.reduce(x, x.dtype.type(identity), combine, (x.ndim - 1,))
+        return reduce(element(x, ids, place, *params))
 
     results = []
     if whole:
         body = values[..., : whole * size].reshape(*lead, whole, size)
-        elements = part(body, range(size), range(whole))
-        parts = [elements[..., i : i + lanes] for i in range(0, size, lanes)]
-        results.append(reduce(functools.reduce(combine, parts)))
+        results.append(part(body, range(size), range(whole)))
     if short := vocab - whole * size:
         tail = values[..., None, whole * size :]
-        results.append(reduce(part(tail, range(short), range(whole, whole + 1))))
+        results.append(part(tail, range(short), range(whole, whole + 1)))
     # The compiler would make one reduction of this and of one over the chunks, only to split it
     # again with an eighth of the row written down.
     return lax.optimization_barrier(jnp.concatenate(results, axis=-1))
+
+
+def _sum(x: Array) -> Array:
+    def tpu(x: Array) -> Array:
+        return jnp.sum(x, axis=-1, dtype=x.dtype)
+
+    return lax.platform_dependent(x, tpu=tpu, default=functools.partial(_in_slices, lax.add))
+
+
+def _largest_key(x: Array) -> Array:
+    """The key of the largest of the last axis."""
+
+    def tpu(x: Array) -> Array:  # where the keys of all would be written down before a maximum
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            # Of them a maximum may lose a NaN, but not what makes the row as bad.
+            x = jnp.where(jnp.isnan(x), jnp.inf, x)
+        return to_key(jnp.max(x, axis=-1))
+
+    def default(x: Array) -> Array:  # which compares integers in their own width
+        return _in_slices(lax.max, to_key(x))
+
+    return lax.platform_dependent(x, tpu=tpu, default=default)
+
+
+def _in_slices(combine: Callable[[Array, Array], Array], x: Array) -> Array:
+    """Combines the last axis, first by slices of it.
+
+    XLA on CPU compiles an elementwise operation and a short reduction to one vectorised loop, where
+    a long one of integers is split in two passes with a copy between them.
+    """
+    if x.shape[-1] % _SLICES == 0:
+        x = functools.reduce(combine, jnp.split(x, _SLICES, axis=-1))
+    identity = 0 if combine is lax.add else jnp.iinfo(x.dtype).min
+    return lax.reduce(x, x.dtype.type(identity), combine, (x.ndim - 1,))
 
 
 def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Array:
@@ -206,7 +251,7 @@ def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None
             return scale.weights(jnp.where(kept, x, -jnp.inf), places, shift)
         return jnp.where(kept, scale.weights(x, places, shift), 0)
 
-    return fold(rows.logits, element, lax.add, scale.shifts, shards=rows.shards)
+    return fold(rows.logits, element, scale.shifts, shards=rows.shards)
 
 
 def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Mass:
@@ -240,10 +285,18 @@ def take_blocks(rows: Rows, blocks: Array, size: int) -> Array:
     if rows.shards is not None:
         own = rows._replace(shards=None)
         return rows.shards.look_up(lambda i: take_blocks(own, i, size), blocks, vocab // size)
-    if vocab % size == 0:
-        # Looked up by chunk, so that of a sharded vocabulary each device looks among its own.
-        chunks = rows.logits.reshape(*lead, vocab // size, size)
+
+    def by_chunk(logits: Array, blocks: Array) -> Array:
+        # So that of a sharded vocabulary each device looks among its own.
+        chunks = logits.reshape(*lead, vocab // size, size)
         return jnp.take_along_axis(chunks, blocks[..., None], axis=-2, mode="clip")
+
+    def by_tile(logits: Array, blocks: Array) -> Array:
+        return _tiles.take_blocks(logits, blocks, size)
+
+    if vocab % size == 0:
+        tpu = by_tile if _tiles.fits(vocab, size) else by_chunk
+        return lax.platform_dependent(rows.logits, blocks, tpu=tpu, default=by_chunk)
 
     def take(row: Array, starts: Array) -> Array:
         return jax.vmap(lambda start: lax.dynamic_slice_in_dim(row, start, size))(starts)
@@ -278,7 +331,7 @@ def positions(x: Array) -> Array:
 
 def at(x: Array, index: Array) -> Array:
     """The element of each row `x [..., n]` at an index `[...]`."""
-    return jnp.take_along_axis(x, index[..., None], axis=-1, mode="clip")[..., 0]
+    return take(x, index[..., None])[..., 0]
 
 
 def first_true(mask: Array) -> Array:
@@ -289,6 +342,8 @@ def first_true(mask: Array) -> Array:
 
 def to_key(x: Array) -> Array:
     """Signed integers of the width of `x`, in the order of its values, NaN above everything."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
     integer = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}").type
     magnitude = jnp.iinfo(integer).max
     infinity = integer(np.asarray(np.inf, x.dtype).view(integer))

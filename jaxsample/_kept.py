@@ -15,6 +15,7 @@ from jax import Array, lax
 
 from jaxsample import _chunks, _elementary, _mass, _ranking
 from jaxsample._chunks import CHUNK, Rows
+from jaxsample._lookup import add_up
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
 from jaxsample._search import by_logit, search
@@ -108,7 +109,7 @@ def weigh(rows: Rows, scale: Scale, kept: Prefix) -> Kept:
         chosen = _chunks.positions(kept.tokens) < kept.length[..., None]
         weights = _ranking.weights(scale, rows.read(kept.raw), kept.tokens)
         return Kept(
-            _scatter(jnp.where(chosen, weights, 0), kept.tokens // CHUNK, scale),
+            add_up(jnp.where(chosen, weights, 0), kept.tokens // CHUNK, scale.shifts.shape[-1]),
             jnp.sum(chosen & (kept.raw > -jnp.inf), axis=-1, dtype=jnp.int32),
         )
 
@@ -208,14 +209,3 @@ def _dropping(rows: Rows, rules: Rules, names: Iterable[str]) -> Array:
     for name in names:
         dropping |= rules.values[name] != neutral[name]
     return dropping
-
-
-def _scatter(weights: Array, chunks: Array, scale: Scale) -> Array:
-    """Adds the weights of some tokens up by chunk."""
-
-    def add(weights: Array, chunks: Array, zeros: Array) -> Array:
-        return zeros.at[chunks].add(weights)
-
-    return jnp.vectorize(add, signature="(n),(n),(c)->(c)")(
-        weights, chunks, jnp.zeros_like(scale.shifts)
-    )

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from jaxsample import _chunks, _mass
 from jaxsample._checks import to_elements
@@ -37,7 +37,7 @@ def entropy(rows: Rows, scale: Scale) -> tuple[Array, Array]:
         return _mass.weighted_octaves(rows.read(raw), places, row_max, shift)
 
     # A chunk's tokens lie its shift in octaves below the maximum, and then some.
-    sums_of = _chunks.fold(rows.logits, distance, lax.add, scale.shifts, shards=rows.shards)
+    sums_of = _chunks.fold(rows.logits, distance, scale.shifts, shards=rows.shards)
     further = _mass.place(sums_of, scale.shifts)
     weights = _mass.place(sums, scale.shifts)
     distances = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
@@ -56,7 +56,7 @@ def log_collision(rows: Rows, scale: Scale) -> Array:
     def square(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
         return squared.weights(2 * _below(rows, rows.read(raw)), places, shift)
 
-    sums = _chunks.fold(rows.logits, square, lax.add, squared.shifts, shards=rows.shards)
+    sums = _chunks.fold(rows.logits, square, squared.shifts, shards=rows.shards)
     squares = _settled(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
     return _settled(squares - 2 * whole)
 
@@ -78,7 +78,7 @@ def deviation(rows: Rows) -> Array:
             halved = 0.5 * rows.row_max[..., None, None] - 0.5 * jnp.where(finite, x, 0)
             return jnp.where(finite, element(jnp.rint(halved * per_step).astype(jnp.int32)), 0)
 
-        sums = _chunks.fold(again.logits, value, lax.add, shards=rows.shards)
+        sums = _chunks.fold(again.logits, value, shards=rows.shards)
         total = _mass.total(_mass.place(sums, jnp.full_like(sums, _mass.NO_SHIFT)))
         return _settled(_mass.to_float(total) / number)
 
@@ -103,9 +103,9 @@ def _least(rows: Rows) -> Array:
 
     def element(raw: Array, *_: Array) -> Array:
         x = rows.read(raw)
-        return _chunks.to_key(jnp.where(x > -jnp.inf, -x, -jnp.inf))
+        return jnp.where(x > -jnp.inf, -x, -jnp.inf)
 
-    keys = _chunks.fold(rows.logits, element, lax.max, size=_chunks.BLOCK, shards=rows.shards)
+    keys = _chunks.largest(rows.logits, element, _chunks.BLOCK, rows.shards)
     return -_chunks.from_key(jnp.max(keys, axis=-1))
 
 

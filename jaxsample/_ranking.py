@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
-from jaxsample import _shards
+from jaxsample import _selection, _shards
 from jaxsample._checks import to_elements
 from jaxsample._chunks import (
     BLOCK,
@@ -20,11 +20,12 @@ from jaxsample._chunks import (
     first_true,
     fold,
     from_key,
+    largest,
     read_again,
     take_blocks,
     take_chunk,
-    to_key,
 )
+from jaxsample._lookup import take
 from jaxsample._mass import Scale
 
 
@@ -84,10 +85,10 @@ def last_from(rows: Rows, floor: Array) -> Cut:
         def above(raw: Array, ids: Array, *_: Array) -> Array:
             return element(again.read(raw), ids)
 
-        return jnp.max(fold(again.logits, above, lax.max, shards=rows.shards), axis=-1)
+        return jnp.max(largest(again.logits, above, shards=rows.shards), axis=-1)
 
     def negative(x: Array, _: Array) -> Array:
-        return to_key(jnp.where(x >= floor[..., None, None], -x, -jnp.inf))
+        return jnp.where(x >= floor[..., None, None], -x, -jnp.inf)
 
     least = -from_key(reach(negative))
     token = reach(lambda x, ids: jnp.where(x == least[..., None, None], ids, -1))
@@ -117,21 +118,21 @@ def first(
     """
     whole = rows.vocab // BLOCK
     if whole <= number:
-        raw, blocks = rows.whole(), None
-        values = value(rows.read(raw))
+        raw, blocks, least = rows.whole(), None, None
     else:
-        largest, blocks = lax.top_k(_unsigned_zero(block_max[..., :whole]), number)
-        # By id, since top_k breaks ties by position; the short block is the last.
-        blocks = jnp.sort(blocks, axis=-1)
+        # In order of their ids, since ties are broken by position; the short block is the last.
+        blocks, least = _selection.places_of_top_k(_unsigned_zero(block_max[..., :whole]), number)
         raw = _taken(rows, blocks)
-        values = value(rows.read(raw))
+
+    def competing(raw: Array) -> Array:
+        x = _unsigned_zero(value(rows.read(raw)))
         # As many tokens as are asked for reach the least of these maxima: top_k takes half the time
         # where the others do not compete.
-        least = jnp.min(largest, axis=-1, keepdims=True)
-        values = jnp.where(values >= least, values, -jnp.inf)
-    top, position = lax.top_k(_unsigned_zero(values), min(number, rows.vocab))
+        return x if least is None else jnp.where(x >= least[..., None], x, -jnp.inf)
+
+    top, position, raw = _selection.top_k(raw, min(number, rows.vocab), competing)
     token = position if blocks is None else _ids(rows, blocks, position)
-    return Cut(top, token), jnp.take_along_axis(raw, position, axis=-1)
+    return Cut(top, token), raw
 
 
 def rank(rows: Rows, tokens: Array) -> Array:
@@ -142,13 +143,13 @@ def rank(rows: Rows, tokens: Array) -> Array:
     def counted(raw: Array, ids: Array, *_: Array) -> Array:
         return is_kept(rows.read(raw), ids, cut).astype(jnp.int32)
 
-    counts = fold(rows.logits, counted, lax.add, shards=rows.shards)
+    counts = fold(rows.logits, counted, shards=rows.shards)
     return jnp.sum(counts, axis=-1, dtype=jnp.int32)
 
 
 def shifts(scale: Scale, tokens: Array) -> Array:
     """The shifts of some tokens' chunks, `[..., tokens]`."""
-    return jnp.take_along_axis(scale.shifts, tokens // CHUNK, axis=-1)
+    return take(scale.shifts, tokens // CHUNK)
 
 
 def weights(scale: Scale, x: Array, tokens: Array) -> Array:
@@ -168,7 +169,7 @@ def _ids(rows: Rows, blocks: Array, position: Array) -> Array:
     """The ids of tokens by their position in `_taken`."""
     last = jnp.full((*blocks.shape[:-1], 1), rows.vocab // BLOCK, blocks.dtype)
     blocks = jnp.concatenate([blocks, last], axis=-1)
-    return jnp.take_along_axis(blocks, position // BLOCK, axis=-1) * BLOCK + position % BLOCK
+    return take(blocks, position // BLOCK) * BLOCK + position % BLOCK
 
 
 def _unsigned_zero(x: Array) -> Array:

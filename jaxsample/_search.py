@@ -20,8 +20,8 @@ from jaxsample._chunks import (
     Rows,
     at,
     first_true,
-    fold,
     from_key,
+    largest,
     mass,
     read_again,
     take_chunk,
@@ -163,15 +163,8 @@ def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: O
         value = order.value(x)
         return jnp.where(value < to_elements(most, x), value, -jnp.inf)
 
-    block_max = from_key(
-        fold(
-            rows.logits,
-            lambda raw, *_: to_key(value(rows.read(raw))),
-            lax.max,
-            size=BLOCK,
-            shards=rows.shards,
-        )
-    )
+    keys = largest(rows.logits, lambda raw, *_: value(rows.read(raw)), BLOCK, rows.shards)
+    block_max = from_key(keys)
     top, raw = _ranking.first(rows, block_max, _FEW, value)
     weights = _ranking.weights(scale, rows.read(raw), top.token)
     running = _running(bounds.missed, weights, _ranking.shifts(scale, top.token))

@@ -167,11 +167,21 @@ def packed_bitmask(allowed: ArrayLike) -> Array:
 
 @jax.jit
 def _packed_bitmask(allowed: Array) -> Array:
-    *lead, vocab = allowed.shape
-    words = -(-vocab // _BITS)
-    missing = jnp.zeros((*lead, words * _BITS - vocab), jnp.bool_)
-    bits = jnp.concatenate([allowed, missing], axis=-1).reshape(*lead, words, _BITS)
-    return jnp.sum(jnp.where(bits, 1 << _chunks.positions(bits), 0), axis=-1, dtype=jnp.int32)
+    missing = -allowed.shape[-1] % _BITS
+    allowed = jnp.pad(allowed, [(0, 0)] * (allowed.ndim - 1) + [(0, missing)])
+    bits = allowed.astype(jnp.int32) << _chunks.positions(allowed) % _BITS
+
+    def by_window(bits: Array) -> Array:
+        window = (*[1] * (bits.ndim - 1), _BITS)
+        return lax.reduce_window(bits, np.int32(0), lax.add, window, window, "VALID")
+
+    def by_word(bits: Array) -> Array:
+        return jnp.sum(
+            bits.reshape(*bits.shape[:-1], bits.shape[-1] // _BITS, _BITS), axis=-1, dtype=jnp.int32
+        )
+
+    # Of words of 32 tokens a TPU would hold a quarter of each tile.
+    return lax.platform_dependent(bits, tpu=by_window, default=by_word)
 
 
 def unpacked(bitmask: Array, vocab: int) -> Array:

@@ -253,9 +253,9 @@ def _gumbel_watermark_sample(
     seed = _keyed.fold(keys, context)
 
     def lead(raw: Array, ids: Array, _: np.ndarray) -> Array:
-        return _chunks.to_key(_lead(rows, seed, rows.read(raw), ids))
+        return _lead(rows, seed, rows.read(raw), ids)
 
-    leads = _chunks.fold(rows.logits, lead, lax.max, shards=shards)
+    leads = _chunks.largest(rows.logits, lead, shards=shards)
     chunk = _first_largest(leads)
     raw, ids = _chunks.take_chunk(rows, chunk)
     tokens = chunk * CHUNK + _first_largest(_chunks.to_key(_lead(rows, seed, rows.read(raw), ids)))

@@ -1,8 +1,11 @@
 """Rows of logits of every kind that a sampler meets."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+several_devices = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
 
 
 def slow(*values):

@@ -12,12 +12,14 @@ from catalogue import NAMES, calls
 from hlo import bytes_moved
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from rows import slow
+from rows import several_devices, slow
 from test_sharding import MESHES, MOST_BYTES_A_ROW, VOCAB, mesh_of, rows_of
 from test_stages import a_state, every_param, only
 
 import jaxsample as js
 from jaxsample import SamplingParams
+
+pytestmark = several_devices
 
 FIRST = ("greedy_sample", "categorical_sample", "token_logprobs")
 SEARCHED = ("top_p_logits", "sample", "mirostat_v2_sample")

@@ -1,0 +1,155 @@
+"""The largest of some values: sorted where that is fast, and on TPU, where it is not, selected.
+
+The least of the k largest is found by bisection. Those from it up are moved together by products
+with matrices of zeros and ones, which are exact: a byte is a bfloat16 number.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxsample._chunks import from_key, to_key
+
+_GROUP = 32
+"""Values that are moved as one row of a matrix."""
+
+
+def top_k(raw: Array, k: int, value: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
+    """The k largest float32 `value(raw)` of `[..., n]` in order, equal ones by position.
+
+    Returns:
+      The values, their positions and what they are of.
+    """
+
+    def by_sort(raw: Array) -> tuple[Array, Array, Array]:
+        values, positions = lax.top_k(value(raw), k)
+        return values, positions, jnp.take_along_axis(raw, positions, axis=-1)
+
+    def by_selection(raw: Array) -> tuple[Array, Array, Array]:
+        keys = to_key(value(raw))
+        positions, raw = _move(keys, _kth_largest(keys, k), k, raw)
+        falling = ~to_key(value(raw))
+        falling, positions, raw = lax.sort((falling, positions, raw), dimension=-1, num_keys=1)
+        return from_key(~falling), positions, raw
+
+    if raw.shape[-1] <= _GROUP:
+        return by_sort(raw)
+    return lax.platform_dependent(raw, tpu=by_selection, default=by_sort)
+
+
+def places_of_top_k(x: Array, k: int) -> tuple[Array, Array]:
+    """The positions of the k largest of float32 `[..., n]`, ascending, and the least of these."""
+
+    def by_sort(x: Array) -> tuple[Array, Array]:
+        values, positions = lax.top_k(x, k)
+        return jnp.sort(positions, axis=-1), jnp.min(values, axis=-1)
+
+    def by_selection(x: Array) -> tuple[Array, Array]:
+        keys = to_key(x)
+        least = _kth_largest(keys, k)
+        (positions,) = _move(keys, least, k)
+        return positions, from_key(least)
+
+    return lax.platform_dependent(x, tpu=by_selection, default=by_sort)
+
+
+def _move(keys: Array, least: Array, k: int, *carried: Array) -> list[Array]:
+    """The positions of the first k keys from the least up, and what else stands there, `[..., k]`.
+
+    Of keys equal to the least, those of the lowest positions; all in the order of the positions.
+    """
+    least = least[..., None, None]
+    keys = _grouped(keys, jnp.iinfo(keys.dtype).min)
+    above, equal = keys > least, keys == least
+    needed = k - jnp.sum(above, axis=(-2, -1), keepdims=True, dtype=jnp.int32)
+    equals = _running(equal)
+    kept = above | (equal & (equals <= needed))
+    rank = _running(above) + jnp.minimum(equals, needed)
+    last = rank[..., -1]  # of each group
+    before = jnp.pad(last, [(0, 0)] * (last.ndim - 1) + [(1, 0)])[..., :-1]
+
+    bytes_ = [byte for x in carried for byte in _bytes(_grouped(x, 0))]
+    groups = jnp.stack([jnp.where(kept, rank - before[..., None], 0), *bytes_], axis=-2)
+    wanted = _along(1, k, keys.ndim, -2)
+    passed = last[..., None, :] < wanted
+    group = jnp.sum(passed, axis=-1, dtype=jnp.int32)
+    wanted -= jnp.max(jnp.where(passed, last[..., None, :], 0), axis=-1, keepdims=True)
+    moved = _take_groups(groups, group)
+    hit = moved[..., 0, :] == wanted
+    place = jnp.max(jnp.where(hit, _along(0, _GROUP, hit.ndim, -1), 0), axis=-1)
+    found = jnp.max(jnp.where(hit[..., None, :], moved[..., 1:, :], 0), axis=-1)
+    return [group * _GROUP + place, *_from_bytes(found, carried)]
+
+
+def _kth_largest(keys: Array, k: int) -> Array:
+    """The k-th largest of the int32 keys of each row: the largest that k of them reach."""
+
+    def reached(least: Array) -> Array:
+        return jnp.sum(keys >= least[..., None], axis=-1, dtype=jnp.int32) >= k
+
+    def lower(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        bit, least = state
+        more = least | bit
+        return bit >> 1, jnp.where(reached(more), more, least)
+
+    zero = jnp.zeros_like(keys[..., 0])
+    least = jnp.where(reached(zero), zero, jnp.iinfo(jnp.int32).min)
+    bit = jnp.int32(1 << 30)
+    return lax.while_loop(lambda state: state[0] > 0, lower, (bit, least))[1]
+
+
+def _grouped(x: Array, filler: int) -> Array:
+    """`[..., n]` as `[..., groups, size]`."""
+    widths = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % _GROUP)]
+    x = jnp.pad(x, widths, constant_values=jnp.asarray(filler, x.dtype))
+    return x.reshape(*x.shape[:-1], x.shape[-1] // _GROUP, _GROUP)
+
+
+def _running(mask: Array) -> Array:
+    """How many are True up to each place of `[..., groups, size]`, itself among them."""
+    inside, groups = _product(mask, np.tri(_GROUP).T), mask.shape[-2]
+    before = _product(inside[..., -1], np.tri(groups, k=-1).T)
+    return inside + before[..., None]
+
+
+def _take_groups(groups: Array, index: Array) -> Array:
+    """The groups `[..., groups, m, size]` of small numbers at indices `[..., k]`."""
+    *lead, number, m, size = groups.shape
+    chosen = index[..., None] == _along(0, number, index.ndim + 1, -1)
+    taken = _product(chosen, groups.reshape(*lead, number, m * size))
+    return taken.reshape(*index.shape, m, size)
+
+
+def _product(a: Array, b: Array | np.ndarray) -> Array:
+    """The product of matrices of integers from 0 to 255 whose sums stay below 2**24, int32."""
+    a, b = (jnp.asarray(x).astype(jnp.bfloat16) for x in (a, b))
+    return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(jnp.int32)
+
+
+def _along(start: int, number: int, ndim: int, axis: int) -> Array:
+    """Consecutive integers along one axis of several."""
+    shape = [1] * ndim
+    shape[axis] = number
+    return jnp.arange(start, start + number, dtype=jnp.int32).reshape(shape)
+
+
+def _bytes(x: Array) -> list[Array]:
+    """The bytes of each number, the lowest first."""
+    width = 8 * x.dtype.itemsize
+    bits = lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
+    return [((bits >> low) & 255).astype(jnp.int32) for low in range(0, width, 8)]
+
+
+def _from_bytes(found: Array, like: Sequence[Array]) -> list[Array]:
+    """Numbers from their bytes `[..., bytes]`, all one behind the other."""
+    numbers, start = [], 0
+    for x in like:
+        width = x.dtype.itemsize
+        shifts = 8 * _along(0, width, found.ndim, -1)
+        bits = jnp.sum(found[..., start : start + width] << shifts, axis=-1, dtype=jnp.int32)
+        unsigned = lax.bitcast_convert_type(bits, jnp.uint32).astype(f"uint{8 * width}")
+        numbers.append(lax.bitcast_convert_type(unsigned, x.dtype))
+        start += width
+    return numbers

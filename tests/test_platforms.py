@@ -1,0 +1,136 @@
+"""What is computed in other ways on a TPU is what is computed elsewhere.
+
+The ways that are meant for a TPU are taken here on any platform.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from catalogue import calls
+from jax import lax
+from rows import every_kind, slow
+
+from jaxsample import SamplingParams, _lookup, _selection, sample
+
+FIRST = ("categorical_sample", "top_p_logits")
+SOME = ("greedy_sample", "top_logprobs", "token_ranks", "sample, full call", "top_n_sigma_logits")
+SOME += (
+    "packed_bitmask",
+    "xtc_logits",
+    "typical_p_logits",
+    "mirostat_v2_sample",
+    "gumbel_watermark_sample",
+    "tail_free_logits",
+)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled():
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def on_tpu(monkeypatch, function, *arguments):
+    """What a function gives in the ways that are meant for a TPU, and how many of them it took."""
+    ways = []
+
+    def tpu(*arguments, tpu, default):
+        ways.append(tpu)
+        return tpu(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lax, "platform_dependent", tpu)
+        jax.clear_caches()
+        found = jax.jit(function)(*arguments)
+    jax.clear_caches()
+    return found, len(ways)
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+
+
+def logits(rows, vocab, dtype="float32"):
+    x = every_kind(3, vocab, dtype)[:rows]
+    x[1:2, 3] = np.nan
+    return jnp.asarray(x)
+
+
+@pytest.mark.parametrize("name", [*FIRST, *(slow(name) for name in SOME)])
+def test_functions(monkeypatch, name):
+    function, arguments = calls(logits(24, 8192))[name]
+    found, _ = on_tpu(monkeypatch, function, *arguments)
+    assert_same(found, jax.jit(function)(*arguments))
+
+
+# Tiles of 8, 2 and 1 rows, blocks that tiles do not hold, tails, and fewer tokens than candidates.
+SHAPES = [(16, 128 * 65, "bfloat16"), (6, 8192, "float32"), (1, 16384, "float32")]
+SHAPES += [(8, 5003, "float32"), (8, 4096 + 192, "bfloat16"), (8, 65, "float32")]
+
+
+@pytest.mark.parametrize(("rows", "vocab", "dtype"), [slow(*shape) for shape in SHAPES])
+def test_shapes(monkeypatch, rows, vocab, dtype):
+    x = logits(rows, vocab, dtype)
+    keys = jax.random.split(jax.random.key(0), rows)
+    each = np.arange(1, rows + 1)
+    params = SamplingParams(
+        temperature=each / rows, top_k=each * 9, top_p=1 - each / rows / 2, min_p=each * 0.001
+    )
+
+    def call(keys, x, params):
+        out = sample(keys, x, params, num_logprobs=5, return_kept=True)
+        return out, jax.vmap(lambda key, x: sample(key, x, SamplingParams(top_p=0.8)))(keys, x)
+
+    found, ways = on_tpu(monkeypatch, call, keys, x, params)
+    assert ways
+    assert_same(found, jax.jit(call)(keys, x, params))
+
+
+@pytest.mark.parametrize("kind", ["ties", *(slow(kind) for kind in ("distinct", "equal", "few"))])
+@pytest.mark.parametrize(("length", "k"), [(2004, 64), (65, 64), (1000, 100), (130, 1)])
+def test_selection(monkeypatch, kind, length, k):
+    x = np.random.default_rng(0).normal(size=(2, 3, length)).astype(np.float32)
+    if kind == "ties":
+        x = np.round(x)
+    elif kind == "equal":
+        x[:] = 1
+    elif kind == "few":
+        x[..., k // 2 :] = -np.inf
+
+    def both(raw):
+        halves = _selection.top_k(raw, k, lambda raw: raw.astype(jnp.float32) * 0.5)
+        return halves, _selection.places_of_top_k(raw.astype(jnp.float32), k)
+
+    for dtype, wide in [("float32", False), ("bfloat16", False), ("float32", True)]:
+        with jax.enable_x64(wide):
+            raw = jnp.asarray(x, dtype)
+            found, ways = on_tpu(monkeypatch, both, raw)
+            assert ways == 2
+            assert_same(found, both(raw))
+        values, positions = lax.top_k(raw.astype(jnp.float32), k)
+        (halves, places, there), (ascending, least) = found
+        np.testing.assert_array_equal(halves, values * 0.5)
+        np.testing.assert_array_equal(places, positions)
+        np.testing.assert_array_equal(there, jnp.take_along_axis(raw, positions, axis=-1))
+        np.testing.assert_array_equal(ascending, jnp.sort(positions, axis=-1))
+        np.testing.assert_array_equal(least, values[..., -1])
+
+
+def test_lookup(monkeypatch):
+    x = jnp.array([[1.5, -0.0, jnp.nan], [jnp.inf, -jnp.inf, 1e-40]])
+    index = jnp.array([[2, 0, 1, 7], [1, 0, 1, 2]])
+    found, _ = on_tpu(monkeypatch, _lookup.take, x, index)
+    bits = lax.bitcast_convert_type(found, jnp.uint32)
+    assert_same(bits, lax.bitcast_convert_type(_lookup.take(x, index), jnp.uint32))
+    assert_same(found[0, 3], x[0, 2])
+
+
+def test_sums_by_index(monkeypatch):
+    values, index = jnp.array([[1, 2, 3], [4, 5, 6]]), jnp.array([[1, 1, 0], [3, 2, 3]])
+    found, _ = on_tpu(monkeypatch, lambda *given: _lookup.add_up(*given, 4), values, index)
+    np.testing.assert_array_equal(found, [[3, 3, 0, 0], [0, 0, 5, 10]])
+    assert_same(found, _lookup.add_up(values, index, 4))
