@@ -4,10 +4,27 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from rows import exhaustive, slow
 
 import jaxsample as js
 from bench import requests
 from jaxsample import SamplingParams
+
+# Between them they take every way through the library.
+VARIED = (
+    *("greedy_sample", "categorical_sample", "top_p_logits", "top_logprobs", "sample, full call"),
+    *("typical_p_logits", "xtc_logits", "tail_free_logits", "dry_penalized_logits"),
+    *("biased_logits", "mirostat_v1_sample", "gumbel_watermark_sample", "synthid_logits"),
+)
+
+
+def every(first, names=None):
+    """The names of all functions, marked by how often they are tested: some at each run."""
+
+    def marked(name):
+        return name if name in first else slow(name) if name in VARIED else exhaustive(name)
+
+    return [marked(name) for name in names or NAMES]
 
 
 def calls(x, scalars=False):

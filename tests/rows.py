@@ -13,6 +13,11 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
+def exhaustive(*values):
+    """A case of a kind that others have shown to hold: for a release, not for each change."""
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
+
+
 DTYPES = ("float32", "bfloat16", slow("float16"))
 KINDS = ("normal", "flat", "peaked", "ties", "equal", "masked", "one", "offset", "zeros")
 # Odd lengths, a chunk more or less, more and fewer tokens than candidates, and the blocks that

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import NAMES, calls
+from catalogue import calls, every
 from hlo import bytes_moved
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from rows import several_devices, slow
+from rows import exhaustive, several_devices, slow
 from test_sharding import MESHES, MOST_BYTES_A_ROW, VOCAB, mesh_of, rows_of
 from test_stages import a_state, every_param, only
 
@@ -77,7 +77,7 @@ def assert_same(one, several):
             np.testing.assert_array_equal(*(jnp.signbit(jnp.nan_to_num(v)) for v in (a, b)))
 
 
-@pytest.mark.parametrize("name", [n if n in FIRST else slow(n) for n in NAMES])
+@pytest.mark.parametrize("name", every(FIRST))
 def test_devices_that_share_a_row_get_what_one_gets(name):
     x = rows_of(VOCAB)
     function, arguments = called(name, x)
@@ -104,7 +104,7 @@ def test_in_every_dtype(name, dtype):
 @pytest.mark.parametrize(
     ("order", "options"),
     [
-        slow(js.DEFAULT_ORDER, {}),
+        exhaustive(js.DEFAULT_ORDER, {}),
         slow(RESCALED, {"num_logprobs": 5, "logprobs_mode": "raw_logprobs"}),
     ],
 )
@@ -127,7 +127,7 @@ def test_parameters_of_all_rows_need_no_axis(name):
     assert_same(one, inside(function, x, arguments, "both")(*arguments))
 
 
-@pytest.mark.parametrize("name", ["greedy_sample", *(slow(n) for n in SEARCHED)])
+@pytest.mark.parametrize("name", ["greedy_sample", *(exhaustive(n) for n in SEARCHED)])
 def test_the_vocabulary_may_lie_over_several_axes(name):
     x = rows_of(VOCAB)
     function, arguments = called(name, x)
@@ -135,7 +135,7 @@ def test_the_vocabulary_may_lie_over_several_axes(name):
     assert_same(jax.jit(function)(*arguments), over(*arguments))
 
 
-@pytest.mark.parametrize("name", ["categorical_sample", *(slow(n) for n in SEARCHED)])
+@pytest.mark.parametrize("name", ["categorical_sample", *(exhaustive(n) for n in SEARCHED)])
 def test_vmap_inside(name):
     x = rows_of(VOCAB)
     function, arguments = called(name, x)
