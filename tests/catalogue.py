@@ -18,13 +18,13 @@ VARIED = (
 )
 
 
-def every(first, names=None):
+def every(first):
     """The names of all functions, marked by how often they are tested: some at each run."""
 
     def marked(name):
         return name if name in first else slow(name) if name in VARIED else exhaustive(name)
 
-    return [marked(name) for name in names or NAMES]
+    return [marked(name) for name in NAMES]
 
 
 def calls(x, scalars=False):
