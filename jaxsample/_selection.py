@@ -89,15 +89,13 @@ def _kth_largest(keys: Array, k: int) -> Array:
     def reached(least: Array) -> Array:
         return jnp.sum(keys >= least[..., None], axis=-1, dtype=jnp.int32) >= k
 
-    def lower(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        bit, least = state
-        more = least | bit
-        return bit >> 1, jnp.where(reached(more), more, least)
+    def lower(number: Array, least: Array) -> Array:
+        more = least | (jnp.int32(1 << 30) >> number)
+        return jnp.where(reached(more), more, least)
 
     zero = jnp.zeros_like(keys[..., 0])
-    least = jnp.where(reached(zero), zero, jnp.iinfo(jnp.int32).min)
-    bit = jnp.int32(1 << 30)
-    return lax.while_loop(lambda state: state[0] > 0, lower, (bit, least))[1]
+    sign = jnp.where(reached(zero), zero, jnp.iinfo(jnp.int32).min)
+    return lax.fori_loop(np.int32(0), np.int32(31), lower, sign)  # of 32 bits in 64-bit mode, too
 
 
 def _grouped(x: Array, filler: int) -> Array:
