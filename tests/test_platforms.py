@@ -22,6 +22,9 @@ SOME += (
     "mirostat_v2_sample",
     "gumbel_watermark_sample",
     "tail_free_logits",
+    "dry_penalized_logits",
+    "no_repeat_ngram_logits",
+    "bad_words_logits",
 )
 
 
@@ -63,7 +66,8 @@ def logits(rows, vocab, dtype="float32"):
 @pytest.mark.parametrize("name", [*FIRST, *(slow(name) for name in SOME)])
 def test_functions(monkeypatch, name):
     function, arguments = calls(logits(24, 8192))[name]
-    found, _ = on_tpu(monkeypatch, function, *arguments)
+    found, ways = on_tpu(monkeypatch, function, *arguments)
+    assert ways
     assert_same(found, jax.jit(function)(*arguments))
 
 
