@@ -37,12 +37,12 @@ def entropy(rows: Rows, scale: Scale) -> tuple[Array, Array]:
         return _mass.weighted_octaves(rows.read(raw), places, row_max, shift)
 
     # A chunk's tokens lie its shift in octaves below the maximum, and then some.
-    sums_of = _chunks.fold(rows.logits, distance, scale.shifts, shards=rows.shards)
-    further = _mass.place(sums_of, scale.shifts)
+    distances = _chunks.fold(rows.logits, distance, scale.shifts, shards=rows.shards)
+    further = _mass.place(distances, scale.shifts)
     weights = _mass.place(sums, scale.shifts)
-    distances = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
+    total = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
     whole = _mass.total(weights)
-    mean = _settled(_mass.to_float(distances) / _mass.to_float(whole) * _LN_2)
+    mean = _settled(_mass.to_float(total) / _mass.to_float(whole) * _LN_2)
     log_sum = _settled(_mass.log(whole))
     return _settled(mean + log_sum), log_sum
 

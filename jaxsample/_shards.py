@@ -110,7 +110,7 @@ def places(logits: Array, token_ids: Array, shards: Shards | None) -> Array:
     return jnp.where((here >= 0) & (here < size), here, size)
 
 
-def take(logits: Array, token_ids: Array, shards: Shards | None) -> Array:
+def take(logits: Array, token_ids: Array, shards: Shards | None = None) -> Array:
     """The logits of some tokens, `[..., n]`; those of any token for an id outside."""
     if shards is None:
         return _take(logits, token_ids)

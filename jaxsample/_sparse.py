@@ -7,12 +7,7 @@ sharded vocabulary they are `_shards.places`, those of other devices dropped.
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsample import _chunks
-
-
-def take(logits: Array, ids: Array) -> Array:
-    """The logits of some tokens, `[..., n]`; those of any token for an id outside."""
-    return jnp.take_along_axis(logits, ids, axis=-1, mode="clip")
+from jaxsample import _chunks, _shards
 
 
 def lower(logits: Array, ids: Array, values: Array) -> Array:
@@ -38,5 +33,5 @@ def ban(logits: Array, ids: Array, where: Array) -> Array:
     """Masks some tokens, `where` bool `[..., n]`; NaN and +inf stay, so the row stays bad."""
     vocab = logits.shape[-1]
     ids = jnp.where(where & (ids >= 0), ids, vocab)
-    old = take(logits, ids)
+    old = _shards.take(logits, ids)
     return lower(logits, ids, jnp.where(old < jnp.inf, -jnp.inf, old))

@@ -56,7 +56,7 @@ def _biased_logits(logits: Array, token_ids: Array, bias: Array, shards: Shards 
     logits = jnp.where(bad[..., None], jnp.nan, logits)
     ids, total = _summed(jnp.where(used, token_ids, vocab), jnp.where(used, bias, 0))
     places = _shards.places(logits, ids, shards)
-    old = _sparse.take(logits, places)
+    old = _shards.take(logits, places)
     new = _chunks.settle(old.astype(jnp.float32) + total, logits.dtype)
     return _sparse.replace(logits, jnp.where(total == 0, vocab, places), new)
 
@@ -345,7 +345,7 @@ def _bad_words_logits(
     prefix = word_lengths - 1
     start = length[..., None] - prefix
     where = (start[..., None] + place).reshape(*length.shape, words.shape[-2] * words.shape[-1])
-    written = _sparse.take(tokens, where).reshape(words.shape)
+    written = _shards.take(tokens, where).reshape(words.shape)
     begun = jnp.all((words == written) | (place >= prefix[..., None]), axis=-1)
     last = _chunks.at(words, prefix)
     return _suppressed(logits, last, begun & (prefix >= 0) & (start >= 0), bad, shards)

@@ -241,7 +241,7 @@ def _dry_penalized_logits(
     logits = jnp.where(bad[..., None], jnp.nan, logits)
     ids = jnp.where(repeats & (tokens >= 0), tokens, vocab)
     places = _shards.places(logits, ids, shards)
-    less = _sparse.take(logits, places).astype(jnp.float32) - amount
+    less = _shards.take(logits, places).astype(jnp.float32) - amount
     return _sparse.lower(logits, places, _chunks.settle(less, logits.dtype))
 
 
