@@ -89,23 +89,28 @@ def shards(logits: Array, axis_name: AxisName) -> Shards | None:
 
 def look_over(logits: Array, rate: Array | None = None, shards: Shards | None = None) -> Rows:
     """Reads the logits once, for what every rule needs to know."""
-    keys = largest(logits, lambda raw, *_: raw, BLOCK, shards)
-    return _looked_over(logits, shards, keys, rate, rate)
+    return looked_over(logits, block_keys(logits, shards), rate, rate, shards)
+
+
+def block_keys(logits: Array, shards: Shards | None = None) -> Array:
+    """The key of the largest logit of each block, `[..., blocks]`."""
+    return largest(logits, lambda raw, *_: raw, BLOCK, shards)
 
 
 def scaled_after(rows: Rows, rate: Array) -> Rows:
     """Rows that were looked over as they are, multiplied by a rate; a cut stays where it was."""
     keys = to_key(rows.block_max.astype(rows.logits.dtype))
-    return _looked_over(rows.logits, rows.shards, keys, rate, None)
+    return looked_over(rows.logits, keys, rate, None, rows.shards)
 
 
-def _looked_over(
+def looked_over(
     logits: Array,
-    shards: Shards | None,
     keys: Array,
     rate: Array | None,
     cut_rate: Array | None,
+    shards: Shards | None = None,
 ) -> Rows:
+    """The rows of which `block_keys` gave the keys."""
     # Rounding is monotone, so the largest stays the largest.
     block_max = _read(from_key(keys, logits.dtype), rate)
     # Of keys: among floats, a device that holds a NaN may not tell the others.
@@ -270,7 +275,7 @@ def chunk_max(rows: Rows) -> Array:
 
 def probability(rows: Rows) -> Scale:
     """The scale on which tokens weigh as much as they are likely."""
-    return Scale(_mass.shifts(chunk_max(rows), rows.row_max), rows.row_max)
+    return Scale(_mass.shifts(chunk_max(rows), rows.row_max[..., None]), rows.row_max)
 
 
 def tally(rows: Rows) -> Scale:

@@ -17,7 +17,7 @@ from jaxsample import _chunks, _elementary, _mass, _ranking
 from jaxsample._chunks import CHUNK, Rows
 from jaxsample._lookup import add_up
 from jaxsample._mass import Mass, Scale
-from jaxsample._ranking import Cut
+from jaxsample._ranking import Cut, Top
 from jaxsample._search import by_logit, search
 from jaxsample._vmap import rowwise
 
@@ -84,9 +84,15 @@ def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
 
 
 @rowwise
-def prefix(rows: Rows, scale: Scale, rules: Rules) -> Prefix:
-    """The prefix that the rules keep."""
-    top, raw = _ranking.first(rows, rows.block_max, CANDIDATES, lambda x: x)
+def candidates(rows: Rows) -> Top:
+    """The tokens among which nearly every cut is found."""
+    return _ranking.first(rows, rows.block_max, CANDIDATES, lambda x: x)
+
+
+@rowwise
+def prefix(rows: Rows, found: Top, scale: Scale, rules: Rules) -> Prefix:
+    """The prefix that the rules keep, by the candidates."""
+    top, raw = found
     size = top.logit.shape[-1]
     length = _length(rows, scale, rules, top)
     within = (length <= size) | rows.bad

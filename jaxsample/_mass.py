@@ -37,6 +37,11 @@ _NOTHING = -120.0
 
 _LIMB = 0xFFFF
 
+_ONES = 2.0**23
+"""From here to twice as much, float32 numbers are the integers, and their bits count them."""
+
+_ONES_BITS = 0x4B000000
+
 
 class Mass(NamedTuple):
     """An exact mass: `high * 2**32 + low` units, both uint32 and of one shape."""
@@ -70,12 +75,12 @@ class Scale(NamedTuple):
         if self.row_max is None:
             return (x > -jnp.inf).astype(jnp.int32)
         row_max = to_elements(self.row_max, x)
+        if self.log_sum is None:
+            return weights(x, places, row_max, shift)
         octaves = _octaves(x, row_max)
-        weight = _power(octaves, shift)
-        if self.log_sum is not None:
-            log_sum = self.log_sum.reshape(row_max.shape) * LOG2_E
-            weight = _bounded(weight * ((log_sum - octaves) * (1 / ENTROPY_UNIT)))
-        return _round(weight, places)
+        log_sum = self.log_sum.reshape(row_max.shape) * LOG2_E
+        information = (log_sum - octaves) * (1 / ENTROPY_UNIT)
+        return _round(_bounded(_power(octaves, shift) * information), places)
 
     def least(self, x: Array) -> Mass:
         """What no token of a logit `[...]` falls below, however it is rounded."""
@@ -85,9 +90,14 @@ class Scale(NamedTuple):
         return place(jnp.maximum(weight - weight // 2**16 - 4, 0), jnp.zeros_like(weight))
 
 
+def weights(x: Array, places: Array | np.ndarray, row_max: Array, shift: Array) -> Array:
+    """The weights of logits of rows, by their places in a chunk and its shift."""
+    return _round(_power(_octaves(x, row_max), shift), places)
+
+
 def shifts(chunk_max: Array, row_max: Array) -> Array:
-    """The shifts `[..., chunks]` that suit the largest logits of the chunks."""
-    octaves = jnp.floor((row_max[..., None] - chunk_max) * LOG2_E)
+    """The shifts that suit the largest logits of chunks of rows."""
+    octaves = jnp.floor((row_max - chunk_max) * LOG2_E)
     return jnp.clip(octaves, 0, NO_SHIFT).astype(jnp.int32)
 
 
@@ -120,7 +130,8 @@ def _power(octaves: Array, shift: Array) -> Array:
     """
     whole = jnp.floor(octaves)
     mantissa = lax.bitcast_convert_type(_elementary.exp2_of_fraction(octaves - whole), jnp.int32)
-    exponent = (whole.astype(jnp.int32) + (_WEIGHT_BITS + shift)) << 23
+    # Only the last 9 bits are left of the sum.
+    exponent = (_shown(whole + (_ONES + 2**9)) + (_WEIGHT_BITS + shift)) << 23
     return lax.bitcast_convert_type(mantissa + exponent, jnp.float32)
 
 
@@ -138,7 +149,13 @@ def _round(weight: Array, places: Array | np.ndarray) -> Array:
     eighth = (places >> 5) * 3 + 4 & 7  # in an order whose every start is balanced, too
     fraction = (eighth.astype(np.float32) + 0.5) / 8
     # Larger weights have 20 good bits without it, and the sum would itself be rounded.
-    return (weight + jnp.where(weight < 2.0**20, fraction, 0)).astype(jnp.int32)
+    rounded = jnp.floor(weight + jnp.where(weight < 2.0**20, fraction, 0))
+    return _shown(rounded + _ONES) - _ONES_BITS
+
+
+def _shown(x: Array) -> Array:
+    """The bits of integers from 2**23 on, which count them: a TPU takes long to convert a float."""
+    return lax.bitcast_convert_type(x, jnp.int32)
 
 
 def place(sums: Array, shift: Array) -> Mass:

@@ -51,7 +51,8 @@ def log_collision(rows: Rows, scale: Scale) -> Array:
     """`log(sum(p**2))`, `[...]`: how likely two draws are to be the same token."""
     whole = log_sum(rows, scale)
     zero = jnp.zeros_like(rows.row_max)
-    squared = Scale(_mass.shifts(2 * _below(rows, _chunks.chunk_max(rows)), zero), zero)
+    below = _below(rows, _chunks.chunk_max(rows))
+    squared = Scale(_mass.shifts(2 * below, jnp.zeros_like(below)), zero)
 
     def square(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
         return squared.weights(2 * _below(rows, rows.read(raw)), places, shift)

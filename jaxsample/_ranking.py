@@ -36,6 +36,10 @@ class Cut(NamedTuple):
     token: Array
 
 
+Top = tuple[Cut, Array]
+"""The first tokens of a ranking, and the raw values of their logits."""
+
+
 def is_kept(x: Array, ids: Array, cut: Cut) -> Array:
     """Whether the tokens `[..., *]` with these logits and ids stand at or before the cut."""
     logit, token = (to_elements(of, x) for of in cut)
@@ -100,9 +104,7 @@ def candidates(rows: Rows, number: int) -> Cut:
     return first(rows, rows.block_max, number, lambda x: x)[0]
 
 
-def first(
-    rows: Rows, block_max: Array, number: int, value: Callable[[Array], Array]
-) -> tuple[Cut, Array]:
+def first(rows: Rows, block_max: Array, number: int, value: Callable[[Array], Array]) -> Top:
     """The first tokens of a ranking by other values, in order, equal values by lower id.
 
     A token outside the `number` best blocks has that many tokens before it, one in each of them.
@@ -121,11 +123,11 @@ def first(
         raw, blocks, least = rows.whole(), None, None
     else:
         # In order of their ids, since ties are broken by position; the short block is the last.
-        blocks, least = _selection.places_of_top_k(_unsigned_zero(block_max[..., :whole]), number)
+        blocks, least = _selection.places_of_top_k(unsigned_zero(block_max[..., :whole]), number)
         raw = _taken(rows, blocks)
 
     def competing(raw: Array) -> Array:
-        x = _unsigned_zero(value(rows.read(raw)))
+        x = unsigned_zero(value(rows.read(raw)))
         # As many tokens as are asked for reach the least of these maxima: top_k takes half the time
         # where the others do not compete.
         return x if least is None else jnp.where(x >= least[..., None], x, -jnp.inf)
@@ -172,6 +174,6 @@ def _ids(rows: Rows, blocks: Array, position: Array) -> Array:
     return take(blocks, position // BLOCK) * BLOCK + position % BLOCK
 
 
-def _unsigned_zero(x: Array) -> Array:
+def unsigned_zero(x: Array) -> Array:
     """-0 as 0: they are equal, but top_k tells them apart."""
     return jnp.where(x == 0, 0, x)

@@ -29,7 +29,7 @@ def top_k(raw: Array, k: int, value: Callable[[Array], Array]) -> tuple[Array, A
 
     def by_selection(raw: Array) -> tuple[Array, Array, Array]:
         keys = to_key(value(raw))
-        positions, raw = _move(keys, _kth_largest(keys, k), k, raw)
+        positions, raw = _move(_first(keys, _kth_largest(keys, k), k), k, raw)
         falling = ~to_key(value(raw))
         falling, positions, raw = lax.sort((falling, positions, raw), dimension=-1, num_keys=1)
         return from_key(~falling), positions, raw
@@ -37,6 +37,33 @@ def top_k(raw: Array, k: int, value: Callable[[Array], Array]) -> tuple[Array, A
     if raw.shape[-1] <= _GROUP:
         return by_sort(raw)
     return lax.platform_dependent(raw, tpu=by_selection, default=by_sort)
+
+
+def top_k_by_id(
+    raw: Array, ids: Array, k: int, value: Callable[[Array], Array]
+) -> tuple[Array, Array, Array]:
+    """The k largest float32 `value(raw)` of `[..., n]` in order, equal ones by their ids.
+
+    Returns:
+      The values, their ids and what they are of.
+    """
+
+    def by_sort(raw: Array, ids: Array) -> tuple[Array, Array, Array]:
+        falling = ~to_key(value(raw))
+        falling, ids, raw = lax.sort((falling, ids, raw), dimension=-1, num_keys=2)
+        return from_key(~falling[..., :k]), ids[..., :k], raw[..., :k]
+
+    def by_selection(raw: Array, ids: Array) -> tuple[Array, Array, Array]:
+        keys = to_key(value(raw))
+        least = _kth_largest(keys, k)[..., None]
+        needed = k - jnp.sum(keys > least, axis=-1, dtype=jnp.int32)
+        lower = jnp.where(keys == least, ~ids, jnp.iinfo(jnp.int32).min)
+        last = _kth_largest(lower, needed)[..., None]
+        kept = (keys > least) | ((keys == least) & (lower >= last))
+        _, raw, ids = _move(_grouped(kept, False), k, raw, ids)
+        return by_sort(raw, ids)
+
+    return lax.platform_dependent(raw, ids, tpu=by_selection, default=by_sort)
 
 
 def places_of_top_k(x: Array, k: int) -> tuple[Array, Array]:
@@ -49,30 +76,36 @@ def places_of_top_k(x: Array, k: int) -> tuple[Array, Array]:
     def by_selection(x: Array) -> tuple[Array, Array]:
         keys = to_key(x)
         least = _kth_largest(keys, k)
-        (positions,) = _move(keys, least, k)
+        (positions,) = _move(_first(keys, least, k), k)
         return positions, from_key(least)
 
     return lax.platform_dependent(x, tpu=by_selection, default=by_sort)
 
 
-def _move(keys: Array, least: Array, k: int, *carried: Array) -> list[Array]:
-    """The positions of the first k keys from the least up, and what else stands there, `[..., k]`.
+def _first(keys: Array, least: Array, k: int) -> Array:
+    """Which k of the keys from the least up are first, bool `[..., groups, size]`.
 
-    Of keys equal to the least, those of the lowest positions; all in the order of the positions.
+    Of keys equal to the least, those of the lowest positions.
     """
     least = least[..., None, None]
     keys = _grouped(keys, jnp.iinfo(keys.dtype).min)
     above, equal = keys > least, keys == least
     needed = k - jnp.sum(above, axis=(-2, -1), keepdims=True, dtype=jnp.int32)
-    equals = _running(equal)
-    kept = above | (equal & (equals <= needed))
-    rank = _running(above) + jnp.minimum(equals, needed)
+    return above | (equal & (_running(equal) <= needed))
+
+
+def _move(kept: Array, k: int, *carried: Array) -> list[Array]:
+    """The positions of the k kept of `[..., groups, size]`, and what else stands there, `[..., k]`.
+
+    All in the order of the positions.
+    """
+    rank = _running(kept)
     last = rank[..., -1]  # of each group
     before = jnp.pad(last, [(0, 0)] * (last.ndim - 1) + [(1, 0)])[..., :-1]
 
     bytes_ = [byte for x in carried for byte in _bytes(_grouped(x, 0))]
     groups = jnp.stack([jnp.where(kept, rank - before[..., None], 0), *bytes_], axis=-2)
-    wanted = _along(1, k, keys.ndim, -2)
+    wanted = _along(1, k, kept.ndim, -2)
     passed = last[..., None, :] < wanted
     group = jnp.sum(passed, axis=-1, dtype=jnp.int32)
     wanted -= jnp.max(jnp.where(passed, last[..., None, :], 0), axis=-1, keepdims=True)
@@ -83,7 +116,7 @@ def _move(keys: Array, least: Array, k: int, *carried: Array) -> list[Array]:
     return [group * _GROUP + place, *_from_bytes(found, carried)]
 
 
-def _kth_largest(keys: Array, k: int) -> Array:
+def _kth_largest(keys: Array, k: int | Array) -> Array:
     """The k-th largest of the int32 keys of each row: the largest that k of them reach."""
 
     def reached(least: Array) -> Array:
@@ -98,7 +131,7 @@ def _kth_largest(keys: Array, k: int) -> Array:
     return lax.fori_loop(np.int32(0), np.int32(31), lower, sign)  # of 32 bits in 64-bit mode, too
 
 
-def _grouped(x: Array, filler: int) -> Array:
+def _grouped(x: Array, filler: float) -> Array:
     """`[..., n]` as `[..., groups, size]`."""
     widths = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % _GROUP)]
     x = jnp.pad(x, widths, constant_values=jnp.asarray(filler, x.dtype))

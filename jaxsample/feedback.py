@@ -396,7 +396,7 @@ def _zipf_prefix(rows: Rows, scale: Scale, mu: Array) -> Cut:
     log2_k = (mu + _settled(_elementary.log(share) * LOG2_E)) / s
     k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
-    return _kept.prefix(rows, scale, rules).cut
+    return _kept.prefix(rows, _kept.candidates(rows), scale, rules).cut
 
 
 def _zipf_exponent(logits: Array) -> Array:

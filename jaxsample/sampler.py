@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _draw, _kept, _normalizer, _ranking, _shards
+from jaxsample import _checks, _chunks, _draw, _kept, _look, _normalizer, _ranking, _shards
 from jaxsample._chunks import Rows
 from jaxsample._kept import Prefix, Rules
-from jaxsample._ranking import Cut
+from jaxsample._kernels.choice import Implementation
+from jaxsample._ranking import Cut, Top
 from jaxsample._shards import AxisName, Shards
 from jaxsample.constraints import packed_bitmask
 from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs
@@ -58,6 +59,7 @@ def sample(
     logprobs_mode: str = "processed_logprobs",
     return_kept: bool = False,
     axis_name: AxisName = None,
+    implementation: Implementation = None,
 ) -> SampleOutput:
     """Applies the rules that the params ask for, in order, and draws a token of each row.
 
@@ -84,6 +86,8 @@ def sample(
       return_kept: static, also return which tokens the draw chose from.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The tokens are the same.
 
     Returns:
       `SampleOutput`. A bad row (a NaN, +inf or no finite logit, none left by the rules, a
@@ -126,12 +130,14 @@ def sample(
         raw=logprobs_mode == "raw_logprobs",
         return_kept=bool(return_kept),
         axis_name=axis_name,
+        implementation=implementation,
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("order", "num_logprobs", "raw", "return_kept", "axis_name")
-)
+_STATIC = ("order", "num_logprobs", "raw", "return_kept", "axis_name", "implementation")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def _sample(
     keys: Array,
     logits: Array,
@@ -143,6 +149,7 @@ def _sample(
     raw: bool,
     return_kept: bool,
     axis_name: AxisName,
+    implementation: Implementation,
 ) -> SampleOutput:
     plan = planned(params, state, order)
     processed = applied(plan.first, keys, logits, params, state, axis_name)
@@ -154,7 +161,16 @@ def _sample(
     num = 0 if raw else num_logprobs
     shards = _chunks.shards(logits, axis_name)
     out = _drawn(
-        keys, processed, temperature, rules, plan.scales_after, bad, num, return_kept, shards
+        keys,
+        processed,
+        temperature,
+        rules,
+        plan.scales_after,
+        bad,
+        num,
+        return_kept,
+        shards,
+        implementation,
     )
     if not raw:
         return out
@@ -178,6 +194,7 @@ def _drawn(
     num_logprobs: int,
     return_kept: bool,
     shards: Shards | None,
+    implementation: Implementation,
 ) -> SampleOutput:
     """The draw from logits that are scaled and cut on the way, in either order, and not written."""
     rate: Any = None
@@ -189,9 +206,14 @@ def _drawn(
 
     constant = lax.stop_gradient(rate)  # what is kept and drawn has no gradient
     rate_before = None if scales_after else constant
-    rows = _chunks.look_over(lax.stop_gradient(logits), rate_before, shards)
+    given = (lax.stop_gradient(logits), rate_before, implementation, shards)
+    top: Any = None
+    if rules.values:
+        rows, top = _look.look_over_and_rank(*given)
+    else:
+        rows = _look.look_over(*given)
     bad |= outside
-    cut, prefix = _cut(rows._replace(bad=rows.bad | bad), rules, greedy)
+    cut, prefix = _cut(rows._replace(bad=rows.bad | bad), top, rules, greedy)
     if scales_after:
         rows = _chunks.scaled_after(rows, constant)
     rows = rows._replace(bad=rows.bad | bad)
@@ -229,14 +251,16 @@ def _drawn(
     return out._replace(kept_mask=packed_bitmask(keep)) if return_kept else out
 
 
-def _cut(rows: Rows, rules: Rules, greedy: Array | None) -> tuple[Cut, Prefix | None]:
+def _cut(
+    rows: Rows, top: Top | None, rules: Rules, greedy: Array | None
+) -> tuple[Cut, Prefix | None]:
     """Where the rules cut, or behind rank 0 on greedy rows; and the prefix, if there are rules."""
-    if rules.values:
+    if top is not None:
         if greedy is not None:
             order = rules.order if "top_k" in rules.values else (("top_k",), *rules.order)
             k = jnp.where(greedy, 1, rules.values.get("top_k", rows.vocab))
             rules = Rules(rules.values | {"top_k": k}, order)
-        prefix = _kept.prefix(rows, _chunks.probability(rows), rules)
+        prefix = _kept.prefix(rows, top, _chunks.probability(rows), rules)
         return prefix.cut, prefix
     cut = _ranking.everything(rows)
     if greedy is not None:

@@ -1,21 +1,28 @@
 """Logits to a token."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _draw, _ranking
+from jaxsample import _checks, _chunks, _draw, _look, _ranking
+from jaxsample._kernels.choice import Implementation
 from jaxsample._shards import AxisName, Shards
 
 
-def greedy_sample(logits: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def greedy_sample(
+    logits: ArrayLike, *, axis_name: AxisName = None, implementation: Implementation = None
+) -> Array:
     """The token of rank 0: the largest logit, the lowest id among equals.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The tokens are the same.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).
@@ -28,16 +35,22 @@ def greedy_sample(logits: ArrayLike, *, axis_name: AxisName = None) -> Array:
     [ 1 -1]
     """
     logits = _checks.logits(logits)
-    return _greedy_sample(logits, _chunks.shards(logits, axis_name))
+    return _greedy_sample(logits, _chunks.shards(logits, axis_name), implementation)
 
 
-@jax.jit
-def _greedy_sample(logits: Array, shards: Shards | None) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
+@functools.partial(jax.jit, static_argnames="implementation")
+def _greedy_sample(logits: Array, shards: Shards | None, implementation: Implementation) -> Array:
+    rows = _look.look_over(lax.stop_gradient(logits), None, implementation, shards)
     return jnp.where(rows.bad, -1, _ranking.best(rows).token)
 
 
-def categorical_sample(key: ArrayLike, logits: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def categorical_sample(
+    key: ArrayLike,
+    logits: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """Draws a token of each row with probability `softmax(logits)`.
 
     A token depends on the key of its row and on the row's kept logits alone: not on the batch, the
@@ -51,6 +64,8 @@ def categorical_sample(key: ArrayLike, logits: ArrayLike, *, axis_name: AxisName
         never drawn.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The tokens are the same.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).
@@ -68,13 +83,14 @@ def categorical_sample(key: ArrayLike, logits: ArrayLike, *, axis_name: AxisName
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _categorical_sample(_checks.keys(key, logits), logits, shards)
+    return _categorical_sample(_checks.keys(key, logits), logits, shards, implementation)
 
 
-@jax.jit
-def _categorical_sample(keys: Array, logits: Array, shards: Shards | None) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
-    scale = _chunks.probability(rows)
-    sums = _chunks.weigh(rows, scale)
+@functools.partial(jax.jit, static_argnames="implementation")
+def _categorical_sample(
+    keys: Array, logits: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
+    constant = lax.stop_gradient(logits)
+    rows, scale, sums = _look.look_over_and_weigh(constant, implementation, shards)
     tokens = _draw.draw(keys, rows, scale, sums, _ranking.everything(rows))
     return jnp.where(rows.bad, -1, tokens)

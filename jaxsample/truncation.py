@@ -493,7 +493,7 @@ def cut_by(logits: Array, rules: Rules, shards: Shards | None) -> Array:
     """The logits that top-k, top-p and min-p keep together."""
     rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     rules, bad = _kept.checked(rows.vocab, rules)
-    cut = _kept.prefix(rows, _chunks.probability(rows), rules).cut
+    cut = _kept.prefix(rows, _kept.candidates(rows), _chunks.probability(rows), rules).cut
     return _cut_off(logits, rows, cut, bad)
 
 

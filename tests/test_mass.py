@@ -59,7 +59,7 @@ def test_a_fraction_lies_between_one_unit_and_all():
 def test_weights_are_probabilities_to_23_bits():
     gaps = np.linspace(0, 28, 20_000, dtype=np.float32)
     x, row_max = jnp.asarray(1 - gaps), jnp.float32(1)
-    shift = _mass.shifts(x[:, None], jnp.broadcast_to(row_max, x.shape))[:, 0]
+    shift = _mass.shifts(x, row_max)
     weights = Scale(shift, row_max).weights(x, jnp.arange(20_000) % 256, shift)
     got = np.asarray(weights, np.float64) * 2.0 ** -(23 + np.asarray(shift, np.float64))
     # The last shift is reached 13 nats below the maximum: from there on the unit is 2**-42.

@@ -45,6 +45,8 @@ def schedule(dump: str) -> Schedule:
         if starts:
             stack[-1].inner.append(_Loop())
             stack.append(stack[-1].inner[-1])
+        while len(stack) <= depth:  # back in the loop: the bundle before was moved into it
+            stack.append(stack[-1].inner[-1])
         stack[-1].own += 1
         stack[-1].text.append(text)
     return _sum(stack[0])

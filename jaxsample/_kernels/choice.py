@@ -1,0 +1,110 @@
+"""Whether a program gets a kernel: decided when it is compiled, by what it is compiled for.
+
+A compiler that shards a program over devices cannot look into a kernel: it would gather the logits
+for it. So the programs of one TPU get kernels, and those inside `shard_map`, where each device
+runs on its own.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from jaxsample._kernels.rows import MAX_VOCAB, ROWS, TURN
+from jaxsample._shards import Shards
+from jaxsample._vmap import rowwise
+
+Implementation = Literal["xla", "pallas"] | None
+"""No kernels, kernels wherever a program runs, or kernels where they are estimated to be faster."""
+
+Function = Callable[..., tuple[Array, ...]]
+
+_look = Primitive("jaxsample_look")
+_look.multiple_results = True
+
+
+def choose(
+    kernel: Function,
+    otherwise: Function,
+    implementation: Implementation,
+    shards: Shards | None,
+    *rows: Array,
+) -> tuple[Array, ...]:
+    """What `otherwise(*rows)` gives, by `kernel(*rows, interpret=...)` where that is chosen.
+
+    Of both nothing has a gradient. The first of the rows are logits.
+    """
+    check(implementation)
+
+    @rowwise
+    def chosen(*rows: Array) -> tuple[Array, ...]:
+        if not _suits(rows[0], implementation, shards):
+            return otherwise(*rows)
+        forced = implementation == "pallas"
+        return tuple(_look.bind(*rows, kernel=kernel, otherwise=otherwise, forced=forced))
+
+    return chosen(*rows)
+
+
+def check(implementation: Implementation) -> None:
+    """Raises for what is no implementation."""
+    if implementation not in (None, "xla", "pallas"):
+        raise ValueError(f"implementation must be None, 'xla' or 'pallas', got {implementation!r}")
+
+
+def _suits(logits: Array, implementation: Implementation, shards: Shards | None) -> bool:
+    """Whether kernels can look at logits, and by the compiler's estimates should."""
+    if implementation == "xla" or 0 in logits.shape:
+        return False
+    *lead, vocab = logits.shape
+    static = all(isinstance(size, int) for size in logits.shape)
+    can = static and shards is None and logits.dtype != jnp.float16 and vocab <= MAX_VOCAB
+    if implementation is None:
+        return can and vocab >= TURN and math.prod(lead) % ROWS == 0
+    if not can:
+        raise ValueError(
+            f"implementation='pallas' needs whole rows of float32 or bfloat16 logits, of a static "
+            f"shape and at most {MAX_VOCAB} tokens, got {logits.dtype}{logits.shape}"
+        )
+    return True
+
+
+def _impl(*rows: Array, otherwise: Function, **_: Any) -> tuple[Array, ...]:
+    return otherwise(*rows)
+
+
+def _abstract(*rows: Any, otherwise: Function, **_: Any) -> Any:
+    return jax.make_jaxpr(otherwise)(*rows).out_avals
+
+
+_look.def_impl(_impl)
+_look.def_abstract_eval(_abstract)
+
+
+def _lowered(
+    ctx: Any, *rows: Any, tpu: bool, kernel: Function, otherwise: Function, forced: bool
+) -> Any:
+    function = otherwise
+    if forced or (tpu and _is_alone(ctx.module_context.axis_context)):
+        function = functools.partial(kernel, interpret=not tpu)
+    return mlir.lower_fun(function, multiple_results=True)(ctx, *rows)
+
+
+mlir.register_lowering(_look, functools.partial(_lowered, tpu=False))
+mlir.register_lowering(_look, functools.partial(_lowered, tpu=True), platform="tpu")
+
+
+def _is_alone(axes: Any) -> bool:
+    """Whether each device runs the program on its own."""
+    if isinstance(axes, mlir.ShardingContext):
+        return bool(axes.num_devices == 1)
+    if isinstance(axes, mlir.SPMDAxisContext):
+        manual = axes.manual_axes | set(axes.mesh.manual_axes)
+        return manual == set(axes.mesh.axis_names)
+    return False
