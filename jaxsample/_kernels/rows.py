@@ -1,6 +1,6 @@
 """Rows in vector memory, eight at a time: their logits are read from HBM once.
 
-A vector is 8 rows by 128 tokens, and a turn looks at 64 of them. Along its lanes a vector is not
+A vector is 8 rows by 128 tokens, and a turn looks at 128 of them. Along its lanes a vector is not
 reduced: 16 of them are transposed together and reduced one above the other.
 """
 
@@ -20,7 +20,7 @@ from jaxsample._chunks import BLOCK, CHUNK
 
 ROWS = 8
 LANES = 128
-_VECTORS = 64
+_VECTORS = 128
 TURN = _VECTORS * LANES
 """Tokens that a turn looks at."""
 
@@ -36,7 +36,7 @@ _DEPTH = 4
 _STACK = 16
 """Vectors that are transposed together."""
 
-_VMEM = 64 * 2**20
+_VMEM = 48 * 2**20
 
 Body = Callable[..., None]
 
@@ -98,12 +98,17 @@ def _call(
     def spec(size: int) -> pl.BlockSpec:
         return pl.BlockSpec((together, size), lambda i: (i, 0))
 
+    def shapes(logits: Array) -> list[Array]:
+        # Inside shard_map, outputs vary over the mesh as the logits do.
+        first = logits[:, :1]
+        return [jnp.broadcast_to(first, (rows, size)).astype(dtype) for size, dtype in outputs]
+
     return pl.pallas_call(
         functools.partial(body, vocab=vocab),
         grid=(pl.cdiv(rows, together),),
         in_specs=[spec(turns * TURN)],
         out_specs=[spec(size) for size, _ in outputs],
-        out_shape=[jax.ShapeDtypeStruct((rows, size), dtype) for size, dtype in outputs],
+        out_shape=jax.eval_shape(shapes, logits),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM),
         interpret=interpret,
     )(logits)
@@ -115,7 +120,7 @@ def _blocks(maxima: Array, logits: Array) -> Array:
 
 def _maxima_body(x_ref: Any, maxima_ref: Any, *, vocab: int) -> None:
     def turn(number: Array, nothing: Array) -> Array:
-        maxima_ref[:, _lanes(number)] = _maxima(_vectors(x_ref, number))
+        maxima_ref[:, _span(number, TURN // BLOCK)] = _maxima(_vectors(x_ref, number))
         return nothing
 
     _hide(x_ref, vocab)
@@ -127,7 +132,7 @@ def _bins_body(
 ) -> None:
     def turn(number: Array, bins: list[Any]) -> list[Any]:
         vectors = _vectors(x_ref, number)
-        maxima_ref[:, _lanes(number)] = _maxima(vectors)
+        maxima_ref[:, _span(number, TURN // BLOCK)] = _maxima(vectors)
         bins = list(bins)
         for place, x in enumerate(vectors):
             bin_ = place % _BINS
@@ -162,21 +167,22 @@ def _swapped(which: Array, a: Array, b: Array) -> tuple[Array, Array]:
 def _sums_body(x_ref: Any, maxima_ref: Any, sums_ref: Any, *, vocab: int) -> None:
     def look(number: Array, largest: Array) -> Array:
         maxima = _maxima(_vectors(x_ref, number))
-        maxima_ref[:, _lanes(number)] = maxima
+        maxima_ref[:, _span(number, TURN // BLOCK)] = maxima
         return jnp.maximum(largest, maxima)
 
     _hide(x_ref, vocab)
-    largest = _turns(vocab, look, _filled(x_ref, -np.inf))
+    nothing = jnp.full((x_ref.shape[0], TURN // BLOCK), -jnp.inf)
+    largest = _turns(vocab, look, nothing)
     row_max = jnp.max(largest, axis=1, keepdims=True)
     row_max = jnp.where(jnp.abs(row_max) < jnp.inf, row_max, 0)
     of_chunk = CHUNK // LANES
-    lane = lax.broadcasted_iota(jnp.int32, largest.shape, 1)
+    lane = lax.broadcasted_iota(jnp.int32, (x_ref.shape[0], LANES), 1)
     places = [part * LANES + lane for part in range(of_chunk)]
 
     def weigh(number: Array, _: Array) -> Array:
-        maxima = maxima_ref[:, _lanes(number)]
+        maxima = maxima_ref[:, _span(number, TURN // BLOCK)]
         for step in (1, 2):  # of the blocks of a chunk
-            maxima = jnp.maximum(maxima, pltpu.roll(maxima, LANES - step, 1))
+            maxima = jnp.maximum(maxima, pltpu.roll(maxima, maxima.shape[1] - step, 1))
         shifts = _mass.shifts(maxima, row_max)
         vectors = _vectors(x_ref, number)
         sums = []
@@ -187,7 +193,7 @@ def _sums_body(x_ref: Any, maxima_ref: Any, sums_ref: Any, *, vocab: int) -> Non
                 for part, place in enumerate(places)
             ]
             sums.append(functools.reduce(jnp.add, weights))
-        sums_ref[:, _lanes(number)] = _wide(_reduced(jnp.sum, sums, 1))
+        sums_ref[:, _span(number, LANES)] = _wide(_reduced(jnp.sum, sums, 1))
         return _
 
     _turns(vocab, weigh, np.int32(0))
@@ -202,8 +208,9 @@ def _turns(vocab: int, turn: Callable[..., Any], state: Any) -> Any:
     return lax.fori_loop(np.int32(0), np.int32(pl.cdiv(vocab, TURN)), turn, state)
 
 
-def _lanes(number: Array) -> Any:
-    return pl.ds(pl.multiple_of(number * LANES, LANES), LANES)
+def _span(number: Array, size: int) -> Any:
+    """What a turn has of an array to which each adds so much."""
+    return pl.ds(pl.multiple_of(number * size, LANES), size)
 
 
 def _filled(x_ref: Any, value: float) -> Array:
