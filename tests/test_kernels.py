@@ -1,0 +1,199 @@
+"""The kernels of a TPU, interpreted on a CPU, give what XLA's way gives, bit for bit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rows
+from jax.sharding import AxisType, PartitionSpec
+from rows import several_devices, slow
+
+import jaxsample as js
+from jaxsample import SamplingParams, _chunks
+from jaxsample._kernels import rows as kernels
+from jaxsample._kernels.rows import TURN
+
+VOCAB = TURN + 3617  # two turns, the second one short and odd
+
+# Where a CPU multiplies and adds in one operation, it rounds once in programs that it splits in one
+# way, and twice in others.
+compiled = functools.partial(jax.jit, compiler_options={"xla_cpu_max_isa": "AVX"})
+
+
+def semantic(dtype):
+    """Rows of every kind and bad ones, 13 in all: not a multiple of eight."""
+    normal = rows.make("normal", 4, VOCAB, dtype)
+    normal[0, 7], normal[1, VOCAB - 1], normal[2] = np.nan, np.inf, -np.inf
+    normal[3, : VOCAB - 3] = -np.inf
+    return jnp.asarray(np.concatenate([rows.every_kind(1, VOCAB, dtype), normal]))
+
+
+def same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def in_both_ways(function, *arguments):
+    """Asserts that a function gives the same with kernels and without."""
+    a, b = (
+        compiled(functools.partial(function, implementation=implementation))(*arguments)
+        for implementation in ("pallas", "xla")
+    )
+    same(a, b)
+    return a
+
+
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+def test_maxima_and_sums_are_those_of_the_definition(dtype):
+    x = semantic(dtype)
+
+    @compiled
+    def defined(x):
+        found = _chunks.look_over(x)
+        return found.block_max, _chunks.weigh(found, _chunks.probability(found)), found.bad
+
+    maxima, sums = compiled(functools.partial(kernels.block_maxima_and_sums, interpret=True))(x)
+    block_max, expected, bad = (np.asarray(of) for of in defined(x))
+    np.testing.assert_array_equal(maxima[~bad], block_max[~bad])
+    np.testing.assert_array_equal(sums[~bad], expected[~bad])
+    assert not np.isfinite(np.max(maxima, axis=1))[bad].any()
+
+
+@pytest.mark.parametrize("vocab", [5, slow(VOCAB)])
+def test_bins_hold_the_first_tokens_of_each(vocab):
+    x = rows.every_kind(1, vocab)
+    _, bins = kernels.block_maxima_and_bins(jnp.asarray(x), interpret=True)
+    bins = jax.tree.map(np.asarray, bins)
+    number = bins.left.shape[1]
+    for row, logits in enumerate(x):
+        for bin_ in range(number):
+            ids = np.arange(bin_, vocab, number)
+            ids = ids[logits[ids] > -np.inf]
+            ids = ids[np.argsort(-logits[ids], kind="stable")]
+            held = bins.logits[row, bin_::number]
+            count = (held > -np.inf).sum()
+            np.testing.assert_array_equal(bins.ids[row, bin_::number][:count], ids[: len(held)])
+            np.testing.assert_array_equal(held[:count], logits[ids[: len(held)]])
+            assert bins.left[row, bin_] == (logits[ids[len(held)]] if count < len(ids) else -np.inf)
+            assert bins.last[row, bin_] == held[-1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+def test_greedy_and_categorical(dtype):
+    x = semantic(dtype)
+    keys = jax.vmap(jax.random.key)(jnp.arange(len(x)))
+    greedy = in_both_ways(js.greedy_sample, x)
+    assert (np.asarray(greedy) == -1).sum() == 3
+    in_both_ways(js.categorical_sample, keys, x)
+
+
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+def test_sample(dtype):
+    x = semantic(dtype)
+    keys = jax.vmap(jax.random.key)(jnp.arange(len(x)))
+    params = SamplingParams(
+        temperature=jnp.asarray([0.7, 1.3, 0.0, 2.0] * 4)[: len(x)],
+        top_k=jnp.asarray([0, 1, 40, 64, 1000] * 3)[: len(x)],
+        top_p=jnp.asarray([0.95, 1.0, 0.3] * 5)[: len(x)],
+        min_p=jnp.asarray([0.0, 0.05] * 7)[: len(x)],
+    )
+    in_both_ways(functools.partial(js.sample, return_kept=True), keys, x, params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vocab", [1, 2, 63, 300])
+def test_few_tokens(vocab):
+    x = jnp.asarray(rows.every_kind(1, vocab)[:5])
+    keys = jax.vmap(jax.random.key)(jnp.arange(len(x)))
+    in_both_ways(js.categorical_sample, keys, x)
+    in_both_ways(js.sample, keys, x, SamplingParams(top_k=3, top_p=0.9))
+
+
+def test_more_of_the_best_tokens_than_a_bin_holds():
+    """Then, and where ties may hide others, the blocks are looked through, for those rows alone."""
+    x = np.array(rows.make("normal", 8, TURN))
+    x[0, 5 : TURN : kernels.LANES * 4][:30] += 100  # all of them in one bin
+    x[1] = x[1, 0]
+    keys = jax.vmap(jax.random.key)(jnp.arange(8))
+    params = SamplingParams(temperature=jnp.full(8, 0.9), top_k=jnp.full(8, 40))
+    out = in_both_ways(js.sample, keys, jnp.asarray(x), params)
+    assert (np.asarray(out.num_kept) == 40).all()
+
+
+def kernels_in(function, *arguments):
+    """The number of kernels in a program for TPU."""
+    lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
+    return lowered.as_text().count("tpu_custom_call")
+
+
+def shape(*sizes, dtype="float32", sharding=None):
+    return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype), sharding=sharding)
+
+
+def test_who_gets_a_kernel():
+    greedy, whole = js.greedy_sample, shape(16, TURN)
+    assert kernels_in(greedy, whole) == 1
+    assert kernels_in(greedy, shape(2, 8, TURN + 1, dtype="bfloat16")) == 1
+    assert kernels_in(jax.vmap(greedy), whole) == 1
+    assert kernels_in(greedy, shape(12, TURN)) == 0
+    assert kernels_in(greedy, shape(16, TURN - 1)) == 0
+    assert kernels_in(greedy, shape(16, kernels.MAX_VOCAB + 1)) == 0
+    assert kernels_in(greedy, shape(16, TURN, dtype="float16")) == 0
+    assert kernels_in(functools.partial(greedy, implementation="xla"), whole) == 0
+    forced = functools.partial(greedy, implementation="pallas")
+    assert kernels_in(forced, shape(16, TURN - 1)) == 1
+
+
+@several_devices
+def test_sharded_programs_get_none_but_inside_shard_map():
+    mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
+    spec = PartitionSpec("rows")
+    x = shape(16, TURN, sharding=jax.NamedSharding(mesh, spec))
+    assert kernels_in(js.greedy_sample, x) == 0
+    assert kernels_in(jax.shard_map(js.greedy_sample, mesh=mesh, in_specs=spec, out_specs=spec), x)
+
+
+def test_gradients_and_vmap_pass_by():
+    x = jnp.asarray(rows.make("normal", 8, TURN))
+    keys = jax.vmap(jax.random.key)(jnp.arange(8))
+    params = SamplingParams(temperature=jnp.full(8, 0.9), top_k=jnp.full(8, 40))
+
+    def loss(x, implementation):
+        return jnp.sum(js.sample(keys, x, params, implementation=implementation).logprobs)
+
+    # By default, too: what is bound in the program of a CPU is what a TPU's would choose from.
+    gradient = jax.grad(loss)
+    same(gradient(x, None), gradient(x, "xla"))
+
+    def sampled(keys, x):
+        return js.sample(keys, x, SamplingParams(top_k=40)).tokens
+
+    split = jax.vmap(sampled)(keys.reshape(2, 4), x.reshape(2, 4, -1)).reshape(-1)
+    same(split, sampled(keys, x))
+
+
+def test_export_holds_the_kernels_of_a_tpu():
+    def sampled(data, x):
+        return js.sample(jax.random.wrap_key_data(data), x, SamplingParams(top_k=40)).tokens
+
+    x = jnp.asarray(rows.make("normal", 8, TURN))
+    data = jax.random.key_data(jax.vmap(jax.random.key)(jnp.arange(8)))
+    exported = jax.export.export(jax.jit(sampled), platforms=("cpu", "tpu"))(data, x)
+    assert "tpu_custom_call" in exported.mlir_module()
+    loaded = jax.export.deserialize(exported.serialize())
+    same(loaded.call(data, x), sampled(data, x))
+
+
+@pytest.mark.parametrize(
+    ("logits", "implementation", "message"),
+    [
+        (jnp.zeros((8, 300)), "cuda", "implementation must be None, 'xla' or 'pallas', got 'cuda'"),
+        (jnp.zeros((8, 300), "float16"), "pallas", r"implementation='pallas' needs .*float16"),
+        (jnp.zeros((1, kernels.MAX_VOCAB + 1)), "pallas", "at most 262144 tokens"),
+    ],
+)
+def test_errors_name_the_implementation(logits, implementation, message):
+    with pytest.raises(ValueError, match=message):
+        js.greedy_sample(logits, implementation=implementation)
