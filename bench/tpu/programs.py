@@ -1,5 +1,6 @@
 """What is compiled: our samplers, and what a code base on TPU would call without them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,8 @@ from bench import requests
 from bench.baselines import argmax
 from bench.works import Case, Work
 from jaxsample import SamplingParams, categorical_sample, greedy_sample, sample
+
+Programs = dict[str, tuple[Callable[..., Any], Callable[["Given"], tuple[Any, ...]]]]
 
 
 class Given(NamedTuple):
@@ -79,15 +82,22 @@ def _threshold(keys: Array, enough: Callable[[Array], Array]) -> Array:
     return lax.fori_loop(0, 32, turn, jnp.zeros(keys.shape[:1], jnp.uint32))
 
 
-Programs = dict[str, tuple[Callable[..., Any], Callable[[Given], tuple[Any, ...]]]]
+def _without_kernels(programs: Programs) -> Programs:
+    return {
+        f"{name}, XLA": (functools.partial(function, implementation="xla"), arguments)
+        for name, (function, arguments) in programs.items()
+    }
 
-OURS: Programs = {
+
+_SAMPLERS: Programs = {
     "greedy": (greedy_sample, lambda of: (of.logits,)),
     "categorical": (categorical_sample, lambda of: (of.keys, of.logits)),
     "top-k 64": (sample, lambda of: (of.keys, of.logits, SamplingParams(top_k=of.k))),
     "top-p .95": (sample, lambda of: (of.keys, of.logits, SamplingParams(top_p=of.p))),
     "T .8, k 50, p .95, min-p .02": (sample, lambda of: (of.keys, of.logits, of.joint)),
 }
+
+OURS = _SAMPLERS | _without_kernels(_SAMPLERS)
 
 THEIRS: Programs = {
     "jnp.argmax": (argmax, lambda of: (of.logits,)),

@@ -75,6 +75,17 @@ def test_bundles_count_as_often_as_their_loops_turn():
     assert bundles.schedule(DUMP) == (2 + 10 * (2 + 5 * 2 + 1 + 1 + 1), 1)
 
 
+def test_a_bundle_of_outside_does_not_end_a_loop():
+    dump = """
+     0   :  { %1 = vsyncpa [#allocation1], 0 }
+   0x1 LB: > { %v1 = vld [vmem:[%s1] sm:$0xff] }
+   0x2   :  { %s9 = sshll.u32 (%p2), 1 }
+   0x3   : > { %p2 = scmp.ge.s32.totalorder %s2, 16 /* loop exit test */ }
+   0x4   :  { %4 = sbr.rel (!%p2) target = $region1 }
+"""
+    assert bundles.schedule(dump) == (1 + 2 * 16 + 1 + 1, 0)
+
+
 @pytest.mark.parametrize(
     ("shape", "size"),
     [
@@ -158,6 +169,16 @@ def test_a_maximum_reads_its_logits_once(chip):
     assert found.cycles >= found.read / CHIPS[chip].bytes_a_cycle
     assert found.unscheduled == found.unknown == []
     assert dearest(program, CHIPS[chip]) == found
+
+
+@needs_libtpu
+@pytest.mark.parametrize(("name", "least"), [("greedy", 1.5), ("categorical", 1.3)])
+def test_kernels_are_kept_where_they_are_estimated_to_win(name, least):
+    case, chip = Case(128, 128_256, "float32"), CHIPS["v5e"]
+    ours, xla = (cheapest(compiled("v5e", of, case), chip) for of in (name, f"{name}, XLA"))
+    assert xla.cycles > least * ours.cycles
+    logits = case.batch * case.vocab * 4
+    assert logits <= ours.read < 1.01 * logits
 
 
 @needs_libtpu
