@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +11,15 @@ import pytest
 from rows import DTYPES, every_kind, make, slow
 
 import jaxsample as js
-from jaxsample import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, SamplingParams, sample
+from jaxsample import (
+    DEFAULT_ORDER,
+    HF_ORDER,
+    LLAMA_CPP_ORDER,
+    VLLM_ORDER,
+    SamplingParams,
+    sample,
+    sampler,
+)
 
 VOCAB, LENGTH = 300, 12
 ORDERS = {
@@ -242,23 +249,19 @@ def test_orders_keep_what_those_systems_keep():
     assert number(HF_ORDER, top_p=0.65, temperature=9.0) == 3
 
 
-@functools.cache
-def one_of_each():
-    x = make("normal", 12, VOCAB)
-    return jnp.asarray(x), every_param(12, 3), a_state(12)
-
-
 @pytest.mark.slow
 def test_one_program_serves_every_row():
     """Each row alone, in the batch and under vmap: the same token, and one trace for all values."""
-    x, params, state = one_of_each()
+    x = jnp.asarray(every_kind(8, VOCAB))
+    params, state = every_param(len(x), 3), a_state(len(x))
     keys = jax.random.split(jax.random.key(1), len(x))
-    step = jax.jit(chex.assert_max_traces(n=1)(lambda *args: sample(*args).tokens))
-    want = step(keys, x, params, state)
-    other = every_param(12, 4)
-    step(keys, x + 1, other, a_state(12, 5))
+    step = functools.partial(sample, return_kept=True)  # compiled where it is shown to be composed
+    want = step(keys, x, params, state).tokens
+    traced = sampler._sample._cache_size()
+    step(keys, x + 1, every_param(len(x), 4), a_state(len(x), 5))
+    assert sampler._sample._cache_size() == traced
     row = lambda tree, i: jax.tree.map(lambda a: a[i], tree)  # noqa: E731
-    for i in (0, 5):
+    for i in (0, 5, 25, 42):  # normal, peaked, masked
         alone = sample(keys[i], x[i], row(params, i), row(state, i)).tokens
         assert alone == want[i]
     np.testing.assert_array_equal(jax.vmap(sample)(keys, x, params, state).tokens, want)
