@@ -168,10 +168,11 @@ def composed(keys, x, params, state, order):
     return tokens, js.token_logprobs(x, tokens), jnp.sum(x > -jnp.inf, axis=-1), x
 
 
-def assert_composed(x, params, state, order, stages):
+def assert_composed(x, params, state, order, stages, **options):
+    """Returns what is drawn and the logits of what is kept."""
     keys = jax.random.split(jax.random.key(1), len(x))
     params = only(params, stages)
-    out = sample(keys, x, params, state, order=order, return_kept=True)
+    out = sample(keys, x, params, state, order=order, return_kept=True, **options)
     tokens, logprobs, number, kept = composed(keys, jnp.asarray(x), params, state, order)
     np.testing.assert_array_equal(out.tokens, tokens)
     np.testing.assert_array_equal(out.logprobs, logprobs)
@@ -180,6 +181,7 @@ def assert_composed(x, params, state, order, stages):
     mask = np.asarray(js.packed_bitmask(np.asarray(kept) > -np.inf))
     np.testing.assert_array_equal(out.kept_mask[good], mask[good])
     assert good.mean() > 0.6
+    return out, kept
 
 
 @pytest.mark.parametrize("name", [slow(name) for name in ORDERS])
@@ -213,14 +215,10 @@ def test_the_temperature_may_come_last(dtype):
     params, state = every_param(len(x), vocab=5003), a_state(len(x), vocab=5003)
     order = ("top_k", ("min_p", "top_p"), "temperature")
     stages = ("top_k", "top_p", "min_p", "temperature")
-    assert_composed(x, params, state, order, stages)
-
-    keys = jax.random.split(jax.random.key(1), len(x))
-    top = sample(keys, x, only(params, stages), order=order, num_logprobs=70).top_logprobs
-    kept = composed(keys, jnp.asarray(x), params, state, order)[3]
+    out, kept = assert_composed(x, params, state, order, stages, num_logprobs=70)
     want = js.top_logprobs(kept, num=70)
-    np.testing.assert_array_equal(top.tokens, want.tokens)
-    np.testing.assert_array_equal(top.logprobs, want.logprobs)
+    np.testing.assert_array_equal(out.top_logprobs.tokens, want.tokens)
+    np.testing.assert_array_equal(out.top_logprobs.logprobs, want.logprobs)
 
 
 @pytest.mark.slow
@@ -269,27 +267,25 @@ def test_one_program_serves_every_row():
 
 @pytest.mark.slow
 def test_neutral_values_change_nothing():
-    x = jnp.asarray(every_kind(2, VOCAB))
+    """Whatever the values are that a rule reads beside its neutral one."""
+    x = jnp.asarray(every_kind(8, VOCAB))
     batch = len(x)
     zero, one = np.zeros(batch, np.float32), np.ones(batch, np.float32)
-    nothing = np.full((batch, 1), -1)
-    params = SamplingParams(
+    params = dataclasses.replace(
+        every_param(batch),
         unconditional_logits=jnp.zeros_like(x),
         guidance_scale=one,
         allowed=np.ones((batch, VOCAB), bool),
         bitmask=np.full((batch, -(-VOCAB // 32)), -1, np.int32),
-        suppressed_token_ids=nothing,
-        bad_words=np.zeros((batch, 1, 1), int),
-        bad_word_lengths=np.zeros((batch, 1), int),
-        stop_token_ids=np.zeros((batch, 1), int),
+        suppressed_token_ids=np.full((batch, 3), -1),
+        bad_word_lengths=np.zeros((batch, 3), int),
         min_tokens=np.zeros(batch, int),
         no_repeat_ngram=np.zeros(batch, int),
         repetition_penalty=one,
         presence_penalty=zero,
         frequency_penalty=zero,
         dry_multiplier=zero,
-        bias_token_ids=nothing,
-        bias=np.ones((batch, 1)),
+        bias_token_ids=np.full((batch, 4), -1),
         temperature=one,
         temperature_low=one,
         temperature_high=one,
@@ -310,9 +306,9 @@ def test_neutral_values_change_nothing():
     )
     params.validate()
     keys = jax.random.split(jax.random.key(1), batch)
-    for a, b in zip(
-        sample(keys, x, params, a_state(batch)), sample(keys, x, SamplingParams()), strict=True
-    ):
+    got = sample(keys, x, params, a_state(batch), return_kept=True)
+    want = sample(keys, x, SamplingParams(), return_kept=True)
+    for a, b in zip(got, want, strict=True):
         if a is not None:
             np.testing.assert_array_equal(a, b)
 
