@@ -24,6 +24,8 @@ TEMPERATURES = np.array([0, 0.2, 0.7, 1, 1.3, 1e4], np.float32)
 TOP_KS = np.array([0, 1, 2, 50, 64, 65, 300, 10**6], np.int32)
 TOP_PS = np.array([0, 0.1, 0.5, 0.9, 0.95, 0.999, 1], np.float32)
 MIN_PS = np.array([0, 1e-5, 0.02, 0.3, 1], np.float32)
+ROWS = 360
+"""Of a large batch: tests that share its shape share its programs."""
 
 
 def random_params(batch: int, seed: int) -> SamplingParams:
@@ -72,7 +74,7 @@ def keys_of(batch: int, seed: int = 0):
     ],
 )
 def test_fused_is_composed(vocab, dtype):
-    x = every_kind(40, vocab, dtype)
+    x = every_kind(ROWS // len(KINDS), vocab, dtype)
     for seed in range(3):
         assert_fused_is_composed(keys_of(len(x), seed), x, random_params(len(x), seed))
 
@@ -80,15 +82,17 @@ def test_fused_is_composed(vocab, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_fused_is_composed_where_candidates_suffice(dtype):
-    """No row of this batch needs the search, so the whole batch takes the fast path."""
-    x = make("normal", 500, 5003, dtype)
-    params = SamplingParams(temperature=0.8, top_k=50, top_p=0.95, min_p=0.02)
-    assert_fused_is_composed(keys_of(500), x, params)
+    """No row of these batches needs the search, so each whole batch takes the fast path."""
+    values = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "min_p": 0.02}
+    params = SamplingParams(**{name: np.full(ROWS, value) for name, value in values.items()})
+    for seed in range(2):
+        x = make("normal", ROWS, 5003, dtype, seed)
+        assert_fused_is_composed(keys_of(ROWS, seed), x, params)
 
 
 @pytest.mark.parametrize("names", [slow([]), slow(["temperature"]), slow(["top_p"])])
 def test_fused_is_composed_with_stages_left_out(names):
-    x = every_kind(20, 5003)
+    x = every_kind(ROWS // len(KINDS), 5003)
     drawn = random_params(len(x), 7)
     params = SamplingParams(**{name: getattr(drawn, name) for name in names})
     assert_fused_is_composed(keys_of(len(x)), x, params)
