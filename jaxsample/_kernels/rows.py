@@ -153,8 +153,9 @@ def _bins_body(
 def _inserted(held: Any, x: Array, vector: Array) -> Any:
     """A bin with one more value: in order, equal values by when they came."""
     values, vectors, left = list(held[0]), list(held[1]), held[2]
-    for level in range(_DEPTH):
-        larger = x > values[level]
+    # All from the first that is less move on, equal ones among them, too.
+    larger_than = [x > value for value in values]
+    for level, larger in enumerate(larger_than):
         values[level], x = _swapped(larger, values[level], x)
         vectors[level], vector = _swapped(larger, vectors[level], vector)
     return values, vectors, jnp.maximum(left, x)
