@@ -37,11 +37,6 @@ _NOTHING = -120.0
 
 _LIMB = 0xFFFF
 
-_ONES = 2.0**23
-"""From here to twice as much, float32 numbers are the integers, and their bits count them."""
-
-_ONES_BITS = 0x4B000000
-
 
 class Mass(NamedTuple):
     """An exact mass: `high * 2**32 + low` units, both uint32 and of one shape."""
@@ -130,8 +125,7 @@ def _power(octaves: Array, shift: Array) -> Array:
     """
     whole = jnp.floor(octaves)
     mantissa = lax.bitcast_convert_type(_elementary.exp2_of_fraction(octaves - whole), jnp.int32)
-    # Only the last 9 bits are left of the sum.
-    exponent = (_shown(whole + (_ONES + 2**9)) + (_WEIGHT_BITS + shift)) << 23
+    exponent = (whole.astype(jnp.int32) + (_WEIGHT_BITS + shift)) << 23
     return lax.bitcast_convert_type(mantissa + exponent, jnp.float32)
 
 
@@ -149,13 +143,7 @@ def _round(weight: Array, places: Array | np.ndarray) -> Array:
     eighth = (places >> 5) * 3 + 4 & 7  # in an order whose every start is balanced, too
     fraction = (eighth.astype(np.float32) + 0.5) / 8
     # Larger weights have 20 good bits without it, and the sum would itself be rounded.
-    rounded = jnp.floor(weight + jnp.where(weight < 2.0**20, fraction, 0))
-    return _shown(rounded + _ONES) - _ONES_BITS
-
-
-def _shown(x: Array) -> Array:
-    """The bits of integers from 2**23 on, which count them: a TPU takes long to convert a float."""
-    return lax.bitcast_convert_type(x, jnp.int32)
+    return (weight + jnp.where(weight < 2.0**20, fraction, 0)).astype(jnp.int32)
 
 
 def place(sums: Array, shift: Array) -> Mass:

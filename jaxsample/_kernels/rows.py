@@ -88,6 +88,8 @@ def _call(
     body: Body, logits: Array, each_turn: Sequence[tuple[int, Any]], depth: int, interpret: bool
 ) -> Sequence[Array]:
     """Runs a body for each eight rows, with outputs that grow with the turns and those of bins."""
+    if interpret:  # whose casts took XLA a quarter of an hour to compile
+        logits = logits.astype(jnp.float32)
     rows, vocab = logits.shape
     turns, together = pl.cdiv(vocab, TURN), min(rows, ROWS)
     outputs = [(turns * size, dtype) for size, dtype in each_turn]
