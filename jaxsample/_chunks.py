@@ -72,6 +72,10 @@ class Rows(NamedTuple):
         """Those that a cut was found among."""
         return _read(raw, self.cut_rate)
 
+    def read_from_cut(self, logits: Array) -> Array:
+        """The logits, from those that a cut was found among."""
+        return self.read(logits.astype(self.logits.dtype)) if self.cut_rate is None else logits
+
 
 def shards(logits: Array, axis_name: AxisName) -> Shards | None:
     """The devices over which a vocabulary is sharded, each with whole chunks of it."""

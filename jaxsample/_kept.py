@@ -17,7 +17,7 @@ from jaxsample import _chunks, _elementary, _mass, _ranking
 from jaxsample._chunks import CHUNK, Rows
 from jaxsample._lookup import add_up
 from jaxsample._mass import Mass, Scale
-from jaxsample._ranking import Cut, Top
+from jaxsample._ranking import Cut
 from jaxsample._search import by_logit, search
 from jaxsample._vmap import rowwise
 
@@ -46,15 +46,13 @@ class Prefix(NamedTuple):
       cut: `[...]`, its last token.
       within: bool `[...]`, whether it lies among the candidates.
       length: int32 `[...]`, its length where it does.
-      raw: `[..., candidates]`, the best tokens by the values of their logits.
-      tokens: int32 `[..., candidates]`, and by their ids.
+      top: `[..., candidates]`, the first tokens of the ranking.
     """
 
     cut: Cut
     within: Array
     length: Array
-    raw: Array
-    tokens: Array
+    top: Cut
 
 
 class Kept(NamedTuple):
@@ -84,15 +82,14 @@ def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
 
 
 @rowwise
-def candidates(rows: Rows) -> Top:
+def candidates(rows: Rows) -> Cut:
     """The tokens among which nearly every cut is found."""
-    return _ranking.first(rows, rows.block_max, CANDIDATES, lambda x: x)
+    return _ranking.candidates(rows, CANDIDATES)
 
 
 @rowwise
-def prefix(rows: Rows, found: Top, scale: Scale, rules: Rules) -> Prefix:
+def prefix(rows: Rows, top: Cut, scale: Scale, rules: Rules) -> Prefix:
     """The prefix that the rules keep, by the candidates."""
-    top, raw = found
     size = top.logit.shape[-1]
     length = _length(rows, scale, rules, top)
     within = (length <= size) | rows.bad
@@ -104,7 +101,7 @@ def prefix(rows: Rows, found: Top, scale: Scale, rules: Rules) -> Prefix:
         lambda: _ranking.select(needed, _searched(rows, scale, rules, needed), cut),
         lambda: cut,
     )
-    return Prefix(cut, within, length, raw, top.token)
+    return Prefix(cut, within, length, top)
 
 
 @rowwise
@@ -112,11 +109,13 @@ def weigh(rows: Rows, scale: Scale, kept: Prefix) -> Kept:
     """Weighs and counts the tokens of a prefix."""
 
     def few() -> Kept:
-        chosen = _chunks.positions(kept.tokens) < kept.length[..., None]
-        weights = _ranking.weights(scale, rows.read(kept.raw), kept.tokens)
+        tokens = kept.top.token
+        chosen = _chunks.positions(tokens) < kept.length[..., None]
+        x = rows.read_from_cut(kept.top.logit)
+        weights = jnp.where(chosen, _ranking.weights(scale, x, tokens), 0)
         return Kept(
-            add_up(jnp.where(chosen, weights, 0), kept.tokens // CHUNK, scale.shifts.shape[-1]),
-            jnp.sum(chosen & (kept.raw > -jnp.inf), axis=-1, dtype=jnp.int32),
+            add_up(weights, tokens // CHUNK, scale.shifts.shape[-1]),
+            jnp.sum(chosen & (x > -jnp.inf), axis=-1, dtype=jnp.int32),
         )
 
     return lax.cond(jnp.all(kept.within), few, lambda: weigh_to(rows, scale, kept.cut))

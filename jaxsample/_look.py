@@ -8,13 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _chunks, _kept, _ranking, _selection
+from jaxsample import _chunks, _kept, _ranking
 from jaxsample._chunks import Rows
+from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
 from jaxsample._kernels.choice import Implementation, choose
 from jaxsample._kernels.rows import Bins
 from jaxsample._mass import Scale
-from jaxsample._ranking import Cut, Top
+from jaxsample._ranking import Cut
 from jaxsample._shards import Shards
 
 
@@ -54,7 +55,7 @@ def look_over_and_weigh(
 
 def look_over_and_rank(
     logits: Array, rate: Array | None, implementation: Implementation, shards: Shards | None
-) -> tuple[Rows, Top]:
+) -> tuple[Rows, Cut]:
     """Also the candidates, `_kept.candidates`."""
 
     def rows_of(keys: Array, logits: Array, rate: tuple[Array, ...]) -> Rows:
@@ -66,24 +67,20 @@ def look_over_and_rank(
         keys = _keys(maxima, logits)
         rows = rows_of(keys, logits, rate)
         bins = Bins(*(x.reshape(*logits.shape[:-1], -1) for x in bins))
-        (top, raw), settled = _first(rows, bins)
-        top, raw = lax.cond(
-            jnp.all(settled | rows.bad), lambda: (top, raw), lambda: _kept.candidates(rows)
-        )
-        return keys, *top, raw
+        top, settled = _first(rows, bins, interpret)
+        top = lax.cond(jnp.all(settled | rows.bad), lambda: top, lambda: _kept.candidates(rows))
+        return keys, *top
 
     def otherwise(logits: Array, *rate: Array) -> tuple[Array, ...]:
         keys = _chunks.block_keys(logits, shards)
-        top, raw = _kept.candidates(rows_of(keys, logits, rate))
-        return keys, *top, raw
+        return keys, *_kept.candidates(rows_of(keys, logits, rate))
 
     given: tuple[Array, ...] = () if rate is None else (rate,)
-    found = choose(kernel, otherwise, implementation, shards, logits, *given)
-    keys, logit, token, raw = found
-    return rows_of(keys, logits, given), (Cut(logit, token), raw)
+    keys, *top = choose(kernel, otherwise, implementation, shards, logits, *given)
+    return rows_of(keys, logits, given), Cut(*top)
 
 
-def _first(rows: Rows, bins: Bins) -> tuple[Top, Array]:
+def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:
     """The first tokens of the bins, and bool `[...]`: whether they are those of the row.
 
     What a bin has left out comes behind what it holds; it must come behind all that are found, too.
@@ -91,18 +88,22 @@ def _first(rows: Rows, bins: Bins) -> tuple[Top, Array]:
     """
 
     def value(raw: Array) -> Array:
-        return _ranking.unsigned_zero(rows.read(raw))
+        return _ranking.unsigned_zero(rows.read(raw.astype(rows.logits.dtype)))
 
     number = min(_kept.CANDIDATES, rows.vocab)
-    raw = bins.logits.astype(rows.logits.dtype)
-    logit, token, raw = _selection.top_k_by_id(raw, bins.ids, number, value)
+    logits, left, last = map(value, (bins.logits, bins.left, bins.last))
+    keys, token = merging.first(
+        _flat(_chunks.to_key(logits)), _flat(bins.ids), _kept.CANDIDATES, interpret=interpret
+    )
+    logit, token = (
+        x.reshape(*rows.row_max.shape, -1)[..., :number] for x in (_chunks.from_key(keys), token)
+    )
     least = logit[..., -1:]
-    left, last = (value(x.astype(rows.logits.dtype)) for x in (bins.left, bins.last))
     behind = (left < least) | (left == -jnp.inf)
     if rows.cut_rate is None:
         # Of equal logits, a bin holds those of lower ids. Scaling makes more of them equal.
         behind |= (left == least) & (last == least) & (bins.last_id >= token[..., -1:])
-    return (Cut(logit, token), raw), jnp.all(behind, axis=-1)
+    return Cut(logit, token), jnp.all(behind, axis=-1)
 
 
 def _flat(logits: Array) -> Array:

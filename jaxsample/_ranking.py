@@ -36,10 +36,6 @@ class Cut(NamedTuple):
     token: Array
 
 
-Top = tuple[Cut, Array]
-"""The first tokens of a ranking, and the raw values of their logits."""
-
-
 def is_kept(x: Array, ids: Array, cut: Cut) -> Array:
     """Whether the tokens `[..., *]` with these logits and ids stand at or before the cut."""
     logit, token = (to_elements(of, x) for of in cut)
@@ -104,7 +100,9 @@ def candidates(rows: Rows, number: int) -> Cut:
     return first(rows, rows.block_max, number, lambda x: x)[0]
 
 
-def first(rows: Rows, block_max: Array, number: int, value: Callable[[Array], Array]) -> Top:
+def first(
+    rows: Rows, block_max: Array, number: int, value: Callable[[Array], Array]
+) -> tuple[Cut, Array]:
     """The first tokens of a ranking by other values, in order, equal values by lower id.
 
     A token outside the `number` best blocks has that many tokens before it, one in each of them.

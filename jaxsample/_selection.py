@@ -39,33 +39,6 @@ def top_k(raw: Array, k: int, value: Callable[[Array], Array]) -> tuple[Array, A
     return lax.platform_dependent(raw, tpu=by_selection, default=by_sort)
 
 
-def top_k_by_id(
-    raw: Array, ids: Array, k: int, value: Callable[[Array], Array]
-) -> tuple[Array, Array, Array]:
-    """The k largest float32 `value(raw)` of `[..., n]` in order, equal ones by their ids.
-
-    Returns:
-      The values, their ids and what they are of.
-    """
-
-    def by_sort(raw: Array, ids: Array) -> tuple[Array, Array, Array]:
-        falling = ~to_key(value(raw))
-        falling, ids, raw = lax.sort((falling, ids, raw), dimension=-1, num_keys=2)
-        return from_key(~falling[..., :k]), ids[..., :k], raw[..., :k]
-
-    def by_selection(raw: Array, ids: Array) -> tuple[Array, Array, Array]:
-        keys = to_key(value(raw))
-        least = _kth_largest(keys, k)[..., None]
-        needed = k - jnp.sum(keys > least, axis=-1, dtype=jnp.int32)
-        lower = jnp.where(keys == least, ~ids, jnp.iinfo(jnp.int32).min)
-        last = _kth_largest(lower, needed)[..., None]
-        kept = (keys > least) | ((keys == least) & (lower >= last))
-        _, raw, ids = _move(_grouped(kept, False), k, raw, ids)
-        return by_sort(raw, ids)
-
-    return lax.platform_dependent(raw, ids, tpu=by_selection, default=by_sort)
-
-
 def places_of_top_k(x: Array, k: int) -> tuple[Array, Array]:
     """The positions of the k largest of float32 `[..., n]`, ascending, and the least of these."""
 

@@ -12,7 +12,7 @@ from jaxsample import _checks, _chunks, _draw, _kept, _look, _normalizer, _ranki
 from jaxsample._chunks import Rows
 from jaxsample._kept import Prefix, Rules
 from jaxsample._kernels.choice import Implementation
-from jaxsample._ranking import Cut, Top
+from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName, Shards
 from jaxsample.constraints import packed_bitmask
 from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs
@@ -223,7 +223,7 @@ def _drawn(
 
     # Only the gradient reads `kept_logits`: their sum is known from `kept.sums`.
     keep = _ranking.is_kept(rows.read_to_cut(logits), rows.ids, cut)
-    keep &= (logits > -jnp.inf) & ~rows.bad[..., None]
+    keep &= (rows.read(logits) > -jnp.inf) & ~rows.bad[..., None]
     scaled = rows._replace(rate=rate)
     kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, logits, 0)), -jnp.inf)
 
@@ -239,7 +239,7 @@ def _drawn(
     )
     if num_logprobs:
         top, raw = _ranking.first(rows, rows.block_max, num_logprobs, lambda x: x)
-        inside = _ranking.is_kept(rows.read_to_cut(raw), top.token, cut) & (raw > -jnp.inf)
+        inside = _ranking.is_kept(rows.read_to_cut(raw), top.token, cut) & (top.logit > -jnp.inf)
         top_logprobs = logprobs_of(top.token)
         out = out._replace(
             ranks=jnp.where(rows.bad, -1, _ranking.rank(rows, tokens)),
@@ -252,7 +252,7 @@ def _drawn(
 
 
 def _cut(
-    rows: Rows, top: Top | None, rules: Rules, greedy: Array | None
+    rows: Rows, top: Cut | None, rules: Rules, greedy: Array | None
 ) -> tuple[Cut, Prefix | None]:
     """Where the rules cut, or behind rank 0 on greedy rows; and the prefix, if there are rules."""
     if top is not None:

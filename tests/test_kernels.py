@@ -12,6 +12,7 @@ from rows import several_devices, slow
 
 import jaxsample as js
 from jaxsample import SamplingParams, _chunks
+from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
 from jaxsample._kernels.rows import TURN
 
@@ -78,6 +79,18 @@ def test_bins_hold_the_first_tokens_of_each(vocab):
             np.testing.assert_array_equal(held[:count], logits[ids[: len(held)]])
             assert bins.left[row, bin_] == (logits[ids[len(held)]] if count < len(ids) else -np.inf)
             assert bins.last[row, bin_] == held[-1]
+
+
+@pytest.mark.parametrize("rows", [3, slow(150)])
+def test_the_first_of_many_keys(rows):
+    rng = np.random.default_rng(0)
+    keys = rng.integers(-(2**31), 2**31, (rows, 512)).astype(np.int32)
+    keys[1], keys[2] = keys[1] % 9, 7  # equal keys
+    ids = rng.permuted(np.tile(np.arange(512, dtype=np.int32), (rows, 1)), axis=1)
+    found = merging.first(jnp.asarray(keys), jnp.asarray(ids), 32, interpret=True)
+    order = np.stack([np.lexsort((i, ~k))[:32] for k, i in zip(keys, ids, strict=True)])
+    for x, first in zip((keys, ids), found, strict=True):
+        np.testing.assert_array_equal(first, np.take_along_axis(x, order, axis=1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])

@@ -95,6 +95,22 @@ def test_num_kept_counts_the_tokens_that_can_be_drawn():
         np.testing.assert_array_equal(sample(KEY, x, params).num_kept, finite)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+@pytest.mark.parametrize("order", [("temperature", "top_k"), ("top_k", "temperature")])
+def test_what_the_temperature_takes_out_of_range_is_not_kept(order, implementation):
+    """Some mask with the least float32 number, which a low temperature makes -inf."""
+    x = make("normal", 2, 300)
+    x[:, 10:] = np.finfo(np.float32).min
+    for k in (20, 200):  # among the candidates and beyond them
+        params = SamplingParams(temperature=0.5, top_k=k)
+        given = {"order": order, "num_logprobs": 20, "return_kept": True}
+        out = sample(KEY, x, params, implementation=implementation, **given)
+        assert (np.asarray(out.num_kept) == 10).all()
+        assert (np.asarray(out.kept_mask)[:, 0] == 2**10 - 1).all()
+        assert not np.asarray(out.kept_mask)[:, 1:].any()
+        assert (np.asarray(out.top_logprobs.tokens)[:, 10:] == -1).all()
+
+
 @pytest.mark.slow
 def test_logprobs_are_of_the_distribution_drawn_from():
     x = make("normal", 50, 5003)
