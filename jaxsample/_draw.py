@@ -3,26 +3,44 @@
 The draw goes in two steps: a chunk in proportion to its mass, then a token of the chunk in
 proportion to its exponential. Each is a race, won by the least exponential time over its rate; the
 second runs on logarithms, which is Gumbel-max. An exact draw from the softmax, for the noise of
-`vocab / 256 + 256` numbers a row.
+`vocab / 256 + 256` numbers a row, or of two for each candidate where they hold all that is kept.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.extend.random import threefry_2x32
 
-from jaxsample import _elementary, _mass, _ranking
-from jaxsample._chunks import CHUNK, Rows, first_true, take_chunk, to_key
-from jaxsample._mass import Scale
+from jaxsample import _chunks, _elementary, _kept, _mass, _ranking
+from jaxsample._chunks import CHUNK, Rows, take_chunk, to_key
+from jaxsample._kept import Prefix
+from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
+from jaxsample._vmap import rowwise
 
 
-def draw(keys: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
+class Drawn(NamedTuple):
+    """A token of each row `[...]`, and of what it was drawn from.
+
+    Attributes:
+      tokens: int32; anything on a bad row.
+      mass: the mass of the kept tokens.
+      num_kept: int32, their number.
+    """
+
+    tokens: Array
+    mass: Mass
+    num_kept: Array
+
+
+def draw(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
     """Draws a token of each row from the softmax of its kept logits.
 
     Args:
-      keys: threefry keys `[...]`, one a row.
+      noise: `[..., 2]`, of `spend`.
       rows: the logits.
       scale: the scale of `sums`.
       sums: int32 `[..., chunks]`, the weights of the kept tokens, added up by chunk.
@@ -32,39 +50,90 @@ def draw(keys: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array:
       int32 `[...]`; anything on a bad row.
     """
     rates = _mass.rates(sums, scale.shifts)
-    # A uniform whose small values are precise makes exponentials whose small values are.
-    noise = uniforms(keys, rates.shape[-1], CHUNK)
-    chunk_times, token_times = (-_elementary.log1m(uniform) for uniform in noise)
-    chunk = _first_least(chunk_times / rates)
+    chunks = _chunks.positions(rates)
+    places = jnp.broadcast_to(np.arange(CHUNK, dtype=np.int32), (*rates.shape[:-1], CHUNK))
+    chunk_times, token_times = _exponentials(noise, chunks, places)
+    chunk = _winner(chunk_times / rates, chunks)
     raw, ids = take_chunk(rows, chunk)
     # Below the maximum, where float32 is finest: far from 0 it would swallow the noise.
     below = rows.read(raw) - rows.row_max[..., None]
     below = jnp.where(_ranking.is_kept(rows.read_to_cut(raw), ids, cut), below, -jnp.inf)
-    return chunk * CHUNK + _first_least(_elementary.log(token_times) - below)
+    return chunk * CHUNK + _winner(_elementary.log(token_times) - below, places)
 
 
-def uniforms(keys: Array, *numbers: int) -> list[Array]:
-    """Streams of uniform noise in [0, 1), float32 `[..., number]` each.
+def draw_to(noise: Array, rows: Rows, cut: Cut) -> Drawn:
+    """Draws from the tokens up to a cut, wherever it lies."""
+    scale = _chunks.probability(rows)
+    kept = _kept.weigh_to(rows, scale, cut)
+    mass = _mass.total(_mass.place(kept.sums, scale.shifts))
+    return Drawn(draw(noise, rows, scale, kept.sums, cut), mass, kept.num_kept)
 
-    Noise i of a stream depends on the key, i and the stream's place alone. It has 64 random bits,
-    one block of the hash: 32 give nothing below 1e-10, and tokens far below the others need less
-    to be drawn as often as they should.
+
+@rowwise
+def draw_prefix(noise: Array, rows: Rows, kept: Prefix) -> Drawn:
+    """Draws from a prefix of the ranking: the same token, if it can, by the candidates alone."""
+    return lax.cond(
+        jnp.all(kept.within),
+        lambda: _draw_first(noise, rows, kept),
+        lambda: draw_to(noise, rows, kept.cut),
+    )
+
+
+def _draw_first(noise: Array, rows: Rows, kept: Prefix) -> Drawn:
+    tokens, x = kept.top.token, rows.read_from_cut(kept.top.logit)
+    chosen = (_chunks.positions(tokens) < kept.length[..., None]) & (x > -jnp.inf)
+    weights, shifts = _ranking.weigh_first(rows, Cut(x, tokens))
+    weights = jnp.where(chosen, weights, 0)
+    chunks = tokens // CHUNK
+    sums = _ranking.by_chunk(tokens, weights, 0, lax.add)
+    chunk_times, token_times = _exponentials(noise, chunks, tokens % CHUNK)
+    chunk = _winner(chunk_times / _mass.rates(sums, shifts), chunks)[..., None]
+    below = jnp.where(chosen & (chunks == chunk), x - rows.row_max[..., None], -jnp.inf)
+    return Drawn(
+        _winner(_elementary.log(token_times) - below, tokens),
+        _mass.total(_mass.place(weights, shifts)),
+        jnp.sum(chosen, axis=-1, dtype=jnp.int32),
+    )
+
+
+def spend(keys: Array) -> Array:
+    """What all noise of some keys `[...]` is made of, `[..., 2]`; their only use.
+
+    A split, so that JAX's checker of key reuse sees that they are spent.
     """
-    index = jnp.concatenate([jnp.arange(n, dtype=jnp.uint32) for n in numbers])
-    stream = jnp.concatenate([jnp.full(n, i, jnp.uint32) for i, n in enumerate(numbers)])
-    counter = jnp.concatenate([index, stream])
-    # Split once, so that JAX's checker of key reuse sees that the key is spent.
-    spent = jax.vmap(lambda key: jax.random.split(key, 1))(keys.reshape(-1))[:, 0]
-    bits = jax.vmap(lambda key: threefry_2x32(key, counter))(jax.random.key_data(spent))
-    high, low = jnp.split(bits.astype(jnp.float32), 2, axis=-1)
+    split = jax.vmap(lambda key: jax.random.split(key, 1))(keys.reshape(-1))
+    return jax.random.key_data(split).reshape(*keys.shape, 2)
+
+
+def uniforms(noise: Array, index: Array, stream: Array) -> Array:
+    """Uniform noise in [0, 1), float32 in the shape of `index [..., n]`.
+
+    It depends on the key, the index and the stream alone. It has 64 random bits, one block of the
+    hash: 32 give nothing below 1e-10, and tokens far below the others need less to be drawn as
+    often as they should.
+    """
+    stream = jnp.broadcast_to(stream, index.shape)
+    counter = jnp.concatenate([index, stream], axis=-1).astype(jnp.uint32)
+    counter = counter.reshape(-1, counter.shape[-1])
+    bits = jax.vmap(threefry_2x32)(noise.reshape(-1, 2), counter).astype(jnp.float32)
+    high, low = jnp.split(bits, 2, axis=-1)
     uniform = high * 2.0**-32 + (low + 0.5) * 2.0**-64
-    uniform = jnp.minimum(uniform, np.float32(1 - 2.0**-24)).reshape(*keys.shape, sum(numbers))
-    return jnp.split(uniform, np.cumsum(numbers)[:-1], axis=-1)
+    return jnp.minimum(uniform, np.float32(1 - 2.0**-24)).reshape(index.shape)
 
 
-def _first_least(x: Array) -> Array:
-    """The lowest index of each row's least value, which `argmin` takes longer to find."""
+def _exponentials(noise: Array, chunks: Array, places: Array) -> list[Array]:
+    """The exponential noise of chunks `[..., n]` and of places in a chunk `[..., m]`."""
+    index = jnp.concatenate([chunks, places], axis=-1)
+    stream = jnp.concatenate([jnp.zeros_like(chunks), jnp.ones_like(places)], axis=-1)
+    # A uniform whose small values are precise makes exponentials whose small values are.
+    times = -_elementary.log1m(uniforms(noise, index, stream))
+    return jnp.split(times, [chunks.shape[-1]], axis=-1)
+
+
+def _winner(times: Array, ids: Array) -> Array:
+    """The id of each row's least time, of equal times the lowest; `argmin` takes longer."""
     # As integers: a minimum of floats may go to a library, with the sums and products in front of
     # it, which rounds them in its own way. Then none would be equal to the minimum.
-    keys = to_key(x)
-    return first_true(keys == jnp.min(keys, axis=-1, keepdims=True))
+    keys = to_key(times)
+    least = keys == jnp.min(keys, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(least, ids, jnp.iinfo(jnp.int32).max), axis=-1)

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsample import _chunks, _elementary, _mass, _ranking
-from jaxsample._chunks import CHUNK, Rows
-from jaxsample._lookup import add_up
+from jaxsample._chunks import Rows
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
 from jaxsample._search import by_logit, search
@@ -88,37 +87,20 @@ def candidates(rows: Rows) -> Cut:
 
 
 @rowwise
-def prefix(rows: Rows, top: Cut, scale: Scale, rules: Rules) -> Prefix:
+def prefix(rows: Rows, top: Cut, rules: Rules) -> Prefix:
     """The prefix that the rules keep, by the candidates."""
     size = top.logit.shape[-1]
-    length = _length(rows, scale, rules, top)
+    length = _length(rows, rules, top)
     within = (length <= size) | rows.bad
     cut = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), top)
     cut = _ranking.select(within, cut, _ranking.everything(rows))
     needed = ~within & _dropping(rows, rules, rules.values)
     cut = lax.cond(
         jnp.any(needed),
-        lambda: _ranking.select(needed, _searched(rows, scale, rules, needed), cut),
+        lambda: _ranking.select(needed, _searched(rows, rules, needed), cut),
         lambda: cut,
     )
     return Prefix(cut, within, length, top)
-
-
-@rowwise
-def weigh(rows: Rows, scale: Scale, kept: Prefix) -> Kept:
-    """Weighs and counts the tokens of a prefix."""
-
-    def few() -> Kept:
-        tokens = kept.top.token
-        chosen = _chunks.positions(tokens) < kept.length[..., None]
-        x = rows.read_from_cut(kept.top.logit)
-        weights = jnp.where(chosen, _ranking.weights(scale, x, tokens), 0)
-        return Kept(
-            add_up(weights, tokens // CHUNK, scale.shifts.shape[-1]),
-            jnp.sum(chosen & (x > -jnp.inf), axis=-1, dtype=jnp.int32),
-        )
-
-    return lax.cond(jnp.all(kept.within), few, lambda: weigh_to(rows, scale, kept.cut))
 
 
 def weigh_to(rows: Rows, scale: Scale, cut: Cut) -> Kept:
@@ -131,15 +113,14 @@ def weigh_to(rows: Rows, scale: Scale, cut: Cut) -> Kept:
     return Kept(sums, jnp.sum(counts, axis=-1, dtype=jnp.int32))
 
 
-def _length(rows: Rows, scale: Scale, rules: Rules, top: Cut) -> Array:
+def _length(rows: Rows, rules: Rules, top: Cut) -> Array:
     """The length of the prefix, or more than the candidates are where they do not tell."""
     size = top.logit.shape[-1]
     beyond = size if size == rows.vocab else size + 1
     length = jnp.full(rows.row_max.shape, beyond, jnp.int32)
     unknown = jnp.full(rows.row_max.shape, False)
     dropping = jnp.full(rows.row_max.shape, False)
-    weights = _ranking.weights(scale, top.logit, top.token)
-    masses = _mass.cumulative(_mass.place(weights, _ranking.shifts(scale, top.token)))
+    masses = _mass.cumulative(_mass.place(*_ranking.weigh_first(rows, top)))
     for group in rules.order:
         before = length
         for name in group:
@@ -152,7 +133,7 @@ def _length(rows: Rows, scale: Scale, rules: Rules, top: Cut) -> Array:
                 length = jnp.where(above < size, jnp.minimum(length, above), length)
             else:
                 on = value < 1
-                whole = _mass_of_prefix(rows, scale, before, masses, on)
+                whole = _mass_of_prefix(rows, before, masses, on)
                 share = jax.tree.map(lambda a: a[..., None], _mass.fraction(whole, value))
                 short = jnp.sum(~_mass.reaches(masses, share), axis=-1, dtype=jnp.int32)
                 # The mass of a prefix that is longer than the candidates is not known yet.
@@ -162,19 +143,22 @@ def _length(rows: Rows, scale: Scale, rules: Rules, top: Cut) -> Array:
     return jnp.where(unknown, beyond, length)
 
 
-def _mass_of_prefix(rows: Rows, scale: Scale, length: Array, masses: Mass, on: Array) -> Mass:
+def _mass_of_prefix(rows: Rows, length: Array, masses: Mass, on: Array) -> Mass:
     """The mass of which top-p takes a share: the first `length` candidates', or the row's."""
     size = masses.low.shape[-1]
     inside = length <= size
     some = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), masses)
     whole = lax.cond(
-        jnp.any(on & ~inside & ~rows.bad), lambda: _chunks.mass(rows, scale), lambda: some
+        jnp.any(on & ~inside & ~rows.bad),
+        lambda: _chunks.mass(rows, _chunks.probability(rows)),
+        lambda: some,
     )
     return jax.tree.map(lambda s, w: jnp.where(inside, s, w), some, whole)
 
 
-def _searched(rows: Rows, scale: Scale, rules: Rules, needed: Array) -> Cut:
+def _searched(rows: Rows, rules: Rules, needed: Array) -> Cut:
     """The cuts that lie anywhere in the row."""
+    scale = _chunks.probability(rows)
     cut = _ranking.everything(rows)
     for place, group in enumerate(rules.order):
         before = _up_to(cut) if place else None

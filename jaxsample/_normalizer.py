@@ -6,17 +6,16 @@ from jax import Array
 
 from jaxsample import _mass, _shards
 from jaxsample._chunks import Rows
-from jaxsample._mass import Scale
+from jaxsample._mass import Mass
 from jaxsample._shards import Shards
 
 
-def logprobs(rows: Rows, scale: Scale, sums: Array, kept: Array, chosen: Array) -> Array:
+def logprobs(rows: Rows, mass: Mass, kept: Array, chosen: Array) -> Array:
     """Log-probabilities of chosen logits under the softmax of the kept ones.
 
     Args:
       rows: the logits, looked over.
-      scale: the scale of `sums`.
-      sums: int32 `[..., chunks]`, the weights of the kept tokens, added up by chunk.
+      mass: `[...]`, of the kept tokens.
       kept: the logits, -inf where they are not kept, read only for the gradient.
       chosen: `[..., n]`, the logits to normalise.
 
@@ -26,7 +25,6 @@ def logprobs(rows: Rows, scale: Scale, sums: Array, kept: Array, chosen: Array) 
     row_max, bad = rows.row_max[..., None], rows.bad[..., None]
     # Bad rows leave before anything is differentiated: even unused, they would make NaN gradients.
     kept, chosen = (jnp.where(bad, 0, x).astype(jnp.float32) for x in (kept, chosen))
-    mass = _mass.total(_mass.place(sums, scale.shifts))
     normalizer = _log_sum_exp(kept - row_max, jnp.where(rows.bad, 0, _mass.log(mass)), rows.shards)
     return jnp.where(bad, jnp.nan, chosen - row_max - normalizer[..., None])
 

@@ -412,9 +412,8 @@ def _guided_logits(
 def _log_softmax(logits: Array, shards: Shards | None) -> tuple[Array, Array]:
     """The log-probabilities `[..., vocab]`, float32, and the bad rows `[...]`."""
     rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
-    scale = _chunks.probability(rows)
-    sums = _chunks.weigh(rows, scale)
-    return _normalizer.logprobs(rows, scale, sums, logits, logits), rows.bad
+    mass = _chunks.mass(rows, _chunks.probability(rows))
+    return _normalizer.logprobs(rows, mass, logits, logits), rows.bad
 
 
 def _suppressed(

@@ -29,7 +29,6 @@ from jaxsample import (
 from jaxsample._chunks import Rows
 from jaxsample._elementary import LOG2_E
 from jaxsample._kept import Rules
-from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName, Shards
 from jaxsample.sampling import categorical_sample
@@ -331,7 +330,7 @@ _PEAK, _SHARPNESS, _WIDTH = 5, 10, 0.3
 
 
 def _mirostat_sample(
-    keep: Callable[[Rows, Scale, Array], Cut],
+    keep: Callable[[Rows, Array], Cut],
     key: ArrayLike,
     logits: ArrayLike,
     params: MirostatParams,
@@ -357,33 +356,31 @@ def _mirostat(
     mu: Array,
     shards: Shards | None,
     *,
-    keep: Callable[[Rows, Scale, Array], Cut],
+    keep: Callable[[Rows, Array], Cut],
 ) -> tuple[Array, MirostatState]:
     logits, *params = lax.stop_gradient((logits, tau, eta, mu))
     tau, eta, mu = (_checks.to_rows(param, logits) for param in params)
     rows = _chunks.look_over(logits, shards=shards)
     bad = rows.bad | ~(_finite_from_0(tau) & _finite_from_0(eta) & jnp.isfinite(mu))
-    scale = _chunks.probability(rows)
-    rows, cut = _chunks.read_again(rows, keep(rows, scale, jnp.where(bad, 0, mu)))
-    sums = _kept.weigh_to(rows, scale, cut).sums
-    tokens = _draw.draw(keys, rows, scale, sums, cut)
+    rows, cut = _chunks.read_again(rows, keep(rows, jnp.where(bad, 0, mu)))
+    tokens, mass, _ = _draw.draw_to(_draw.spend(keys), rows, cut)
 
     chosen = _shards.take(logits, tokens[..., None], shards)
-    logprobs = _normalizer.logprobs(rows, scale, sums, logits, chosen)[..., 0]
+    logprobs = _normalizer.logprobs(rows, mass, logits, chosen)[..., 0]
     surprise = _settled(-logprobs * LOG2_E)
     next_mu = mu - _settled(eta * (surprise - tau))
     return jnp.where(bad, -1, tokens), MirostatState(jnp.where(bad, mu, next_mu))
 
 
-def _unsurprising(rows: Rows, scale: Scale, mu: Array) -> Cut:
+def _unsurprising(rows: Rows, mu: Array) -> Cut:
     """The cut behind the last token whose surprise could be at most mu bits."""
-    log_mass = _mass.log(_chunks.mass(rows, scale))
+    log_mass = _mass.log(_chunks.mass(rows, _chunks.probability(rows)))
     floor = rows.row_max + log_mass - _settled(mu / LOG2_E)
     likely = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
     return _ranking.select(floor > rows.row_max, _ranking.best(rows), likely)
 
 
-def _zipf_prefix(rows: Rows, scale: Scale, mu: Array) -> Cut:
+def _zipf_prefix(rows: Rows, mu: Array) -> Cut:
     """The cut behind the rank at which a Zipf law like this row's has a surprise of mu bits."""
     units = _chunks.weigh(rows, _chunks.tally(rows))
     log_vocab = _elementary.log(jnp.maximum(jnp.sum(units, axis=-1), 2).astype(jnp.float32))
@@ -396,7 +393,7 @@ def _zipf_prefix(rows: Rows, scale: Scale, mu: Array) -> Cut:
     log2_k = (mu + _settled(_elementary.log(share) * LOG2_E)) / s
     k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
-    return _kept.prefix(rows, _kept.candidates(rows), scale, rules).cut
+    return _kept.prefix(rows, _kept.candidates(rows), rules).cut
 
 
 def _zipf_exponent(logits: Array) -> Array:
@@ -436,13 +433,12 @@ def _adaptive_p(
     bad = ~(_up_to_1(target) & _decays(decay))
     bad |= ~(jnp.isfinite(state.weighted_sum) & _finite_from_0(state.total_weight))
     rows = _chunks.look_over(logits, shards=shards)
-    scale = _chunks.probability(rows)
-    sums = _chunks.weigh(rows, scale)
+    mass = _chunks.mass(rows, _chunks.probability(rows))
 
     average = state.weighted_sum / jnp.where(state.total_weight > 0, state.total_weight, 1)
     goal = jnp.where(state.total_weight > 0, 2 * target - average, target)
     goal = lax.optimization_barrier(jnp.clip(goal, 0, 1))
-    logprobs = _normalizer.logprobs(rows, scale, sums, logits, logits)
+    logprobs = _normalizer.logprobs(rows, mass, logits, logits)
     distance = _settled(
         jnp.abs(_elementary.exp2(logprobs * LOG2_E) - goal[..., None]) * (1 / _WIDTH)
     )
@@ -455,7 +451,7 @@ def _adaptive_p(
     tokens = categorical_sample(keys, lax.optimization_barrier(adapted), axis_name=axis_name)
 
     chosen = _shards.take(logits, tokens[..., None], shards)
-    chosen = _normalizer.logprobs(rows, scale, sums, logits, chosen)[..., 0]
+    chosen = _normalizer.logprobs(rows, mass, logits, chosen)[..., 0]
     p = _settled(_elementary.exp2(chosen * LOG2_E))
     following = AdaptivePState(
         p + _settled(decay * state.weighted_sum), 1 + _settled(decay * state.total_weight)

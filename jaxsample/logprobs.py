@@ -163,7 +163,6 @@ def replay_logprobs(
 def _logprobs_at(logits: Array, tokens: Array, shards: Shards | None) -> Array:
     """The log-probabilities of the tokens `[..., n]`."""
     rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
-    scale = _chunks.probability(rows)
-    sums = _chunks.weigh(rows, scale)
+    mass = _chunks.mass(rows, _chunks.probability(rows))
     chosen = _shards.take(logits, tokens, shards)
-    return _normalizer.logprobs(rows, scale, sums, logits, chosen)
+    return _normalizer.logprobs(rows, mass, logits, chosen)

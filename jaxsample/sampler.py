@@ -217,11 +217,11 @@ def _drawn(
     if scales_after:
         rows = _chunks.scaled_after(rows, constant)
     rows = rows._replace(bad=rows.bad | bad)
-    scale = _chunks.probability(rows)
-    kept = _kept.weigh(rows, scale, prefix) if prefix else _kept.weigh_to(rows, scale, cut)
-    tokens = _draw.draw(keys, rows, scale, kept.sums, cut)
+    noise = _draw.spend(keys)
+    drawn = _draw.draw_prefix(noise, rows, prefix) if prefix else _draw.draw_to(noise, rows, cut)
+    tokens = drawn.tokens
 
-    # Only the gradient reads `kept_logits`: their sum is known from `kept.sums`.
+    # Only the gradient reads `kept_logits`: their mass is known.
     keep = _ranking.is_kept(rows.read_to_cut(logits), rows.ids, cut)
     keep &= (rows.read(logits) > -jnp.inf) & ~rows.bad[..., None]
     scaled = rows._replace(rate=rate)
@@ -230,12 +230,12 @@ def _drawn(
     def logprobs_of(tokens: Array) -> Array:
         chosen = _shards.take(logits, tokens, shards)
         chosen = scaled.read(jnp.where(rows.bad[..., None], 0, chosen))
-        return _normalizer.logprobs(rows, scale, kept.sums, kept_logits, chosen)
+        return _normalizer.logprobs(rows, drawn.mass, kept_logits, chosen)
 
     out = SampleOutput(
         tokens=jnp.where(rows.bad, -1, tokens),
         logprobs=logprobs_of(tokens[..., None])[..., 0],
-        num_kept=jnp.where(rows.bad, 0, kept.num_kept),
+        num_kept=jnp.where(rows.bad, 0, drawn.num_kept),
     )
     if num_logprobs:
         top, raw = _ranking.first(rows, rows.block_max, num_logprobs, lambda x: x)
@@ -260,7 +260,7 @@ def _cut(
             order = rules.order if "top_k" in rules.values else (("top_k",), *rules.order)
             k = jnp.where(greedy, 1, rules.values.get("top_k", rows.vocab))
             rules = Rules(rules.values | {"top_k": k}, order)
-        prefix = _kept.prefix(rows, top, _chunks.probability(rows), rules)
+        prefix = _kept.prefix(rows, top, rules)
         return prefix.cut, prefix
     cut = _ranking.everything(rows)
     if greedy is not None:

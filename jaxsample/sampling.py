@@ -92,5 +92,5 @@ def _categorical_sample(
 ) -> Array:
     constant = lax.stop_gradient(logits)
     rows, scale, sums = _look.look_over_and_weigh(constant, implementation, shards)
-    tokens = _draw.draw(keys, rows, scale, sums, _ranking.everything(rows))
+    tokens = _draw.draw(_draw.spend(keys), rows, scale, sums, _ranking.everything(rows))
     return jnp.where(rows.bad, -1, tokens)

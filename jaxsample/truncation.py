@@ -481,7 +481,8 @@ def _xtc_logits(
     # A threshold of 0 is met by all that are not masked.
     floor = jnp.maximum(rows.row_max + floor, np.finfo(np.float32).min)
     least = _ranking.last_from(rows, floor)
-    (chance,) = _draw.uniforms(keys, 1)
+    first = jnp.zeros((*rows.row_max.shape, 1), jnp.int32)
+    chance = _draw.uniforms(_draw.spend(keys), first, first)
     excludes = chance < probability[..., None]
     x, ids = rows.read(logits), rows.ids
     likely = x >= floor[..., None]
@@ -493,7 +494,7 @@ def cut_by(logits: Array, rules: Rules, shards: Shards | None) -> Array:
     """The logits that top-k, top-p and min-p keep together."""
     rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
     rules, bad = _kept.checked(rows.vocab, rules)
-    cut = _kept.prefix(rows, _kept.candidates(rows), _chunks.probability(rows), rules).cut
+    cut = _kept.prefix(rows, _kept.candidates(rows), rules).cut
     return _cut_off(logits, rows, cut, bad)
 
 

@@ -112,9 +112,8 @@ def digest_of(requests):
     return distributed_decode.digest(batching.serve(weights, config, work)[0])
 
 
-@pytest.mark.parametrize(
-    ("count", "requests"), [(2, SHORT), pytest.param(4, VARIED, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "requests"), [(2, SHORT), (4, VARIED)])
 def test_every_process_holds_the_tokens_of_a_single_one(start, tmp_path, count, requests):
     status, out = start("--processes", count, *flags_of(tmp_path, requests)).wait()
     assert status == 0, out
@@ -123,6 +122,7 @@ def test_every_process_holds_the_tokens_of_a_single_one(start, tmp_path, count, 
     assert out.count(", slot ") == len(requests)  # one process alone prints the texts
 
 
+@pytest.mark.slow
 def test_a_killed_process_of_a_cluster_ends_the_others(start, tmp_path):
     """Without a common parent, in the middle of decoding."""
     first, second = cluster(start, 2, *flags_of(tmp_path, LONG))

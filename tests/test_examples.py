@@ -78,6 +78,7 @@ def fail(monkeypatch, capsys, *args):
     return err
 
 
+@pytest.mark.slow
 def test_decoding_a_token_at_a_time_gives_the_logits_of_the_whole_text():
     lengths = jnp.array([3, 11, 1])
     tokens = jax.random.randint(jax.random.key(0), (3, CONFIG.context), 1, CONFIG.vocab)
@@ -93,6 +94,7 @@ def test_decoding_a_token_at_a_time_gives_the_logits_of_the_whole_text():
         chex.assert_trees_all_close(logits, expected[rows, positions], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_text_is_the_same_whatever_the_schedule():
     """Any slot, any neighbours, any order of arrival."""
     alone = [text_of(serve([r])[0]) for r in VARIED]

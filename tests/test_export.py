@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from rows import every_kind, slow
+from rows import every_kind
 
 from jaxsample import SamplingParams, sample
 
@@ -45,7 +45,8 @@ def test_it_is_for_every_platform(exported):
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
-@pytest.mark.parametrize("batch", [9, slow(1), slow(90)])
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 9, 90])
 def test_the_tokens_are_the_same(exported, batch):
     logits = jnp.asarray(np.tile(every_kind(1, VOCAB), (10, 1))[:batch])
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), batch))

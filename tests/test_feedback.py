@@ -127,7 +127,7 @@ def drawn(sampler, x, params, state, steps):
     return jax.jit(lambda x, state: jax.lax.scan(step, (state, x), keys)[1])(x, state)
 
 
-@pytest.mark.parametrize("sampler", MIROSTAT)
+@pytest.mark.parametrize("sampler", [mirostat_v2_sample, slow(mirostat_v1_sample)])
 def test_mirostat_steers_the_mean_surprise_to_tau(sampler):
     """Within 0.05 bits over 2,000 tokens of Zipf laws, and unlikelier tokens for a higher tau."""
     exponents = np.array([1.0, 1.5, 1.2])[:, None]

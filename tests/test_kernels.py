@@ -46,7 +46,8 @@ def in_both_ways(function, *arguments):
     return a
 
 
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_maxima_and_sums_are_those_of_the_definition(dtype):
     x = semantic(dtype)
 
@@ -62,7 +63,8 @@ def test_maxima_and_sums_are_those_of_the_definition(dtype):
     assert not np.isfinite(np.max(maxima, axis=1))[bad].any()
 
 
-@pytest.mark.parametrize("vocab", [slow(5), VOCAB])
+@pytest.mark.slow
+@pytest.mark.parametrize("vocab", [5, VOCAB])
 def test_bins_hold_the_first_tokens_of_each(vocab):
     x = rows.every_kind(1, vocab)
     _, bins = kernels.block_maxima_and_bins(jnp.asarray(x), interpret=True)
@@ -94,15 +96,20 @@ def test_the_first_of_many_keys(rows):
 
 
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
-def test_greedy_and_categorical(dtype):
-    x = semantic(dtype)
-    keys = jax.vmap(jax.random.key)(jnp.arange(len(x)))
-    greedy = in_both_ways(js.greedy_sample, x)
+def test_greedy(dtype):
+    greedy = in_both_ways(js.greedy_sample, semantic(dtype))
     assert (np.asarray(greedy) == -1).sum() == 3
-    in_both_ways(js.categorical_sample, keys, x)
 
 
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_categorical(dtype):
+    x = semantic(dtype)
+    in_both_ways(js.categorical_sample, jax.vmap(jax.random.key)(jnp.arange(len(x))), x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sample(dtype):
     x = semantic(dtype)
     keys = jax.vmap(jax.random.key)(jnp.arange(len(x)))
@@ -198,6 +205,7 @@ def test_gradients_and_vmap_pass_by():
     same(split, sampled(keys, x))
 
 
+@pytest.mark.slow
 def test_export_holds_the_kernels_of_a_tpu():
     def sampled(data, x):
         return js.sample(jax.random.wrap_key_data(data), x, SamplingParams(top_k=40)).tokens

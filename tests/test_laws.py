@@ -61,16 +61,17 @@ def keys_of(batch: int, seed: int = 0):
     return jax.random.split(jax.random.key(seed), batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vocab", "dtype"),
     [
-        slow(1, "float32"),
-        slow(2, "float16"),
-        slow(65, "bfloat16"),
-        slow(257, "float16"),
+        (1, "float32"),
+        (2, "float16"),
+        (65, "bfloat16"),
+        (257, "float16"),
         (5003, "float32"),
-        slow(5003, "bfloat16"),
-        slow(8192, "bfloat16"),
+        (5003, "bfloat16"),
+        (8192, "bfloat16"),
     ],
 )
 def test_fused_is_composed(vocab, dtype):
@@ -80,7 +81,7 @@ def test_fused_is_composed(vocab, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_fused_is_composed_where_candidates_suffice(dtype):
     """No row of these batches needs the search, so each whole batch takes the fast path."""
     values = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "min_p": 0.02}
@@ -90,7 +91,8 @@ def test_fused_is_composed_where_candidates_suffice(dtype):
         assert_fused_is_composed(keys_of(ROWS, seed), x, params)
 
 
-@pytest.mark.parametrize("names", [slow([]), slow(["temperature"]), slow(["top_p"])])
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [[], ["temperature"], ["top_p"]])
 def test_fused_is_composed_with_stages_left_out(names):
     x = every_kind(ROWS // len(KINDS), 5003)
     drawn = random_params(len(x), 7)
@@ -148,6 +150,7 @@ def test_the_batch_does_not_matter(batch, size):
         assert_same(got, {name: tokens[part] for name, tokens in want.items()})
 
 
+@pytest.mark.slow
 def test_a_row_alone_has_no_batch_axis(batch):
     keys, x, params, want = batch
     for i in (0, 17, 63):
@@ -184,7 +187,8 @@ def test_jit_can_be_disabled(batch):
     assert_same(got, {name: tokens[some] for name, tokens in want.items()})
 
 
-@pytest.mark.parametrize("columns", [slow(1), 53, slow(256), 3000])
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [1, 53, 256, 3000])
 def test_masked_columns_behind_the_vocabulary_do_not_matter(batch, columns):
     keys, x, params, want = batch
     padding = np.full((64, columns), -np.inf, x.dtype)
@@ -208,6 +212,7 @@ def test_raw_keys_are_typed_keys():
     np.testing.assert_array_equal(categorical_sample(jax.random.key_data(keys), x), want)
 
 
+@pytest.mark.slow
 def test_other_key_implementations_obey_the_laws_too():
     x = make("normal", 6, 300)
     keys = jax.vmap(lambda seed: jax.random.key(seed, impl="rbg"))(jnp.arange(6))

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from rows import make
+from rows import make, slow
 
 from jaxsample import SamplingParams, sample
 
@@ -39,6 +39,7 @@ def test_validate_looks_at_what_is_computed_with():
         SamplingParams(temperature=1e300).validate()
 
 
+@pytest.mark.slow
 def test_parameters_other_than_the_temperature_have_no_gradient():
     x = jnp.asarray(make("normal", 2, 300))
 
@@ -95,7 +96,7 @@ def test_num_kept_counts_the_tokens_that_can_be_drawn():
         np.testing.assert_array_equal(sample(KEY, x, params).num_kept, finite)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "pallas"])
+@pytest.mark.parametrize("implementation", ["xla", slow("pallas")])
 @pytest.mark.parametrize("order", [("temperature", "top_k"), ("top_k", "temperature")])
 def test_what_the_temperature_takes_out_of_range_is_not_kept(order, implementation):
     """Some mask with the least float32 number, which a low temperature makes -inf."""

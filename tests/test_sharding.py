@@ -17,8 +17,8 @@ pytestmark = several_devices
 VOCAB = 8192
 MESHES = {"vocab": (1, 8), "both": (2, 4), "two": (1, 2), "four": (1, 4), "batch": (2, 1)}
 MOST_BYTES_A_ROW = 64 * 1024
-FIRST = ("greedy_sample", "categorical_sample", "top_p_logits")
-SOME = (*FIRST, "sample", "sample, full call")
+FIRST = ("greedy_sample", "categorical_sample")
+SOME = (*FIRST, "top_p_logits", "sample", "sample, full call")
 SORTS = ("tail_free_logits",)  # the rows whose tails candidates do not hold
 # How many times as much is moved where candidates settle a row, and where it is searched: for k
 # and for p, or with 100 candidates of another rule before.
@@ -95,7 +95,8 @@ def test_rows_that_are_moved_would_be_seen():
     assert bytes_moved(jax.jit(jnp.sort).lower(x).compile()) > 2 * MOST_BYTES_A_ROW
 
 
-@pytest.mark.parametrize("vocab", [4096 + 64, slow(128256)])
+@pytest.mark.slow
+@pytest.mark.parametrize("vocab", [4096 + 64, 128256])
 def test_shards_of_no_whole_chunks_give_the_same_tokens(vocab):
     one, several, _ = both_ways("categorical_sample", "both", vocab)
     assert_same(one, several)

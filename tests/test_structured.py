@@ -17,6 +17,7 @@ import jobs  # noqa: E402
 import jsonschema  # noqa: E402
 import structured  # noqa: E402
 from request import Request  # noqa: E402
+from rows import slow  # noqa: E402
 from structured import DEMO  # noqa: E402
 
 CONFIG, TOKENIZER, WEIGHTS = decode.open_model(decode.MODEL)
@@ -38,7 +39,7 @@ def spell(text):
     return TOKENIZER.decode(text.tokens.tolist())
 
 
-@pytest.mark.parametrize(("seed", "temperature"), [(0, 0.8), (4, 0.0), (8, 50.0)])
+@pytest.mark.parametrize(("seed", "temperature"), [slow(0, 0.8), (4, 0.0), (8, 50.0)])
 def test_every_constrained_text_is_json_of_its_schema(seed, temperature):
     texts = write(range(seed, seed + 4), temperature=temperature)
     for text, (_, schema) in zip(texts, DEMO, strict=True):

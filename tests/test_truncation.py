@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from rows import DTYPES, SIZES, every_kind, make
+from rows import DTYPES, SIZES, every_kind, make, slow
 
 from jaxsample import min_p_logits, top_k_logits, top_p_logits
 
@@ -58,7 +58,7 @@ def test_an_oracle_without_slack_on_exact_probabilities():
         assert kept(top_p_logits(np.log(p), share)).sum() == length, share
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16"), slow("float16")])
 def test_what_is_kept_stays_bit_for_bit(dtype):
     x = every_kind(2, 1000, dtype)
     for y in (top_k_logits(x, 70), top_p_logits(x, 0.8), min_p_logits(x, 0.1)):
@@ -80,6 +80,7 @@ def test_neutral_values_are_the_identity(dtype):
         np.testing.assert_array_equal(np.asarray(y).view(np.uint8), x.view(np.uint8))
 
 
+@pytest.mark.slow
 def test_ties_of_bfloat16_over_a_large_vocabulary():
     x = make("normal", 2, 128256, "bfloat16")
     assert np.unique(x[0].astype(np.float32)).size < 3000  # full of ties
