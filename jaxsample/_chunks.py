@@ -37,7 +37,8 @@ class Rows(NamedTuple):
       logits: `[..., vocab]`, as they were given.
       rate: float32 `[...]`, what each row is multiplied by (1 / temperature), or None.
       cut_rate: the same, when a cut was found: another one if the temperature comes after it.
-      block_max: float32 `[..., blocks]`, the largest logit of each block, times the rate.
+      block_max: float32 `[..., blocks]`, the largest logit of each block, times the rate. Where
+        nothing ranks the tokens (`_look.look_over_and_weigh`), of each chunk.
       row_max: float32 `[...]`, the largest logit of the row, times the rate; 0 on a bad row.
       bad: bool `[...]`, rows with a NaN, with +inf or without a finite logit.
       shards: the devices that share each row; `logits` are of one, all else is of the whole row.

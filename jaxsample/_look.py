@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _chunks, _kept, _ranking
+from jaxsample import _chunks, _kept, _mass, _ranking
 from jaxsample._chunks import Rows
 from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
@@ -37,20 +37,22 @@ def look_over(
 def look_over_and_weigh(
     logits: Array, implementation: Implementation, shards: Shards | None
 ) -> tuple[Rows, Scale, Array]:
-    """Also `_chunks.weigh` of all tokens, by probability."""
+    """Also `_chunks.weigh` of all tokens, by probability. The blocks are whole chunks."""
 
     def kernel(logits: Array, interpret: bool) -> tuple[Array, Array]:
-        maxima, sums = kernels.block_maxima_and_sums(_flat(logits), interpret=interpret)
+        maxima, sums = kernels.chunk_maxima_and_sums(_flat(logits), interpret=interpret)
         return _keys(maxima, logits), sums.reshape(*logits.shape[:-1], -1)
 
     def otherwise(logits: Array) -> tuple[Array, Array]:
-        keys = _chunks.block_keys(logits, shards)
+        keys = _chunks.largest(logits, lambda raw, *_: raw, shards=shards)
+        return keys, _chunks.weigh(*scaled(keys, logits))
+
+    def scaled(keys: Array, logits: Array) -> tuple[Rows, Scale]:
         rows = _chunks.looked_over(logits, keys, None, None, shards)
-        return keys, _chunks.weigh(rows, _chunks.probability(rows))
+        return rows, Scale(_mass.shifts(rows.block_max, rows.row_max[..., None]), rows.row_max)
 
     keys, sums = choose(kernel, otherwise, implementation, shards, logits)
-    rows = _chunks.looked_over(logits, keys, None, None, shards)
-    return rows, _chunks.probability(rows), sums
+    return *scaled(keys, logits), sums
 
 
 def look_over_and_rank(

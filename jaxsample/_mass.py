@@ -143,7 +143,9 @@ def _round(weight: Array, places: Array | np.ndarray) -> Array:
     eighth = (places >> 5) * 3 + 4 & 7  # in an order whose every start is balanced, too
     fraction = (eighth.astype(np.float32) + 0.5) / 8
     # Larger weights have 20 good bits without it, and the sum would itself be rounded.
-    return (weight + jnp.where(weight < 2.0**20, fraction, 0)).astype(jnp.int32)
+    weight += jnp.where(weight < 2.0**20, fraction, 0)
+    # A conversion would round towards 0, which takes a TPU three operations more.
+    return jnp.floor(weight).astype(jnp.int32)
 
 
 def place(sums: Array, shift: Array) -> Mass:

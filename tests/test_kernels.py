@@ -14,21 +14,28 @@ import jaxsample as js
 from jaxsample import SamplingParams, _chunks
 from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
-from jaxsample._kernels.rows import TURN
 
-VOCAB = TURN + 3617  # two turns, the second one short and odd
+# A CPU compiles for longer than it runs, and as long as a turn is. Two, the second short and odd.
+VECTORS = 32
+VOCAB = VECTORS * kernels.LANES + 3617
 
 # Where a CPU multiplies and adds in one operation, it rounds once in programs that it splits in one
 # way, and twice in others.
 compiled = functools.partial(jax.jit, compiler_options={"xla_cpu_max_isa": "AVX"})
 
 
-def semantic(dtype):
+@pytest.fixture
+def short_turns(monkeypatch):
+    monkeypatch.setattr(kernels, "_VECTORS", VECTORS)
+    monkeypatch.setattr(kernels, "TURN", VECTORS * kernels.LANES)
+
+
+def semantic(dtype, vocab=VOCAB):
     """Rows of every kind and bad ones, 13 in all: not a multiple of eight."""
-    normal = rows.make("normal", 4, VOCAB, dtype)
-    normal[0, 7], normal[1, VOCAB - 1], normal[2] = np.nan, np.inf, -np.inf
-    normal[3, : VOCAB - 3] = -np.inf
-    return jnp.asarray(np.concatenate([rows.every_kind(1, VOCAB, dtype), normal]))
+    normal = rows.make("normal", 4, vocab, dtype)
+    normal[0, 7], normal[1, vocab - 1], normal[2] = np.nan, np.inf, -np.inf
+    normal[3, : vocab - 3] = -np.inf
+    return jnp.asarray(np.concatenate([rows.every_kind(1, vocab, dtype), normal]))
 
 
 def same(a, b):
@@ -49,22 +56,23 @@ def in_both_ways(function, *arguments):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_maxima_and_sums_are_those_of_the_definition(dtype):
-    x = semantic(dtype)
+    x = semantic(dtype, kernels.TURN + 3617)
 
     @compiled
     def defined(x):
         found = _chunks.look_over(x)
-        return found.block_max, _chunks.weigh(found, _chunks.probability(found)), found.bad
+        sums = _chunks.weigh(found, _chunks.probability(found))
+        return _chunks.chunk_max(found), sums, found.bad
 
-    maxima, sums = compiled(functools.partial(kernels.block_maxima_and_sums, interpret=True))(x)
-    block_max, expected, bad = (np.asarray(of) for of in defined(x))
-    np.testing.assert_array_equal(maxima[~bad], block_max[~bad])
+    maxima, sums = compiled(functools.partial(kernels.chunk_maxima_and_sums, interpret=True))(x)
+    chunk_max, expected, bad = (np.asarray(of) for of in defined(x))
+    np.testing.assert_array_equal(maxima[~bad], chunk_max[~bad])
     np.testing.assert_array_equal(sums[~bad], expected[~bad])
     assert not np.isfinite(np.max(maxima, axis=1))[bad].any()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vocab", [5, VOCAB])
+@pytest.mark.parametrize("vocab", [5, kernels.TURN + 3617])
 def test_bins_hold_the_first_tokens_of_each(vocab):
     x = rows.every_kind(1, vocab)
     _, bins = kernels.block_maxima_and_bins(jnp.asarray(x), interpret=True)
@@ -95,19 +103,21 @@ def test_the_first_of_many_keys(rows):
         np.testing.assert_array_equal(first, np.take_along_axis(x, order, axis=1))
 
 
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+@pytest.mark.usefixtures("short_turns")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_greedy(dtype):
     greedy = in_both_ways(js.greedy_sample, semantic(dtype))
     assert (np.asarray(greedy) == -1).sum() == 3
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("short_turns")
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_categorical(dtype):
     x = semantic(dtype)
     in_both_ways(js.categorical_sample, jax.vmap(jax.random.key)(jnp.arange(len(x))), x)
 
 
+@pytest.mark.usefixtures("short_turns")
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_sample(dtype):
@@ -126,6 +136,7 @@ def drawn(keys, x, implementation):
     return js.sample(keys, x, SamplingParams(top_k=3, top_p=0.9), implementation=implementation)
 
 
+@pytest.mark.usefixtures("short_turns")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("vocab", "function"),
@@ -137,11 +148,12 @@ def test_few_tokens(vocab, function):
     in_both_ways(function, keys, x)
 
 
+@pytest.mark.usefixtures("short_turns")
 @pytest.mark.slow
 def test_more_of_the_best_tokens_than_a_bin_holds():
     """Then, and where ties may hide others, the blocks are looked through, for those rows alone."""
-    x = np.array(rows.make("normal", 8, TURN))
-    x[0, 5 : TURN : kernels.LANES * 4][:30] += 100  # all of them in one bin
+    x = np.array(rows.make("normal", 8, 3 * VOCAB))
+    x[0, 5 :: kernels.LANES * 4][:30] += 100  # all of them in one bin
     x[1] = x[1, 0]
     x[2:5] = np.round(x[2:5])
     keys = jax.vmap(jax.random.key)(jnp.arange(8))
@@ -163,31 +175,31 @@ def shape(*sizes, dtype="float32", sharding=None):
 
 
 def test_who_gets_a_kernel():
-    greedy, whole = js.greedy_sample, shape(16, TURN)
+    greedy, whole = js.greedy_sample, shape(16, kernels.MIN_VOCAB)
     assert kernels_in(greedy, whole) == 1
-    assert kernels_in(greedy, shape(2, 8, TURN + 1, dtype="bfloat16")) == 1
+    assert kernels_in(greedy, shape(2, 8, kernels.MIN_VOCAB + 1, dtype="bfloat16")) == 1
     assert kernels_in(jax.vmap(greedy), whole) == 1
-    assert kernels_in(greedy, shape(12, TURN)) == 0
-    assert kernels_in(greedy, shape(16, TURN - 1)) == 0
+    assert kernels_in(greedy, shape(12, kernels.MIN_VOCAB)) == 0
+    assert kernels_in(greedy, shape(16, kernels.MIN_VOCAB - 1)) == 0
     assert kernels_in(greedy, shape(16, kernels.MAX_VOCAB + 1)) == 0
-    assert kernels_in(greedy, shape(16, TURN, dtype="float16")) == 0
+    assert kernels_in(greedy, shape(16, kernels.MIN_VOCAB, dtype="float16")) == 0
     assert kernels_in(functools.partial(greedy, implementation="xla"), whole) == 0
     forced = functools.partial(greedy, implementation="pallas")
-    assert kernels_in(forced, shape(16, TURN - 1)) == 1
+    assert kernels_in(forced, shape(16, kernels.MIN_VOCAB - 1)) == 1
 
 
 @several_devices
 def test_sharded_programs_get_none_but_inside_shard_map():
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("rows")
-    x = shape(16, TURN, sharding=jax.NamedSharding(mesh, spec))
+    x = shape(16, kernels.MIN_VOCAB, sharding=jax.NamedSharding(mesh, spec))
     assert kernels_in(js.greedy_sample, x) == 0
     assert kernels_in(jax.shard_map(js.greedy_sample, mesh=mesh, in_specs=spec, out_specs=spec), x)
 
 
 @pytest.mark.slow
 def test_gradients_and_vmap_pass_by():
-    x = jnp.asarray(rows.make("normal", 8, TURN))
+    x = jnp.asarray(rows.make("normal", 8, kernels.MIN_VOCAB))
     keys = jax.vmap(jax.random.key)(jnp.arange(8))
     params = SamplingParams(temperature=jnp.full(8, 0.9), top_k=jnp.full(8, 40))
 
@@ -210,7 +222,7 @@ def test_export_holds_the_kernels_of_a_tpu():
     def sampled(data, x):
         return js.sample(jax.random.wrap_key_data(data), x, SamplingParams(top_k=40)).tokens
 
-    x = jnp.asarray(rows.make("normal", 8, TURN))
+    x = jnp.asarray(rows.make("normal", 8, kernels.MIN_VOCAB))
     data = jax.random.key_data(jax.vmap(jax.random.key)(jnp.arange(8)))
     exported = jax.export.export(jax.jit(sampled), platforms=("cpu", "tpu"))(data, x)
     assert "tpu_custom_call" in exported.mlir_module()

@@ -16,7 +16,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from jaxsample._kernels.rows import MAX_VOCAB, ROWS, TURN
+from jaxsample._kernels.rows import MAX_VOCAB, MIN_VOCAB, ROWS
 from jaxsample._shards import Shards
 from jaxsample._vmap import rowwise
 
@@ -66,7 +66,7 @@ def _suits(logits: Array, implementation: Implementation, shards: Shards | None)
     static = all(isinstance(size, int) for size in logits.shape)
     can = static and shards is None and logits.dtype != jnp.float16 and vocab <= MAX_VOCAB
     if implementation is None:
-        return can and vocab >= TURN and math.prod(lead) % ROWS == 0
+        return can and vocab >= MIN_VOCAB and math.prod(lead) % ROWS == 0
     if not can:
         raise ValueError(
             f"implementation='pallas' needs whole rows of float32 or bfloat16 logits, of a static "

@@ -1,11 +1,13 @@
 """Rows in vector memory, eight at a time: their logits are read from HBM once.
 
-A vector is 8 rows by 128 tokens, and a turn looks at 128 of them. Along its lanes a vector is not
-reduced: 16 of them are transposed together and reduced one above the other.
+A vector is 8 rows by 128 tokens, and a turn looks at 256 of them. Along its lanes a vector is not
+reduced: 16 of them are transposed together and reduced one above the other. A turn waits for that,
+so it is long.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +22,12 @@ from jaxsample._chunks import BLOCK, CHUNK
 
 ROWS = 8
 LANES = 128
-_VECTORS = 128
+_VECTORS = 256
 TURN = _VECTORS * LANES
 """Tokens that a turn looks at."""
+
+MIN_VOCAB = 2**14
+"""Below it, half of a turn is for nothing."""
 
 MAX_VOCAB = 2**18
 """So long that two times eight rows and as much again lie in vector memory."""
@@ -65,17 +70,16 @@ def block_maxima(logits: Array, *, interpret: bool) -> Array:
     return _blocks(maxima, logits)
 
 
-def block_maxima_and_sums(logits: Array, *, interpret: bool) -> tuple[Array, Array]:
-    """And the weights of each chunk's tokens added up, int32 `[rows, chunks]`."""
-    each_turn = [(TURN // BLOCK, jnp.float32), (LANES, jnp.int32)]
+def chunk_maxima_and_sums(logits: Array, *, interpret: bool) -> tuple[Array, Array]:
+    """Those of each chunk, and its tokens' weights added up, int32 `[rows, chunks]`."""
+    each_turn = [(TURN // CHUNK, jnp.float32), (TURN // CHUNK, jnp.int32)]
     maxima, sums = _call(_sums_body, logits, each_turn, 0, interpret)
-    rows, vocab = logits.shape
-    sums = sums.reshape(rows, -1, LANES)[..., : TURN // CHUNK].reshape(rows, -1)
-    return _blocks(maxima, logits), sums[:, : pl.cdiv(vocab, CHUNK)]
+    chunks = pl.cdiv(logits.shape[1], CHUNK)
+    return maxima[:, :chunks], sums[:, :chunks]
 
 
 def block_maxima_and_bins(logits: Array, *, interpret: bool) -> tuple[Array, Bins]:
-    """And what the bins hold."""
+    """The largest logits of the blocks, and what the bins hold."""
     each_turn = [(TURN // BLOCK, jnp.float32)]
     maxima, values, vectors, left = _call(_bins_body, logits, each_turn, _DEPTH, interpret)
     ids = vectors * LANES + lax.broadcasted_iota(jnp.int32, vectors.shape, 1) % LANES
@@ -169,42 +173,37 @@ def _swapped(which: Array, a: Array, b: Array) -> tuple[Array, Array]:
 
 def _sums_body(x_ref: Any, maxima_ref: Any, sums_ref: Any, *, vocab: int) -> None:
     def look(number: Array, largest: Array) -> Array:
-        maxima = _maxima(_vectors(x_ref, number))
-        maxima_ref[:, _span(number, TURN // BLOCK)] = maxima
+        chunks = _by_chunk(jnp.maximum, map(_infinite, _vectors(x_ref, number)))
+        maxima = _reduced(jnp.max, chunks, 1)
+        maxima_ref[:, _span(number, TURN // CHUNK)] = maxima
         return jnp.maximum(largest, maxima)
 
     _hide(x_ref, vocab)
-    nothing = jnp.full((x_ref.shape[0], TURN // BLOCK), -jnp.inf)
+    nothing = jnp.full((x_ref.shape[0], TURN // CHUNK), -jnp.inf)
     largest = _turns(vocab, look, nothing)
     row_max = jnp.max(largest, axis=1, keepdims=True)
     row_max = jnp.where(jnp.abs(row_max) < jnp.inf, row_max, 0)
-    of_chunk = CHUNK // LANES
     lane = lax.broadcasted_iota(jnp.int32, (x_ref.shape[0], LANES), 1)
-    places = [part * LANES + lane for part in range(of_chunk)]
 
-    def weigh(number: Array, _: Array) -> Array:
-        maxima = maxima_ref[:, _span(number, TURN // BLOCK)]
-        for step in (1, 2):  # of the blocks of a chunk
-            maxima = jnp.maximum(maxima, pltpu.roll(maxima, maxima.shape[1] - step, 1))
-        shifts = _mass.shifts(maxima, row_max)
-        vectors = _vectors(x_ref, number)
-        sums = []
-        for chunk in range(TURN // CHUNK):
-            shift = shifts[:, chunk * (CHUNK // BLOCK)][:, None]
-            weights = [
-                _mass.weights(vectors[chunk * of_chunk + part], place, row_max, shift)
-                for part, place in enumerate(places)
-            ]
-            sums.append(functools.reduce(jnp.add, weights))
-        sums_ref[:, _span(number, LANES)] = _wide(_reduced(jnp.sum, sums, 1))
-        return _
+    def weigh(number: Array, nothing: Array) -> Array:
+        chunks = _span(number, TURN // CHUNK)
+        shifts = _mass.shifts(maxima_ref[:, chunks], row_max)
+
+        def weights(place: int, x: Array) -> Array:
+            chunk, place = divmod(place * LANES, CHUNK)
+            return _mass.weights(x, place + lane, row_max, shifts[:, chunk : chunk + 1])
+
+        weighed = itertools.starmap(weights, enumerate(_vectors(x_ref, number)))
+        sums_ref[:, chunks] = _reduced(jnp.sum, _by_chunk(jnp.add, weighed), 1)
+        return nothing
 
     _turns(vocab, weigh, np.int32(0))
 
 
-def _wide(x: Array) -> Array:
-    """A vector that starts with `x [rows, n]`."""
-    return jnp.concatenate([x] * (LANES // x.shape[1]), axis=1)
+def _by_chunk(combine: Callable[[Array, Array], Array], vectors: Iterable[Array]) -> list[Array]:
+    """The vectors of each chunk combined."""
+    vectors = iter(vectors)
+    return [functools.reduce(combine, of) for of in zip(*[vectors] * (CHUNK // LANES), strict=True)]
 
 
 def _turns(vocab: int, turn: Callable[..., Any], state: Any) -> Any:
@@ -233,14 +232,19 @@ def _hide(x_ref: Any, vocab: int) -> None:
 def _vectors(x_ref: Any, number: Array) -> list[Array]:
     """The vectors of a turn, float32."""
     start = pl.multiple_of(number * TURN, TURN)
-    lanes = [pl.ds(start + place, LANES) for place in range(0, TURN, LANES)]
-    return [x_ref[:, of].astype(jnp.float32) for of in lanes]
+    # Taken one by one, they would have the address of each computed, of which it has two a cycle.
+    vectors = jnp.split(x_ref[:, pl.ds(start, TURN)], _VECTORS, axis=1)
+    return [x.astype(jnp.float32) for x in vectors]
 
 
 def _maxima(vectors: Sequence[Array]) -> Array:
     """The largest values of the blocks of some vectors, `[rows, blocks]`, +inf for NaN."""
-    vectors = [jnp.where(jnp.isnan(x), jnp.inf, x) for x in vectors]
-    return _reduced(jnp.max, vectors, LANES // BLOCK)
+    return _reduced(jnp.max, [*map(_infinite, vectors)], LANES // BLOCK)
+
+
+def _infinite(x: Array) -> Array:
+    """+inf in place of NaN, which a maximum may lose."""
+    return jnp.where(jnp.isnan(x), jnp.inf, x)
 
 
 def _reduced(reduce: Callable[..., Array], vectors: Sequence[Array], parts: int) -> Array:

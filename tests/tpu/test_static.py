@@ -174,7 +174,7 @@ def test_a_maximum_reads_its_logits_once(chip):
 @needs_libtpu
 @pytest.mark.parametrize(
     ("name", "of_argmax", "of_xla"),
-    [("greedy", 0.65, 0.7), ("categorical", 1.35, 0.75), ("top-k 64", 0.9, 0.5)],
+    [("greedy", 0.65, 0.7), ("categorical", 1.0, 0.6), ("top-k 64", 0.9, 0.5)],
 )
 def test_kernels_are_kept_where_they_are_estimated_to_win(name, of_argmax, of_xla):
     case, chip = Case(128, 128_256, "float32"), CHIPS["v5e"]
