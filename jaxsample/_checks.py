@@ -114,6 +114,14 @@ def per_item(
     return jnp.broadcast_to(_narrow(array, dtype), (*lead, array.shape[-1]))
 
 
+def bitmask(name: str, value: ArrayLike, rows: Array) -> Array:
+    """Packed masks, int32 `[..., ceil(vocab / 32)]`, one a row of `rows [..., vocab]`."""
+    words = value if isinstance(value, Array) else np.asarray(value)
+    if words.dtype not in (np.int32, np.uint32):
+        raise TypeError(f"{name} must hold int32 or uint32 words, got {words.dtype}")
+    return per_item(name, words.view(np.int32), rows, "i", -(-rows.shape[-1] // 32))
+
+
 def keys(value: Any, rows: Array) -> Array:
     """Threefry keys, one a row: a single key is split over the rows, an array of keys is kept.
 

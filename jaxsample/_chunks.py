@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsample import _mass, _shards, _tiles
+from jaxsample import _bits, _mass, _shards, _tiles
+from jaxsample._bits import WORD
 from jaxsample._checks import MAX_VOCAB, to_elements
 from jaxsample._lookup import take
 from jaxsample._mass import Mass, Scale
@@ -30,26 +31,18 @@ _SLICES = 8
 """Of a chunk, that are combined first."""
 
 
-class Rows(NamedTuple):
-    """Logits that were looked over once.
+class Source(NamedTuple):
+    """Logits as they were given, which passes read.
 
     Attributes:
-      logits: `[..., vocab]`, as they were given.
-      rate: float32 `[...]`, what each row is multiplied by (1 / temperature), or None.
-      cut_rate: the same, when a cut was found: another one if the temperature comes after it.
-      block_max: float32 `[..., blocks]`, the largest logit of each block, times the rate. Where
-        nothing ranks the tokens (`_look.look_over_and_weigh`), of each chunk.
-      row_max: float32 `[...]`, the largest logit of the row, times the rate; 0 on a bad row.
-      bad: bool `[...]`, rows with a NaN, with +inf or without a finite logit.
-      shards: the devices that share each row; `logits` are of one, all else is of the whole row.
+      logits: `[..., vocab]`.
+      mask: int32 `[..., words]`, the tokens that may come, packed and filled up to whole chunks;
+        None: all may.
+      shards: the devices that share each row; `logits` and `mask` are of one.
     """
 
     logits: Array
-    rate: Array | None
-    cut_rate: Array | None
-    block_max: Array
-    row_max: Array
-    bad: Array
+    mask: Array | None
     shards: Shards | None
 
     @property
@@ -61,9 +54,59 @@ class Rows(NamedTuple):
         """The ids of the tokens, int32 in the shape of `logits`."""
         return _shards.ids(self.logits, self.shards)
 
+    def masked(self) -> Array:
+        """The raw values, -inf where a token may not come."""
+        if self.mask is None:
+            return self.logits
+        return _bits.masked(self.logits, _bits.unpacked(self.mask, self.logits.shape[-1]))
+
     def whole(self) -> Array:
-        """The raw values of the whole row."""
-        return self.logits if self.shards is None else self.shards.whole(self.logits)
+        """Those of the whole row."""
+        x = self.masked()
+        return x if self.shards is None else self.shards.whole(x)
+
+
+def source(logits: Array, mask: Array | None = None, shards: Shards | None = None) -> Source:
+    """Logits, of which a packed mask `[..., ceil(vocab / 32)]` tells what may come."""
+    if mask is not None:
+        missing = -(-logits.shape[-1] // CHUNK) * (CHUNK // WORD) - mask.shape[-1]
+        mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, missing)])
+    return Source(logits, mask, shards)
+
+
+class Rows(NamedTuple):
+    """Logits that were looked over once.
+
+    Attributes:
+      source: the logits; all else is of the whole row.
+      rate: float32 `[...]`, what each row is multiplied by (1 / temperature), or None.
+      cut_rate: the same, when a cut was found: another one if the temperature comes after it.
+      block_max: float32 `[..., blocks]`, the largest logit of each block, times the rate. Where
+        nothing ranks the tokens (`_look.look_over_and_weigh`), the blocks are chunks.
+      row_max: float32 `[...]`, the largest logit of the row, times the rate; 0 on a bad row.
+      bad: bool `[...]`, rows with a NaN, with +inf or without a finite logit.
+    """
+
+    source: Source
+    rate: Array | None
+    cut_rate: Array | None
+    block_max: Array
+    row_max: Array
+    bad: Array
+
+    @property
+    def dtype(self) -> Any:
+        """Of the raw values."""
+        return self.source.logits.dtype
+
+    @property
+    def vocab(self) -> int:
+        return self.source.vocab
+
+    @property
+    def ids(self) -> Array:
+        """The ids of the tokens, int32 `[..., vocab]`."""
+        return self.source.ids
 
     def read(self, raw: Array) -> Array:
         """The float32 logits that the raw values `[..., *]` stand for."""
@@ -75,7 +118,7 @@ class Rows(NamedTuple):
 
     def read_from_cut(self, logits: Array) -> Array:
         """The logits, from those that a cut was found among."""
-        return self.read(logits.astype(self.logits.dtype)) if self.cut_rate is None else logits
+        return self.read(logits.astype(self.dtype)) if self.cut_rate is None else logits
 
 
 def shards(logits: Array, axis_name: AxisName) -> Shards | None:
@@ -94,36 +137,32 @@ def shards(logits: Array, axis_name: AxisName) -> Shards | None:
 
 def look_over(logits: Array, rate: Array | None = None, shards: Shards | None = None) -> Rows:
     """Reads the logits once, for what every rule needs to know."""
-    return looked_over(logits, block_keys(logits, shards), rate, rate, shards)
+    given = source(logits, shards=shards)
+    return looked_over(given, block_keys(given), rate, rate)
 
 
-def block_keys(logits: Array, shards: Shards | None = None) -> Array:
+def block_keys(source: Source, size: int = BLOCK) -> Array:
     """The key of the largest logit of each block, `[..., blocks]`."""
-    return largest(logits, lambda raw, *_: raw, BLOCK, shards)
+    return largest(source, lambda raw, *_: raw, size)
 
 
 def scaled_after(rows: Rows, rate: Array) -> Rows:
     """Rows that were looked over as they are, multiplied by a rate; a cut stays where it was."""
-    keys = to_key(rows.block_max.astype(rows.logits.dtype))
-    return looked_over(rows.logits, keys, rate, None, rows.shards)
+    keys = to_key(rows.block_max.astype(rows.dtype))
+    return looked_over(rows.source, keys, rate, None)
 
 
-def looked_over(
-    logits: Array,
-    keys: Array,
-    rate: Array | None,
-    cut_rate: Array | None,
-    shards: Shards | None = None,
-) -> Rows:
+def looked_over(source: Source, keys: Array, rate: Array | None, cut_rate: Array | None) -> Rows:
     """The rows of which `block_keys` gave the keys."""
     # Rounding is monotone, so the largest stays the largest.
-    block_max = _read(from_key(keys, logits.dtype), rate)
+    dtype = source.logits.dtype
+    block_max = _read(from_key(keys, dtype), rate)
     # Of keys: among floats, a device that holds a NaN may not tell the others.
-    row_raw_max = from_key(jnp.max(keys, axis=-1), logits.dtype)
+    row_raw_max = from_key(jnp.max(keys, axis=-1), dtype)
     row_max = _read(row_raw_max, rate)
     product = row_raw_max.astype(jnp.float32) * (1 if rate is None else rate)
     bad = ~(jnp.isfinite(row_max) & jnp.isfinite(product))
-    return Rows(logits, rate, cut_rate, block_max, jnp.where(bad, 0, row_max), bad, shards)
+    return Rows(source, rate, cut_rate, block_max, jnp.where(bad, 0, row_max), bad)
 
 
 def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
@@ -132,54 +171,59 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
     What two passes have in common, or all passes of a loop, the compiler would compute once and
     write down, and that is a copy of the logits.
     """
-    if rows.shards is not None:
+    if rows.source.shards is not None:
         # What goes through a barrier with the logits counts as another on each device.
-        return rows._replace(logits=lax.optimization_barrier((rows.logits, after))[0]), after
-    read = (rows.logits, rows.rate, rows.cut_rate)
-    (logits, rate, cut_rate), after = lax.optimization_barrier((read, after))
-    return rows._replace(logits=logits, rate=rate, cut_rate=cut_rate), after
+        return rows._replace(source=lax.optimization_barrier((rows.source, after))[0]), after
+    read = (rows.source, rows.rate, rows.cut_rate)
+    (source, rate, cut_rate), after = lax.optimization_barrier((read, after))
+    return rows._replace(source=source, rate=rate, cut_rate=cut_rate), after
+
+
+def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
+    """`read_again`, but on a TPU, which makes one pass of two that are not tied."""
+
+    def default(rows: Rows, after: Array) -> tuple[Rows, Array]:
+        return read_again(rows, after)
+
+    def tpu(rows: Rows, after: Array) -> tuple[Rows, Array]:
+        return rows, after
+
+    return lax.platform_dependent(rows, after, tpu=tpu, default=default)
 
 
 def fold(
-    values: Array,
-    element: Callable[..., Array],
-    *per_chunk: Array,
-    size: int = CHUNK,
-    shards: Shards | None = None,
+    source: Source, element: Callable[..., Array], *per_chunk: Array, size: int = CHUNK
 ) -> Array:
-    """Adds the integers `element(x, ids, places, *per_chunk)` up over chunks of consecutive ids.
+    """Adds the integers `element(raw, ids, places, *per_chunk)` up over chunks of consecutive ids.
 
     Args:
-      values: `[..., vocab]`.
-      element: takes some values, their ids and, as a NumPy constant, their places in the chunk.
+      source: the logits.
+      element: takes some raw values, their ids and, as a NumPy constant, their places in the chunk.
       *per_chunk: arrays `[..., chunks]`, handed to `element` so that they broadcast.
       size: of a chunk; the last one may be short.
-      shards: the devices that share each row.
 
     Returns:
       `[..., ceil(vocab / size)]`.
     """
-    return _fold(values, element, _sum, per_chunk, size, shards)
+    return _fold(source, element, _sum, per_chunk, size)
 
 
-def largest(
-    values: Array, element: Callable[..., Array], size: int = CHUNK, shards: Shards | None = None
-) -> Array:
-    """The key of the largest `element(x, ids, places)` of each chunk, `[..., chunks]`.
+def largest(source: Source, element: Callable[..., Array], size: int = CHUNK) -> Array:
+    """The key of the largest `element(raw, ids, places)` of each chunk, `[..., chunks]`.
 
     Of equal zeros it is either's, and where there is a NaN it is that of a NaN or +inf.
     """
-    return _fold(values, element, _largest_key, (), size, shards)
+    return _fold(source, element, _largest_key, (), size)
 
 
 def _fold(
-    values: Array,
+    source: Source,
     element: Callable[..., Array],
     reduce: Callable[[Array], Array],
     per_chunk: tuple[Array, ...],
     size: int,
-    shards: Shards | None,
 ) -> Array:
+    values, mask, shards = source
     if shards is not None:
         start = shards.start(values.shape[-1])
 
@@ -187,7 +231,7 @@ def _fold(
             return element(x, start + ids, *rest)
 
         own = tuple(map(shards.own, per_chunk))
-        return shards.whole(_fold(values, own_element, reduce, own, size, None))
+        return shards.whole(_fold(Source(values, mask, None), own_element, reduce, own, size))
 
     lead, vocab = values.shape[:-1], values.shape[-1]
     whole = vocab // size
@@ -196,6 +240,9 @@ def _fold(
         place = np.array(places, np.int32).reshape((1,) * (x.ndim - 1) + (-1,))
         ids = size * (chunks.start + lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 2)) + place
         params = (a[..., chunks.start : chunks.stop, None] for a in per_chunk)
+        if mask is not None:
+            words = _words(mask, size)[..., chunks.start : chunks.stop, :]
+            x = _bits.masked(x, _bits.unpacked(words, len(places)))
         return reduce(element(x, ids, place, *params))
 
     results = []
@@ -261,7 +308,7 @@ def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None
             return scale.weights(jnp.where(kept, x, -jnp.inf), places, shift)
         return jnp.where(kept, scale.weights(x, places, shift), 0)
 
-    return fold(rows.logits, element, scale.shifts, shards=rows.shards)
+    return fold(rows.source, element, scale.shifts)
 
 
 def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Mass:
@@ -272,10 +319,15 @@ def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None 
 def chunk_max(rows: Rows) -> Array:
     """The largest logit of each chunk, `[..., chunks]`."""
     *lead, blocks = rows.block_max.shape
-    per_chunk, chunks = CHUNK // BLOCK, -(-rows.vocab // CHUNK)
+    per_chunk, chunks = CHUNK // block_size(rows, blocks), -(-rows.vocab // CHUNK)
     missing = jnp.full((*lead, chunks * per_chunk - blocks), -jnp.inf, jnp.float32)
     block_max = jnp.concatenate([rows.block_max, missing], axis=-1)
     return jnp.max(block_max.reshape(*lead, chunks, per_chunk), axis=-1)
+
+
+def block_size(rows: Rows, blocks: int) -> int:
+    """The tokens of each block, if a row has so many blocks."""
+    return BLOCK if blocks == -(-rows.vocab // BLOCK) else CHUNK
 
 
 def probability(rows: Rows) -> Scale:
@@ -291,10 +343,20 @@ def tally(rows: Rows) -> Scale:
 
 def take_blocks(rows: Rows, blocks: Array, size: int) -> Array:
     """The raw values of whole chunks of a size, by index: `[..., n]` to `[..., n, size]`."""
-    *lead, vocab = rows.logits.shape
-    if rows.shards is not None:
-        own = rows._replace(shards=None)
-        return rows.shards.look_up(lambda i: take_blocks(own, i, size), blocks, vocab // size)
+    logits, mask, shards = rows.source
+    if shards is not None:
+        own = rows._replace(source=Source(logits, mask, None))
+        number = logits.shape[-1] // size
+        return shards.look_up(lambda i: take_blocks(own, i, size), blocks, number)
+    raw = _take_blocks(logits, blocks, size)
+    if mask is None:
+        return raw
+    words = jnp.take_along_axis(_words(mask, size), blocks[..., None], axis=-2, mode="clip")
+    return _bits.masked(raw, _bits.unpacked(words, size))
+
+
+def _take_blocks(logits: Array, blocks: Array, size: int) -> Array:
+    *lead, vocab = logits.shape
 
     def by_chunk(logits: Array, blocks: Array) -> Array:
         # So that of a sharded vocabulary each device looks among its own.
@@ -306,13 +368,28 @@ def take_blocks(rows: Rows, blocks: Array, size: int) -> Array:
 
     if vocab % size == 0:
         tpu = by_tile if _tiles.fits(vocab, size) else by_chunk
-        return lax.platform_dependent(rows.logits, blocks, tpu=tpu, default=by_chunk)
+        return lax.platform_dependent(logits, blocks, tpu=tpu, default=by_chunk)
 
     def take(row: Array, starts: Array) -> Array:
         return jax.vmap(lambda start: lax.dynamic_slice_in_dim(row, start, size))(starts)
 
     # To cut the tail off would be a copy.
-    return jnp.vectorize(take, signature="(v),(n)->(n,s)")(rows.logits, blocks * size)
+    return jnp.vectorize(take, signature="(v),(n)->(n,s)")(logits, blocks * size)
+
+
+def take_rest(rows: Rows, size: int) -> Array:
+    """The raw values behind the last whole chunk of a size, `[..., vocab % size]`."""
+    logits, mask, _ = rows.source
+    whole, short = divmod(logits.shape[-1], size)
+    rest = logits[..., whole * size :]
+    if mask is None:
+        return rest
+    return _bits.masked(rest, _bits.unpacked(mask[..., whole * size // WORD :], short))
+
+
+def _words(mask: Array, size: int) -> Array:
+    """The words of a mask by the chunks that they are of, `[..., chunks, words]`."""
+    return mask.reshape(*mask.shape[:-1], mask.shape[-1] * WORD // size, size // WORD)
 
 
 def take_chunk(rows: Rows, chunk: Array, size: int = CHUNK) -> tuple[Array, Array]:
@@ -322,10 +399,10 @@ def take_chunk(rows: Rows, chunk: Array, size: int = CHUNK) -> tuple[Array, Arra
       The values and the ids of the tokens, int32, `[..., size]`.
     """
     whole, short = divmod(rows.vocab, size)
-    x = jnp.full((*chunk.shape, size), -jnp.inf, rows.logits.dtype)
+    x = jnp.full((*chunk.shape, size), -jnp.inf, rows.dtype)
     ids = (chunk * size)[..., None] + positions(x)
     if short:
-        tail = rows.logits[..., whole * size :]
+        tail = take_rest(rows, size)
         widths = [(0, 0)] * (tail.ndim - 1) + [(0, size - short)]
         x = jnp.pad(tail, widths, constant_values=-np.inf)
     if whole:
@@ -380,7 +457,12 @@ def settle(x: Array, dtype: Any) -> Array:
 
 def _read(raw: Array, rate: Array | None) -> Array:
     x = raw.astype(jnp.float32)
-    return x if rate is None else _round(_uncontracted(x * to_elements(rate, x)), raw.dtype)
+    return x if rate is None else _round(scaled(x, to_elements(rate, x)), raw.dtype)
+
+
+def scaled(x: Array, rate: Array) -> Array:
+    """Float32 logits times a rate."""
+    return _uncontracted(x * rate)
 
 
 def _uncontracted(x: Array) -> Array:

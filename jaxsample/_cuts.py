@@ -70,9 +70,11 @@ def tail_free(rows: Rows, z: Array) -> Array:
 
     def bends() -> Array:
         shift = jnp.full(rows.row_max.shape, _TAIL_FREE_SHIFT, jnp.int32)
-        places = np.zeros((1,) * rows.logits.ndim, np.int32)  # rounds equal weights alike
+        places = np.zeros((1,) * (rows.row_max.ndim + 1), np.int32)  # rounds equal weights alike
         scale = Scale(shift, rows.row_max)
-        weights = -jnp.sort(-scale.weights(rows.read(rows.whole()), places, shift[..., None]))
+        weights = -jnp.sort(
+            -scale.weights(rows.read(rows.source.whole()), places, shift[..., None])
+        )
         slopes = weights[..., :-1] - weights[..., 1:]
         bends = jnp.abs(slopes[..., :-1] - slopes[..., 1:]).astype(jnp.uint32)
         running = jnp.cumsum(bends, axis=-1, dtype=jnp.uint32)

@@ -16,7 +16,7 @@ from jax.extend.random import threefry_2x32
 
 from jaxsample import _chunks, _elementary, _kept, _mass, _ranking
 from jaxsample._chunks import CHUNK, Rows, take_chunk, to_key
-from jaxsample._kept import Prefix
+from jaxsample._kept import Kept, Prefix
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
 from jaxsample._vmap import rowwise
@@ -64,9 +64,21 @@ def draw(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array
 def draw_to(noise: Array, rows: Rows, cut: Cut) -> Drawn:
     """Draws from the tokens up to a cut, wherever it lies."""
     scale = _chunks.probability(rows)
-    kept = _kept.weigh_to(rows, scale, cut)
-    mass = _mass.total(_mass.place(kept.sums, scale.shifts))
-    return Drawn(draw(noise, rows, scale, kept.sums, cut), mass, kept.num_kept)
+    return _from_weighed(noise, rows, scale, _kept.weigh_to(rows, scale, cut), cut)
+
+
+def draw_all(
+    noise: Array, rows: Rows, scale: Scale, kept: Kept, greedy: Array | None
+) -> tuple[Drawn, Cut]:
+    """Draws from all tokens, which were weighed; on greedy rows it takes rank 0."""
+    cut = _ranking.everything(rows)
+    drawn = _from_weighed(noise, rows, scale, kept, cut)
+    if greedy is None:
+        return drawn, cut
+    best = _ranking.best(rows)
+    alone = Drawn(best.token, _mass.likeliest(best.token), jnp.ones_like(best.token))
+    chosen = jax.tree.map(lambda a, b: jnp.where(greedy, a, b), alone, drawn)
+    return chosen, _ranking.select(greedy, best, cut)
 
 
 @rowwise
@@ -77,6 +89,11 @@ def draw_prefix(noise: Array, rows: Rows, kept: Prefix) -> Drawn:
         lambda: _draw_first(noise, rows, kept),
         lambda: draw_to(noise, rows, kept.cut),
     )
+
+
+def _from_weighed(noise: Array, rows: Rows, scale: Scale, kept: Kept, cut: Cut) -> Drawn:
+    mass = _mass.total(_mass.place(kept.sums, scale.shifts))
+    return Drawn(draw(noise, rows, scale, kept.sums, cut), mass, kept.num_kept)
 
 
 def _draw_first(noise: Array, rows: Rows, kept: Prefix) -> Drawn:

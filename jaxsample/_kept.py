@@ -103,12 +103,11 @@ def prefix(rows: Rows, top: Cut, rules: Rules) -> Prefix:
     return Prefix(cut, within, length, top)
 
 
-def weigh_to(rows: Rows, scale: Scale, cut: Cut) -> Kept:
-    """Weighs and counts the tokens up to a cut, wherever it lies."""
-
-    keep = _up_to(cut)
+def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:
+    """Weighs and counts the tokens up to a cut, wherever it lies; without one, all."""
+    keep = None if cut is None else _up_to(cut)
     sums = _chunks.weigh(rows, scale, keep)
-    again, sums = _chunks.read_again(rows, sums)
+    again, sums = _chunks.read_beside(rows, sums)
     counts = _chunks.weigh(again, _chunks.tally(rows), keep)
     return Kept(sums, jnp.sum(counts, axis=-1, dtype=jnp.int32))
 

@@ -8,78 +8,86 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _chunks, _kept, _mass, _ranking
-from jaxsample._chunks import Rows
+from jaxsample import _chunks, _kept, _ranking
+from jaxsample._chunks import CHUNK, Rows, Source
 from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
 from jaxsample._kernels.choice import Implementation, choose
 from jaxsample._kernels.rows import Bins
 from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
-from jaxsample._shards import Shards
 
 
-def look_over(
-    logits: Array, rate: Array | None, implementation: Implementation, shards: Shards | None
-) -> Rows:
+def look_over(source: Source, rate: Array | None, implementation: Implementation) -> Rows:
     """`_chunks.look_over`."""
 
-    def kernel(logits: Array, interpret: bool) -> tuple[Array]:
-        return (_keys(kernels.block_maxima(_flat(logits), interpret=interpret), logits),)
+    def kernel(source: Source, *, interpret: bool) -> tuple[Array]:
+        maxima = kernels.block_maxima(_flat(source.logits), interpret=interpret)
+        return (_keys(maxima, source),)
 
-    def otherwise(logits: Array) -> tuple[Array]:
-        return (_chunks.block_keys(logits, shards),)
+    def otherwise(source: Source) -> tuple[Array]:
+        return (_chunks.block_keys(source),)
 
-    (keys,) = choose(kernel, otherwise, implementation, shards, logits)
-    return _chunks.looked_over(logits, keys, rate, rate, shards)
+    (keys,) = choose(kernel, otherwise, implementation, source)
+    return _chunks.looked_over(source, keys, rate, rate)
 
 
 def look_over_and_weigh(
-    logits: Array, implementation: Implementation, shards: Shards | None
-) -> tuple[Rows, Scale, Array]:
-    """Also `_chunks.weigh` of all tokens, by probability. The blocks are whole chunks."""
+    source: Source, rate: Array | None, implementation: Implementation, *, counted: bool
+) -> tuple[Rows, Scale, list[Array]]:
+    """Also `_chunks.weigh` of all tokens, by probability, and how many are not masked, if counted.
 
-    def kernel(logits: Array, interpret: bool) -> tuple[Array, Array]:
-        maxima, sums = kernels.chunk_maxima_and_sums(_flat(logits), interpret=interpret)
-        return _keys(maxima, logits), sums.reshape(*logits.shape[:-1], -1)
+    The blocks are whole chunks.
+    """
 
-    def otherwise(logits: Array) -> tuple[Array, Array]:
-        keys = _chunks.largest(logits, lambda raw, *_: raw, shards=shards)
-        return keys, _chunks.weigh(*scaled(keys, logits))
+    def kernel(source: Source, rate: Array | None, *, interpret: bool) -> tuple[Array, ...]:
+        logits, mask, _ = source
+        maxima, sums, *counts = kernels.chunk_maxima_and_sums(
+            _flat(logits),
+            None if rate is None else rate.reshape(-1),
+            None if mask is None else _flat(mask),
+            counted=counted,
+            interpret=interpret,
+        )
+        rows = logits.shape[:-1]
+        counts = [count.reshape(rows) for count in counts]
+        return _keys(maxima, source), sums.reshape(*rows, -1), *counts
 
-    def scaled(keys: Array, logits: Array) -> tuple[Rows, Scale]:
-        rows = _chunks.looked_over(logits, keys, None, None, shards)
-        return rows, Scale(_mass.shifts(rows.block_max, rows.row_max[..., None]), rows.row_max)
+    def otherwise(source: Source, rate: Array | None) -> tuple[Array, ...]:
+        keys = _chunks.block_keys(source, CHUNK)
+        rows = _chunks.looked_over(source, keys, rate, rate)
+        scale = _chunks.probability(rows)
+        if counted:
+            return keys, *_kept.weigh_to(rows, scale, None)
+        return keys, _chunks.weigh(rows, scale)
 
-    keys, sums = choose(kernel, otherwise, implementation, shards, logits)
-    return *scaled(keys, logits), sums
+    keys, *kept = choose(kernel, otherwise, implementation, source, rate)
+    rows = _chunks.looked_over(source, keys, rate, rate)
+    return rows, _chunks.probability(rows), kept
 
 
 def look_over_and_rank(
-    logits: Array, rate: Array | None, implementation: Implementation, shards: Shards | None
+    source: Source, rate: Array | None, implementation: Implementation
 ) -> tuple[Rows, Cut]:
     """Also the candidates, `_kept.candidates`."""
 
-    def rows_of(keys: Array, logits: Array, rate: tuple[Array, ...]) -> Rows:
-        scaled = rate[0] if rate else None
-        return _chunks.looked_over(logits, keys, scaled, scaled, shards)
-
-    def kernel(logits: Array, *rate: Array, interpret: bool) -> tuple[Array, ...]:
-        maxima, bins = kernels.block_maxima_and_bins(_flat(logits), interpret=interpret)
-        keys = _keys(maxima, logits)
-        rows = rows_of(keys, logits, rate)
+    def kernel(source: Source, rate: Array | None, *, interpret: bool) -> tuple[Array, ...]:
+        logits, mask, _ = source
+        mask = None if mask is None else _flat(mask)
+        maxima, bins = kernels.block_maxima_and_bins(_flat(logits), mask, interpret=interpret)
+        keys = _keys(maxima, source)
+        rows = _chunks.looked_over(source, keys, rate, rate)
         bins = Bins(*(x.reshape(*logits.shape[:-1], -1) for x in bins))
         top, settled = _first(rows, bins, interpret)
         top = lax.cond(jnp.all(settled | rows.bad), lambda: top, lambda: _kept.candidates(rows))
         return keys, *top
 
-    def otherwise(logits: Array, *rate: Array) -> tuple[Array, ...]:
-        keys = _chunks.block_keys(logits, shards)
-        return keys, *_kept.candidates(rows_of(keys, logits, rate))
+    def otherwise(source: Source, rate: Array | None) -> tuple[Array, ...]:
+        keys = _chunks.block_keys(source)
+        return keys, *_kept.candidates(_chunks.looked_over(source, keys, rate, rate))
 
-    given: tuple[Array, ...] = () if rate is None else (rate,)
-    keys, *top = choose(kernel, otherwise, implementation, shards, logits, *given)
-    return rows_of(keys, logits, given), Cut(*top)
+    keys, *top = choose(kernel, otherwise, implementation, source, rate)
+    return _chunks.looked_over(source, keys, rate, rate), Cut(*top)
 
 
 def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:
@@ -90,7 +98,7 @@ def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:
     """
 
     def value(raw: Array) -> Array:
-        return _ranking.unsigned_zero(rows.read(raw.astype(rows.logits.dtype)))
+        return _ranking.unsigned_zero(rows.read(raw.astype(rows.dtype)))
 
     number = min(_kept.CANDIDATES, rows.vocab)
     logits, left, last = map(value, (bins.logits, bins.left, bins.last))
@@ -108,10 +116,10 @@ def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:
     return Cut(logit, token), jnp.all(behind, axis=-1)
 
 
-def _flat(logits: Array) -> Array:
-    return logits.reshape(-1, logits.shape[-1])
+def _flat(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
 
 
-def _keys(maxima: Array, logits: Array) -> Array:
-    keys: Any = _chunks.to_key(maxima.astype(logits.dtype))
-    return keys.reshape(*logits.shape[:-1], -1)
+def _keys(maxima: Array, source: Source) -> Array:
+    keys: Any = _chunks.to_key(maxima.astype(source.logits.dtype))
+    return keys.reshape(*source.logits.shape[:-1], -1)

@@ -148,6 +148,12 @@ def _round(weight: Array, places: Array | np.ndarray) -> Array:
     return jnp.floor(weight).astype(jnp.int32)
 
 
+def likeliest(like: Array) -> Mass:
+    """The mass of the likeliest token, of rows `[...]`."""
+    ones = jnp.ones_like(like, jnp.uint32)
+    return Mass(high=ones << (FRACTION_BITS - 32), low=jnp.zeros_like(ones))
+
+
 def place(sums: Array, shift: Array) -> Mass:
     """The mass of `sums` (weights added up, in 32 bits) that were counted at `shift`."""
     sums = lax.bitcast_convert_type(sums, jnp.uint32)

@@ -37,7 +37,7 @@ def entropy(rows: Rows, scale: Scale) -> tuple[Array, Array]:
         return _mass.weighted_octaves(rows.read(raw), places, row_max, shift)
 
     # A chunk's tokens lie its shift in octaves below the maximum, and then some.
-    distances = _chunks.fold(rows.logits, distance, scale.shifts, shards=rows.shards)
+    distances = _chunks.fold(rows.source, distance, scale.shifts)
     further = _mass.place(distances, scale.shifts)
     weights = _mass.place(sums, scale.shifts)
     total = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
@@ -57,7 +57,7 @@ def log_collision(rows: Rows, scale: Scale) -> Array:
     def square(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
         return squared.weights(2 * _below(rows, rows.read(raw)), places, shift)
 
-    sums = _chunks.fold(rows.logits, square, squared.shifts, shards=rows.shards)
+    sums = _chunks.fold(rows.source, square, squared.shifts)
     squares = _settled(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
     return _settled(squares - 2 * whole)
 
@@ -79,7 +79,7 @@ def deviation(rows: Rows) -> Array:
             halved = 0.5 * rows.row_max[..., None, None] - 0.5 * jnp.where(finite, x, 0)
             return jnp.where(finite, element(jnp.rint(halved * per_step).astype(jnp.int32)), 0)
 
-        sums = _chunks.fold(again.logits, value, shards=rows.shards)
+        sums = _chunks.fold(again.source, value)
         total = _mass.total(_mass.place(sums, jnp.full_like(sums, _mass.NO_SHIFT)))
         return _settled(_mass.to_float(total) / number)
 
@@ -106,7 +106,7 @@ def _least(rows: Rows) -> Array:
         x = rows.read(raw)
         return jnp.where(x > -jnp.inf, -x, -jnp.inf)
 
-    keys = _chunks.largest(rows.logits, element, _chunks.BLOCK, rows.shards)
+    keys = _chunks.largest(rows.source, element, _chunks.BLOCK)
     return -_chunks.from_key(jnp.max(keys, axis=-1))
 
 

@@ -25,7 +25,9 @@ def logprobs(rows: Rows, mass: Mass, kept: Array, chosen: Array) -> Array:
     row_max, bad = rows.row_max[..., None], rows.bad[..., None]
     # Bad rows leave before anything is differentiated: even unused, they would make NaN gradients.
     kept, chosen = (jnp.where(bad, 0, x).astype(jnp.float32) for x in (kept, chosen))
-    normalizer = _log_sum_exp(kept - row_max, jnp.where(rows.bad, 0, _mass.log(mass)), rows.shards)
+    normalizer = _log_sum_exp(
+        kept - row_max, jnp.where(rows.bad, 0, _mass.log(mass)), rows.source.shards
+    )
     return jnp.where(bad, jnp.nan, chosen - row_max - normalizer[..., None])
 
 

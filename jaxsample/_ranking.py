@@ -15,9 +15,9 @@ from jax import Array, lax
 from jaxsample import _mass, _selection, _shards
 from jaxsample._checks import to_elements
 from jaxsample._chunks import (
-    BLOCK,
     CHUNK,
     Rows,
+    block_size,
     first_true,
     fold,
     from_key,
@@ -25,6 +25,7 @@ from jaxsample._chunks import (
     read_again,
     take_blocks,
     take_chunk,
+    take_rest,
 )
 from jaxsample._lookup import take
 from jaxsample._mass import Scale
@@ -71,10 +72,11 @@ def select(which: Array, a: Cut, b: Cut) -> Cut:
 
 def best(rows: Rows) -> Cut:
     """Rank 0."""
+    size = block_size(rows, rows.block_max.shape[-1])
     block = first_true(rows.block_max == rows.row_max[..., None])
-    raw, _ = take_chunk(rows, block, BLOCK)
+    raw, _ = take_chunk(rows, block, size)
     lane = first_true(rows.read(raw) == rows.row_max[..., None])
-    return Cut(rows.row_max, block * BLOCK + lane)
+    return Cut(rows.row_max, block * size + lane)
 
 
 def last_from(rows: Rows, floor: Array) -> Cut:
@@ -86,7 +88,7 @@ def last_from(rows: Rows, floor: Array) -> Cut:
         def above(raw: Array, ids: Array, *_: Array) -> Array:
             return element(again.read(raw), ids)
 
-        return jnp.max(largest(again.logits, above, shards=rows.shards), axis=-1)
+        return jnp.max(largest(again.source, above), axis=-1)
 
     def negative(x: Array, _: Array) -> Array:
         return jnp.where(x >= floor[..., None, None], -x, -jnp.inf)
@@ -117,13 +119,14 @@ def first(
     Returns:
       Values and ids, and the raw values of the logits, `[..., min(number, vocab)]`.
     """
-    whole = rows.vocab // BLOCK
+    size = block_size(rows, block_max.shape[-1])
+    whole = rows.vocab // size
     if whole <= number:
-        raw, blocks, least = rows.whole(), None, None
+        raw, blocks, least = rows.source.whole(), None, None
     else:
         # In order of their ids, since ties are broken by position; the short block is the last.
         blocks, least = _selection.places_of_top_k(unsigned_zero(block_max[..., :whole]), number)
-        raw = _taken(rows, blocks)
+        raw = _taken(rows, blocks, size)
 
     def competing(raw: Array) -> Array:
         x = unsigned_zero(value(rows.read(raw)))
@@ -132,19 +135,20 @@ def first(
         return x if least is None else jnp.where(x >= least[..., None], x, -jnp.inf)
 
     top, position, raw = _selection.top_k(raw, min(number, rows.vocab), competing)
-    token = position if blocks is None else _ids(rows, blocks, position)
+    token = position if blocks is None else _ids(rows, blocks, size, position)
     return Cut(top, token), raw
 
 
 def rank(rows: Rows, tokens: Array) -> Array:
-    """The number of tokens before one of each row, int32 `[...]`."""
-    logit = rows.read(_shards.take(rows.logits, tokens[..., None], rows.shards))[..., 0]
+    """The number of tokens before one of each row that is not masked, int32 `[...]`."""
+    logits, _, shards = rows.source
+    logit = rows.read(_shards.take(logits, tokens[..., None], shards))[..., 0]
     cut = before(Cut(logit, tokens))
 
     def counted(raw: Array, ids: Array, *_: Array) -> Array:
         return is_kept(rows.read(raw), ids, cut).astype(jnp.int32)
 
-    counts = fold(rows.logits, counted, shards=rows.shards)
+    counts = fold(rows.source, counted)
     return jnp.sum(counts, axis=-1, dtype=jnp.int32)
 
 
@@ -181,19 +185,19 @@ def by_chunk(
     return lax.reduce(x, x.dtype.type(nothing), combine, (x.ndim - 2,))
 
 
-def _taken(rows: Rows, blocks: Array) -> Array:
+def _taken(rows: Rows, blocks: Array, size: int) -> Array:
     """The raw values of some whole blocks and of the short last one, in a row."""
-    raw = take_blocks(rows, blocks, BLOCK).reshape(*blocks.shape[:-1], -1)
-    if rows.shards is not None:  # who have no short block
+    raw = take_blocks(rows, blocks, size).reshape(*blocks.shape[:-1], -1)
+    if rows.source.shards is not None:  # who have no short block
         return raw
-    return jnp.concatenate([raw, rows.logits[..., rows.vocab // BLOCK * BLOCK :]], axis=-1)
+    return jnp.concatenate([raw, take_rest(rows, size)], axis=-1)
 
 
-def _ids(rows: Rows, blocks: Array, position: Array) -> Array:
+def _ids(rows: Rows, blocks: Array, size: int, position: Array) -> Array:
     """The ids of tokens by their position in `_taken`."""
-    last = jnp.full((*blocks.shape[:-1], 1), rows.vocab // BLOCK, blocks.dtype)
+    last = jnp.full((*blocks.shape[:-1], 1), rows.vocab // size, blocks.dtype)
     blocks = jnp.concatenate([blocks, last], axis=-1)
-    return take(blocks, position // BLOCK) * BLOCK + position % BLOCK
+    return take(blocks, position // size) * size + position % size
 
 
 def unsigned_zero(x: Array) -> Array:

@@ -70,7 +70,7 @@ class _Bounds(NamedTuple):
 
 def by_logit(rows: Rows) -> Order:
     """Law 1."""
-    return Order(lambda x: x, lambda value: value, rows.row_max, rows.logits.dtype)
+    return Order(lambda x: x, lambda value: value, rows.row_max, rows.dtype)
 
 
 def search(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order) -> Cut:
@@ -163,7 +163,7 @@ def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: O
         value = order.value(x)
         return jnp.where(value < to_elements(most, x), value, -jnp.inf)
 
-    keys = largest(rows.logits, lambda raw, *_: value(rows.read(raw)), BLOCK, rows.shards)
+    keys = largest(rows.source, lambda raw, *_: value(rows.read(raw)), BLOCK)
     block_max = from_key(keys)
     top, raw = _ranking.first(rows, block_max, _FEW, value)
     weights = _ranking.weights(scale, rows.read(raw), top.token)

@@ -1,15 +1,30 @@
 """Logits to logits: what may be said, and what had better be, whatever the model thinks of it."""
 
+import functools
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _history, _normalizer, _shards, _sparse
+from jaxsample import _bits, _checks, _chunks, _history, _normalizer, _shards, _sparse
 from jaxsample._shards import AxisName, Shards
 
-_BITS = 32
+
+class Banned(NamedTuple):
+    """A few tokens of each row that may not come.
+
+    Attributes:
+      ids: int32 `[..., n]`; negative ones are padding.
+      where: bool `[..., n]`, which of them are banned.
+      bad: bool `[...]`, the rows with a parameter outside its range.
+    """
+
+    ids: Array
+    where: Array
+    bad: Array
 
 
 def biased_logits(
@@ -100,7 +115,7 @@ def allowed_logits(logits: ArrayLike, allowed: ArrayLike, *, axis_name: AxisName
 
 @jax.jit
 def _allowed_logits(logits: Array, allowed: Array) -> Array:
-    return jnp.where(allowed | ~(logits < jnp.inf), logits, -jnp.inf)
+    return _bits.masked(logits, allowed)
 
 
 def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike, *, axis_name: AxisName = None) -> Array:
@@ -128,17 +143,12 @@ def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike, *, axis_name: AxisName
     """
     logits = _checks.logits(logits)
     _chunks.shards(logits, axis_name)
-    words = bitmask if isinstance(bitmask, Array) else np.asarray(bitmask)
-    if words.dtype not in (np.int32, np.uint32):
-        raise TypeError(f"bitmask must hold int32 or uint32 words, got {words.dtype}")
-    width = -(-logits.shape[-1] // _BITS)
-    words = _checks.per_item("bitmask", words.view(np.int32), logits, "i", width)
-    return _bitmask_logits(logits, words)
+    return _bitmask_logits(logits, _checks.bitmask("bitmask", bitmask, logits))
 
 
 @jax.jit
 def _bitmask_logits(logits: Array, bitmask: Array) -> Array:
-    return _allowed_logits(logits, unpacked(bitmask, logits.shape[-1]))
+    return _bits.masked(logits, _bits.unpacked(bitmask, logits.shape[-1]))
 
 
 def packed_bitmask(allowed: ArrayLike) -> Array:
@@ -165,29 +175,7 @@ def packed_bitmask(allowed: ArrayLike) -> Array:
     return _packed_bitmask(jnp.asarray(array))
 
 
-@jax.jit
-def _packed_bitmask(allowed: Array) -> Array:
-    missing = -allowed.shape[-1] % _BITS
-    allowed = jnp.pad(allowed, [(0, 0)] * (allowed.ndim - 1) + [(0, missing)])
-    bits = allowed.astype(jnp.int32) << _chunks.positions(allowed) % _BITS
-
-    def by_window(bits: Array) -> Array:
-        window = (*[1] * (bits.ndim - 1), _BITS)
-        return lax.reduce_window(bits, np.int32(0), lax.add, window, window, "VALID")
-
-    def by_word(bits: Array) -> Array:
-        return jnp.sum(
-            bits.reshape(*bits.shape[:-1], bits.shape[-1] // _BITS, _BITS), axis=-1, dtype=jnp.int32
-        )
-
-    # Of words of 32 tokens a TPU would hold a quarter of each tile.
-    return lax.platform_dependent(bits, tpu=by_window, default=by_word)
-
-
-def unpacked(bitmask: Array, vocab: int) -> Array:
-    """The mask `[..., vocab]` of a packed one."""
-    words = jnp.repeat(bitmask, _BITS, axis=-1)[..., :vocab]
-    return (words >> (_chunks.positions(words) % _BITS)) & 1 == 1
+_packed_bitmask = jax.jit(_bits.packed)
 
 
 def suppressed_logits(
@@ -214,14 +202,19 @@ def suppressed_logits(
     [  1. -inf   3.]
     """
     logits = _checks.logits(logits)
+    return without(logits, suppressed(logits, token_ids, axis_name), axis_name)
+
+
+def suppressed(logits: Array, token_ids: ArrayLike, axis_name: AxisName) -> Banned:
+    """What `suppressed_logits` masks."""
     token_ids = _checks.per_item("token_ids", token_ids, logits, "iu")
-    return _suppressed_logits(logits, token_ids, _chunks.shards(logits, axis_name))
+    return _suppressed(logits, token_ids, _chunks.shards(logits, axis_name))
 
 
 @jax.jit
-def _suppressed_logits(logits: Array, token_ids: Array, shards: Shards | None) -> Array:
+def _suppressed(logits: Array, token_ids: Array, shards: Shards | None) -> Banned:
     bad = jnp.any(token_ids >= _shards.vocab(logits, shards), axis=-1)
-    return _suppressed(logits, token_ids, jnp.array(True), bad, shards)
+    return Banned(token_ids, jnp.full(token_ids.shape, True), bad)
 
 
 def min_tokens_logits(
@@ -256,7 +249,19 @@ def min_tokens_logits(
      [  0.   0.   0.]]
     """
     logits = _checks.logits(logits)
-    return _min_tokens_logits(
+    banned = before_min_tokens(logits, stop_token_ids, length, min_tokens, axis_name)
+    return without(logits, banned, axis_name)
+
+
+def before_min_tokens(
+    logits: Array,
+    stop_token_ids: ArrayLike,
+    length: ArrayLike,
+    min_tokens: ArrayLike,
+    axis_name: AxisName,
+) -> Banned:
+    """What `min_tokens_logits` masks."""
+    return _before_min_tokens(
         logits,
         _checks.per_item("stop_token_ids", stop_token_ids, logits, "iu"),
         _checks.integer("length", length, logits),
@@ -266,13 +271,14 @@ def min_tokens_logits(
 
 
 @jax.jit
-def _min_tokens_logits(
+def _before_min_tokens(
     logits: Array, stop_token_ids: Array, length: Array, min_tokens: Array, shards: Shards | None
-) -> Array:
+) -> Banned:
     length, min_tokens = (_checks.to_rows(x, logits) for x in (length, min_tokens))
     bad = jnp.any(stop_token_ids >= _shards.vocab(logits, shards), axis=-1)
     bad |= (length < 0) | (min_tokens < 0)
-    return _suppressed(logits, stop_token_ids, (length < min_tokens)[..., None], bad, shards)
+    early = jnp.broadcast_to((length < min_tokens)[..., None], stop_token_ids.shape)
+    return Banned(stop_token_ids, early, bad)
 
 
 def bad_words_logits(
@@ -312,6 +318,19 @@ def bad_words_logits(
     [  0.   0. -inf -inf]
     """
     logits = _checks.logits(logits)
+    banned = bad_words(logits, tokens, length, words, word_lengths, axis_name)
+    return without(logits, banned, axis_name)
+
+
+def bad_words(
+    logits: Array,
+    tokens: ArrayLike,
+    length: ArrayLike,
+    words: ArrayLike,
+    word_lengths: ArrayLike,
+    axis_name: AxisName,
+) -> Banned:
+    """What `bad_words_logits` masks."""
     tokens = _checks.per_item("tokens", tokens, logits, "iu")
     length = _checks.integer("length", length, logits)
     words = words if isinstance(words, Array) else np.asarray(words)
@@ -324,18 +343,18 @@ def bad_words_logits(
         raise ValueError(f"word_lengths must have shape [..., {count}], got {word_lengths.shape}")
     words = words.reshape(*words.shape[:-1], count, longest)
     shards = _chunks.shards(logits, axis_name)
-    return _bad_words_logits(logits, tokens, length, words, word_lengths, shards)
+    return _bad_words(logits, tokens, length, words, word_lengths, shards)
 
 
 @jax.jit
-def _bad_words_logits(
+def _bad_words(
     logits: Array,
     tokens: Array,
     length: Array,
     words: Array,
     word_lengths: Array,
     shards: Shards | None,
-) -> Array:
+) -> Banned:
     length, place = _checks.to_rows(length, logits), _chunks.positions(words)
     unknown = (words < 0) | (words >= _shards.vocab(logits, shards))
     bad = _history.is_bad(tokens, length)
@@ -348,7 +367,7 @@ def _bad_words_logits(
     written = _shards.take(tokens, where).reshape(words.shape)
     begun = jnp.all((words == written) | (place >= prefix[..., None]), axis=-1)
     last = _chunks.at(words, prefix)
-    return _suppressed(logits, last, begun & (prefix >= 0) & (start >= 0), bad, shards)
+    return Banned(last, begun & (prefix >= 0) & (start >= 0), bad)
 
 
 def guided_logits(
@@ -416,9 +435,9 @@ def _log_softmax(logits: Array, shards: Shards | None) -> tuple[Array, Array]:
     return _normalizer.logprobs(rows, mass, logits, logits), rows.bad
 
 
-def _suppressed(
-    logits: Array, ids: Array, where: Array, bad: Array, shards: Shards | None
-) -> Array:
-    """Masks the tokens, `where` they are to be; NaN on bad rows."""
-    logits = jnp.where(bad[..., None], jnp.nan, logits)
-    return _sparse.ban(logits, _shards.places(logits, ids, shards), where)
+@functools.partial(jax.jit, static_argnames="axis_name")
+def without(logits: Array, banned: Banned, axis_name: AxisName) -> Array:
+    """The logits without what is banned; NaN on bad rows."""
+    shards = _chunks.shards(logits, axis_name)
+    logits = jnp.where(banned.bad[..., None], jnp.nan, logits)
+    return _sparse.ban(logits, _shards.places(logits, banned.ids, shards), banned.where)

@@ -9,16 +9,15 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsample import _checks, _chunks, _draw, _kept, _look, _normalizer, _ranking, _shards
-from jaxsample._chunks import Rows
-from jaxsample._kept import Prefix, Rules
+from jaxsample._chunks import Source
+from jaxsample._kept import Kept, Rules
 from jaxsample._kernels.choice import Implementation
-from jaxsample._ranking import Cut
-from jaxsample._shards import AxisName, Shards
+from jaxsample._shards import AxisName
 from jaxsample.constraints import packed_bitmask
 from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs
 from jaxsample.params import SamplingParams, at_the_door
 from jaxsample.scaling import rate_of
-from jaxsample.stages import DEFAULT_ORDER, Order, applied, planned, rules_of
+from jaxsample.stages import DEFAULT_ORDER, Order, applied, mask_of, planned, rules_of
 from jaxsample.state import SamplerState
 
 _MODES = ("processed_logprobs", "raw_logprobs")
@@ -153,23 +152,21 @@ def _sample(
 ) -> SampleOutput:
     plan = planned(params, state, order)
     processed = applied(plan.first, keys, logits, params, state, axis_name)
-    bad = jnp.array(False)
+    mask, bad = mask_of(plan.masks, keys, processed, params, state, axis_name)
     if state is not None:
-        bad = (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
+        bad |= (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
     temperature: Any = params.temperature if plan.scales or plan.scales_after else None
     rules = rules_of(plan.last, logits, params)
     num = 0 if raw else num_logprobs
-    shards = _chunks.shards(logits, axis_name)
     out = _drawn(
         keys,
-        processed,
+        _chunks.source(processed, mask, _chunks.shards(logits, axis_name)),
         temperature,
         rules,
         plan.scales_after,
         bad,
         num,
         return_kept,
-        shards,
         implementation,
     )
     if not raw:
@@ -186,17 +183,17 @@ def _sample(
 
 def _drawn(
     keys: Array,
-    logits: Array,
+    source: Source,
     temperature: Array | None,
     rules: Rules,
     scales_after: bool,
     bad: Array,
     num_logprobs: int,
     return_kept: bool,
-    shards: Shards | None,
     implementation: Implementation,
 ) -> SampleOutput:
     """The draw from logits that are scaled and cut on the way, in either order, and not written."""
+    logits, _, shards = source
     rate: Any = None
     greedy = None
     if temperature is not None:
@@ -204,26 +201,28 @@ def _drawn(
         bad |= cold
     rules, outside = _kept.checked(_shards.vocab(logits, shards), rules)
 
+    noise = _draw.spend(keys)
     constant = lax.stop_gradient(rate)  # what is kept and drawn has no gradient
     rate_before = None if scales_after else constant
-    given = (lax.stop_gradient(logits), rate_before, implementation, shards)
-    top: Any = None
+    given = (lax.stop_gradient(source), rate_before, implementation)
     if rules.values:
         rows, top = _look.look_over_and_rank(*given)
+        bad |= outside
+        rules = _with_greedy(rules, greedy, rows.vocab)
+        prefix = _kept.prefix(rows._replace(bad=rows.bad | bad), top, rules)
+        if scales_after:
+            rows = _chunks.scaled_after(rows, constant)
+        drawn, cut = _draw.draw_prefix(noise, rows, prefix), prefix.cut
     else:
-        rows = _look.look_over(*given)
-    bad |= outside
-    cut, prefix = _cut(rows._replace(bad=rows.bad | bad), top, rules, greedy)
-    if scales_after:
-        rows = _chunks.scaled_after(rows, constant)
+        rows, scale, kept = _look.look_over_and_weigh(*given, counted=True)
+        drawn, cut = _draw.draw_all(noise, rows, scale, Kept(*kept), greedy)
     rows = rows._replace(bad=rows.bad | bad)
-    noise = _draw.spend(keys)
-    drawn = _draw.draw_prefix(noise, rows, prefix) if prefix else _draw.draw_to(noise, rows, cut)
     tokens = drawn.tokens
 
     # Only the gradient reads `kept_logits`: their mass is known.
-    keep = _ranking.is_kept(rows.read_to_cut(logits), rows.ids, cut)
-    keep &= (rows.read(logits) > -jnp.inf) & ~rows.bad[..., None]
+    masked = source.masked()
+    keep = _ranking.is_kept(rows.read_to_cut(masked), rows.ids, cut)
+    keep &= (rows.read(masked) > -jnp.inf) & ~rows.bad[..., None]
     scaled = rows._replace(rate=rate)
     kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, logits, 0)), -jnp.inf)
 
@@ -251,18 +250,10 @@ def _drawn(
     return out._replace(kept_mask=packed_bitmask(keep)) if return_kept else out
 
 
-def _cut(
-    rows: Rows, top: Cut | None, rules: Rules, greedy: Array | None
-) -> tuple[Cut, Prefix | None]:
-    """Where the rules cut, or behind rank 0 on greedy rows; and the prefix, if there are rules."""
-    if top is not None:
-        if greedy is not None:
-            order = rules.order if "top_k" in rules.values else (("top_k",), *rules.order)
-            k = jnp.where(greedy, 1, rules.values.get("top_k", rows.vocab))
-            rules = Rules(rules.values | {"top_k": k}, order)
-        prefix = _kept.prefix(rows, top, rules)
-        return prefix.cut, prefix
-    cut = _ranking.everything(rows)
-    if greedy is not None:
-        cut = _ranking.select(greedy, _ranking.best(rows), cut)
-    return cut, None
+def _with_greedy(rules: Rules, greedy: Array | None, vocab: int) -> Rules:
+    """The rules, of which top-k keeps rank 0 alone on greedy rows."""
+    if greedy is None:
+        return rules
+    order = rules.order if "top_k" in rules.values else (("top_k",), *rules.order)
+    k = jnp.where(greedy, 1, rules.values.get("top_k", vocab))
+    return Rules(rules.values | {"top_k": k}, order)

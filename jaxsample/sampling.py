@@ -40,7 +40,8 @@ def greedy_sample(
 
 @functools.partial(jax.jit, static_argnames="implementation")
 def _greedy_sample(logits: Array, shards: Shards | None, implementation: Implementation) -> Array:
-    rows = _look.look_over(lax.stop_gradient(logits), None, implementation, shards)
+    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
+    rows = _look.look_over(source, None, implementation)
     return jnp.where(rows.bad, -1, _ranking.best(rows).token)
 
 
@@ -90,7 +91,7 @@ def categorical_sample(
 def _categorical_sample(
     keys: Array, logits: Array, shards: Shards | None, implementation: Implementation
 ) -> Array:
-    constant = lax.stop_gradient(logits)
-    rows, scale, sums = _look.look_over_and_weigh(constant, implementation, shards)
+    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
+    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation, counted=False)
     tokens = _draw.draw(_draw.spend(keys), rows, scale, sums, _ranking.everything(rows))
     return jnp.where(rows.bad, -1, tokens)

@@ -8,18 +8,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsample import _checks, _chunks
+from jaxsample import _bits, _checks, _chunks, _shards
 from jaxsample._kept import Rules
 from jaxsample._shards import AxisName
 from jaxsample.constraints import (
+    Banned,
     allowed_logits,
-    bad_words_logits,
+    bad_words,
+    before_min_tokens,
     biased_logits,
     bitmask_logits,
     guided_logits,
-    min_tokens_logits,
-    suppressed_logits,
-    unpacked,
+    suppressed,
+    without,
 )
 from jaxsample.params import SamplingParams
 from jaxsample.penalties import (
@@ -164,6 +165,7 @@ class _Stage(NamedTuple):
       optional: the params that it has a default for.
       remembers: whether it needs the state.
       drops: whether it only drops tokens, by looking at all of the distribution.
+      mask: gives what it leaves, packed, or what it takes away, if it does so whatever the logits.
     """
 
     apply: Callable[[_Input], Array]
@@ -171,15 +173,21 @@ class _Stage(NamedTuple):
     optional: tuple[str, ...] = ()
     remembers: bool = False
     drops: bool = False
+    mask: Callable[[_Input], Array | Banned] | None = None
 
 
-def _of(rule: Callable[..., Array], *fields: str, drops: bool = False) -> _Stage:
+def _of(
+    rule: Callable[..., Array],
+    *fields: str,
+    drops: bool = False,
+    mask: Callable[[_Input], Array] | None = None,
+) -> _Stage:
     """The stage of a rule that takes the logits and then its fields."""
 
     def apply(i: _Input) -> Array:
         return rule(i.logits, *(i.given[f] for f in fields), axis_name=i.axis_name)
 
-    return _Stage(apply, fields, drops=drops)
+    return _Stage(apply, fields, drops=drops, mask=mask)
 
 
 def _named(i: _Input, prefix: str) -> dict[str, Any]:
@@ -187,17 +195,36 @@ def _named(i: _Input, prefix: str) -> dict[str, Any]:
     return {field.removeprefix(prefix): value for field, value in i.given.items()}
 
 
-def _bad_words(i: _Input) -> Array:
+def _bans(banned: Callable[[_Input], Banned], *fields: str, remembers: bool = False) -> _Stage:
+    """The stage that masks a few tokens."""
+
+    def apply(i: _Input) -> Array:
+        return without(i.logits, banned(i), i.axis_name)
+
+    return _Stage(apply, fields, remembers=remembers, mask=banned)
+
+
+def _allowed(i: _Input) -> Array:
+    return _bits.packed(_checks.per_token("allowed", i.given["allowed"], i.logits, "b"))
+
+
+def _bitmask(i: _Input) -> Array:
+    return _checks.bitmask("bitmask", i.given["bitmask"], i.logits)
+
+
+def _suppressed(i: _Input) -> Banned:
+    return suppressed(i.logits, i.given["suppressed_token_ids"], i.axis_name)
+
+
+def _bad_words(i: _Input) -> Banned:
     words, lengths = i.given["bad_words"], i.given["bad_word_lengths"]
-    return bad_words_logits(
-        i.logits, i.state.tokens, i.state.lengths, words, lengths, axis_name=i.axis_name
-    )
+    return bad_words(i.logits, i.state.tokens, i.state.lengths, words, lengths, i.axis_name)
 
 
-def _min_tokens(i: _Input) -> Array:
+def _min_tokens(i: _Input) -> Banned:
     written = i.state.lengths - i.state.prompt_lengths
-    return min_tokens_logits(
-        i.logits, i.given["stop_token_ids"], written, i.given["min_tokens"], axis_name=i.axis_name
+    return before_min_tokens(
+        i.logits, i.given["stop_token_ids"], written, i.given["min_tokens"], i.axis_name
     )
 
 
@@ -209,7 +236,7 @@ def _no_repeat_ngram(i: _Input) -> Array:
 
 
 def _repetition(i: _Input) -> Array:
-    seen = unpacked(i.state.prompt_mask, i.logits.shape[-1]) | (i.state.counts > 0)
+    seen = _bits.unpacked(i.state.prompt_mask, i.logits.shape[-1]) | (i.state.counts > 0)
     return repetition_penalized_logits(
         i.logits, seen, i.given["repetition_penalty"], axis_name=i.axis_name
     )
@@ -256,11 +283,11 @@ def _xtc(i: _Input) -> Array:
 
 _STAGES = {
     "guidance": _of(guided_logits, "unconditional_logits", "guidance_scale"),
-    "allowed": _of(allowed_logits, "allowed"),
-    "bitmask": _of(bitmask_logits, "bitmask"),
-    "suppressed": _of(suppressed_logits, "suppressed_token_ids"),
-    "bad_words": _Stage(_bad_words, ("bad_words", "bad_word_lengths"), remembers=True),
-    "min_tokens": _Stage(_min_tokens, ("min_tokens", "stop_token_ids"), remembers=True),
+    "allowed": _of(allowed_logits, "allowed", mask=_allowed),
+    "bitmask": _of(bitmask_logits, "bitmask", mask=_bitmask),
+    "suppressed": _bans(_suppressed, "suppressed_token_ids"),
+    "bad_words": _bans(_bad_words, "bad_words", "bad_word_lengths", remembers=True),
+    "min_tokens": _bans(_min_tokens, "min_tokens", "stop_token_ids", remembers=True),
     "no_repeat_ngram": _Stage(_no_repeat_ngram, ("no_repeat_ngram",), remembers=True),
     "repetition_penalty": _Stage(_repetition, ("repetition_penalty",), remembers=True),
     "frequency_penalty": _Stage(_frequency, ("frequency_penalty",), remembers=True),
@@ -302,12 +329,14 @@ class Plan(NamedTuple):
 
     Attributes:
       first: the groups that are applied one after the other.
+      masks: the stages behind them that only mask, whatever the logits.
       scales: whether the temperature comes then.
       last: the groups of top-k, top-p and min-p at the end, which the draw looks through.
       scales_after: whether the temperature comes behind them.
     """
 
     first: tuple[tuple[str, ...], ...]
+    masks: tuple[str, ...]
     scales: bool
     last: tuple[tuple[str, ...], ...]
     scales_after: bool
@@ -330,7 +359,10 @@ def planned(params: SamplingParams, state: SamplerState | None, order: Order) ->
         start = end = len(active)
     scales = active[:start][-1:] == [_TEMPERATURE]
     first, last = active[: start - scales], active[start:end]
-    return Plan(tuple(first), scales, tuple(last), end < len(active))
+    masks: list[str] = []
+    while first and all(_STAGES[name].mask for name in first[-1]):
+        masks += first.pop()
+    return Plan(tuple(first), tuple(masks), scales, tuple(last), end < len(active))
 
 
 def applied(
@@ -348,7 +380,8 @@ def applied(
             logits = cut_by(logits, rules, _chunks.shards(logits, axis_name))
             continue
         for group in some:
-            results = [_applied(name, keys, logits, params, state, axis_name) for name in group]
+            given = (keys, logits, params, state, axis_name)
+            results = [_STAGES[name].apply(_input(name, *given)) for name in group]
             # Logits are kept as they are or -inf, and the least is what all of them keep.
             logits = results[0]
             for result in results[1:]:
@@ -356,18 +389,41 @@ def applied(
     return logits
 
 
-def _applied(
+def _input(
     name: str,
     keys: Array,
     logits: Array,
     params: SamplingParams,
     state: SamplerState | None,
     axis_name: AxisName,
-) -> Array:
+) -> _Input:
     stage = _STAGES[name]
     fields = {field: getattr(params, field) for field in (*stage.fields, *stage.optional)}
     given = {field: value for field, value in fields.items() if value is not None}
-    return stage.apply(_Input(keys, logits, given, state, axis_name))
+    return _Input(keys, logits, given, state, axis_name)
+
+
+def mask_of(
+    names: tuple[str, ...],
+    keys: Array,
+    logits: Array,
+    params: SamplingParams,
+    state: SamplerState | None,
+    axis_name: AxisName,
+) -> tuple[Array | None, Array]:
+    """The tokens that some stages leave, packed, and the rows `[...]` with a bad parameter."""
+    words, bad = None, jnp.array(False)
+    for name in names:
+        mask: Any = _STAGES[name].mask
+        left = mask(_input(name, keys, logits, params, state, axis_name))
+        if not isinstance(left, Banned):
+            words = left if words is None else words & left
+            continue
+        if words is None:
+            words = jnp.full((*logits.shape[:-1], -(-logits.shape[-1] // _bits.WORD)), -1)
+        places = _shards.places(logits, left.ids, _chunks.shards(logits, axis_name))
+        words, bad = _bits.cleared(words, places, left.where), bad | left.bad
+    return words, bad
 
 
 def rules_of(groups: tuple[tuple[str, ...], ...], logits: Array, params: SamplingParams) -> Rules:

@@ -255,7 +255,7 @@ def _gumbel_watermark_sample(
     def lead(raw: Array, ids: Array, _: np.ndarray) -> Array:
         return _lead(rows, seed, rows.read(raw), ids)
 
-    leads = _chunks.largest(rows.logits, lead, shards=shards)
+    leads = _chunks.largest(rows.source, lead)
     chunk = _first_largest(leads)
     raw, ids = _chunks.take_chunk(rows, chunk)
     tokens = chunk * CHUNK + _first_largest(_chunks.to_key(_lead(rows, seed, rows.read(raw), ids)))

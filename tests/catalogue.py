@@ -1,5 +1,6 @@
 """Every public function that takes logits, called on rows of one shape."""
 
+import dataclasses
 import functools
 
 import jax
@@ -53,6 +54,10 @@ def calls(x, scalars=False):
         "top_logprobs": (functools.partial(js.top_logprobs, num=20), (x,)),
         "sample": (js.sample, (keys, x, params)),
         "sample, temperature": (js.sample, (keys, x, SamplingParams(temperature=real))),
+        "sample, masks": (
+            js.sample,
+            (keys, x, dataclasses.replace(params, bitmask=words, suppressed_token_ids=few)),
+        ),
         "sample, full call": (
             functools.partial(js.sample, num_logprobs=20, return_kept=True),
             (keys, x, requests.full(rows[0], vocab), requests.state(rows[0], vocab)),

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, PartitionSpec
 from rows import several_devices, slow
 
 import jaxsample as js
-from jaxsample import SamplingParams, _chunks
+from jaxsample import SamplingParams, _chunks, _kept
 from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
 
@@ -54,28 +54,34 @@ def in_both_ways(function, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_maxima_and_sums_are_those_of_the_definition(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "scaled"), [("float32", False), ("float32", True), ("bfloat16", True)]
+)
+def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
     x = semantic(dtype, kernels.TURN + 3617)
+    # From far below 1 to so large that all but the largest logits go to -inf.
+    rate = jnp.geomspace(1e-3, 3e35, len(x)) if scaled else None
 
     @compiled
-    def defined(x):
-        found = _chunks.look_over(x)
-        sums = _chunks.weigh(found, _chunks.probability(found))
-        return _chunks.chunk_max(found), sums, found.bad
+    def defined(x, rate):
+        found = _chunks.look_over(x, rate)
+        kept = _kept.weigh_to(found, _chunks.probability(found), None)
+        return _chunks.chunk_max(_chunks.look_over(x)), *kept, found.bad
 
-    maxima, sums = compiled(functools.partial(kernels.chunk_maxima_and_sums, interpret=True))(x)
-    chunk_max, expected, bad = (np.asarray(of) for of in defined(x))
-    np.testing.assert_array_equal(maxima[~bad], chunk_max[~bad])
-    np.testing.assert_array_equal(sums[~bad], expected[~bad])
-    assert not np.isfinite(np.max(maxima, axis=1))[bad].any()
+    kernel = functools.partial(kernels.chunk_maxima_and_sums, counted=True, interpret=True)
+    found = [np.asarray(of) for of in compiled(kernel)(x, rate, None)]
+    *expected, bad = (np.asarray(of) for of in defined(x, rate))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one[~bad], other[~bad])
+    if not scaled:
+        assert not np.isfinite(np.max(found[0], axis=1))[bad].any()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vocab", [5, kernels.TURN + 3617])
 def test_bins_hold_the_first_tokens_of_each(vocab):
     x = rows.every_kind(1, vocab)
-    _, bins = kernels.block_maxima_and_bins(jnp.asarray(x), interpret=True)
+    _, bins = kernels.block_maxima_and_bins(jnp.asarray(x), None, interpret=True)
     bins = jax.tree.map(np.asarray, bins)
     number = bins.left.shape[1]
     for row, logits in enumerate(x):
@@ -118,9 +124,42 @@ def test_categorical(dtype):
 
 
 @pytest.mark.usefixtures("short_turns")
+@pytest.mark.parametrize(
+    ("dtype", "masked"), [("float32", False), slow("float32", True), slow("bfloat16", True)]
+)
+def test_temperature_alone(dtype, masked):
+    x = semantic(dtype)
+    keys = jax.vmap(jax.random.key)(jnp.arange(len(x)))
+    params = SamplingParams(
+        temperature=jnp.asarray([0.7, 1.3, 0.0, 2.0, -1.0] * 3)[: len(x)],
+        bitmask=some_words(x) if masked else None,
+    )
+    call = functools.partial(js.sample, num_logprobs=3, return_kept=True)
+    in_both_ways(call, keys, x, params)
+
+
+def some_words(x):
+    """Half of the tokens of each row; of one row none, and of one where a NaN is not that."""
+    allowed = np.random.default_rng(0).random(x.shape) < 0.5
+    allowed[5], allowed[9, 7] = False, False
+    return js.packed_bitmask(allowed)
+
+
+def test_bits_go_to_the_lanes_of_their_tokens():
+    words = np.random.default_rng(0).integers(-(2**31), 2**31, (3, 260)).astype(np.int32)
+    by_lane = np.asarray(kernels._by_lane(jnp.asarray(words)))
+    for token in range(0, 260 * 32, 7):
+        group, vector, lane = token // 4096, token // 128 % 32, token % 128
+        found = by_lane[:, group * 128 + lane] >> vector & 1
+        np.testing.assert_array_equal(found, words[:, token // 32] >> token % 32 & 1)
+
+
+@pytest.mark.usefixtures("short_turns")
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_sample(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "masked"), [("float32", True), ("bfloat16", False), ("bfloat16", True)]
+)
+def test_sample(dtype, masked):
     x = semantic(dtype)
     keys = jax.vmap(jax.random.key)(jnp.arange(len(x)))
     params = SamplingParams(
@@ -128,6 +167,7 @@ def test_sample(dtype):
         top_k=jnp.asarray([0, 1, 40, 64, 1000] * 3)[: len(x)],
         top_p=jnp.asarray([0.95, 1.0, 0.3] * 5)[: len(x)],
         min_p=jnp.asarray([0.0, 0.05] * 7)[: len(x)],
+        bitmask=some_words(x) if masked else None,
     )
     in_both_ways(functools.partial(js.sample, return_kept=True), keys, x, params)
 

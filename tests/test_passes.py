@@ -50,14 +50,24 @@ def works():
 
     state = js.init_state(jnp.zeros((BATCH, 1), jnp.int32), 1, VOCAB, 8)
     joint = {"temperature": each(0.8), "top_k": each(50), "top_p": each(0.9), "min_p": each(0.1)}
+    masks = {"bitmask": jnp.full((BATCH, VOCAB // 32), -2), "suppressed_token_ids": jnp.arange(9)}
     penalties = {"repetition_penalty": each(1.2), "presence_penalty": each(0.1)}
+    hot = {"temperature": each(0.7)}
     return {
         "greedy": (1, js.greedy_sample, x),
         "categorical": (2, js.categorical_sample, keys, x),
-        "temperature": (3, js.sample, keys, x, SamplingParams(temperature=each(0.7))),
+        "temperature": (3, js.sample, keys, x, SamplingParams(**hot)),
         "top-k": (1, js.sample, keys, x, SamplingParams(top_k=each(50))),
         "joint": (1, js.sample, keys, x, SamplingParams(**joint)),
         "joint, vmap": (1, jax.vmap(js.sample), keys, x, SamplingParams(**joint)),
+        "masks": (1, js.sample, keys, x, SamplingParams(**joint, **masks)),
+        "masks, temperature": (
+            3,
+            js.sample,
+            keys,
+            x,
+            SamplingParams(**hot, **masks),
+        ),
         "penalties": (2, js.sample, keys, x, SamplingParams(**joint, **penalties), state),
         "top_p_logits": (2, js.top_p_logits, x, each(0.9)),
         "min_p_logits": (2, js.min_p_logits, x, each(0.9)),

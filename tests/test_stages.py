@@ -209,6 +209,42 @@ def test_sample_is_its_functions_in_any_order(order):
     assert_composed(x, every_param(len(x)), a_state(len(x)), order, stages)
 
 
+MASKS = ("suppressed", "bitmask", "bad_words", "allowed", "min_tokens")
+
+
+@pytest.mark.parametrize(
+    ("masks", "rules", "vocab", "dtype"),
+    [
+        (("bitmask",), ("temperature",), 5003, "bfloat16"),
+        slow(("bitmask",), ("temperature", "top_k", "top_p", "min_p"), 5003, "float32"),
+        slow(("allowed", "suppressed"), ("top_p", "temperature"), 4096, "float16"),
+        slow(MASKS, ("min_p", ("top_k", "top_p")), 5003, "bfloat16"),
+        slow(MASKS, (), 300, "float32"),
+        slow(("suppressed",), ("temperature",), 33, "float32"),
+        slow(("repetition_penalty", "bitmask"), ("temperature",), 4097, "float32"),
+    ],
+)
+def test_masks_before_the_draw_are_those_functions(masks, rules, vocab, dtype):
+    """Of such masks no logits are written; and whatever is masked, a bad row stays bad."""
+    x = np.array(every_kind(6, vocab, dtype))
+    x[0, 3], x[1, -1], x[2] = np.nan, np.inf, -np.inf
+    params, state = every_param(len(x), vocab=vocab), a_state(len(x), vocab=vocab)
+    params.allowed[0, 3] = params.allowed[1, -1] = False
+    params.bitmask[:2], params.bitmask[3] = 0, 0
+    params.suppressed_token_ids[4, 1] = vocab
+    out, _ = assert_composed(x, params, state, (*masks, *rules), stages_of(masks, rules))
+    bad = [0, 1, 2, *([3] if "bitmask" in masks else []), *([4] if "suppressed" in masks else [])]
+    assert (np.asarray(out.tokens)[bad] == -1).all()
+    # Where candidates do not hold a cut, it is searched for among what is left.
+    wide = dataclasses.replace(params, top_k=np.full(len(x), 0), top_p=np.full(len(x), 0.99))
+    if "top_p" in stages_of((), rules):
+        assert_composed(x, wide, state, (*masks, *rules), stages_of(masks, rules))
+
+
+def stages_of(masks, rules):
+    return [*masks, *itertools.chain(*((r,) if isinstance(r, str) else r for r in rules))]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_temperature_may_come_last(dtype):

@@ -1,5 +1,6 @@
 """What is compiled: our samplers, and what a code base on TPU would call without them."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ class Given(NamedTuple):
     k: Array
     p: Array
     joint: SamplingParams
+    words: Array
 
 
 def program(name: str, case: Case) -> Work:
@@ -41,6 +43,7 @@ def _given(case: Case) -> Given:
         jnp.full(case.batch, 64),
         jnp.full(case.batch, 0.95),
         requests.joint(case.batch, *requests.JOINT),
+        jnp.zeros((case.batch, -(-case.vocab // 32)), jnp.int32),
     )
 
 
@@ -92,9 +95,18 @@ def _without_kernels(programs: Programs) -> Programs:
 _SAMPLERS: Programs = {
     "greedy": (greedy_sample, lambda of: (of.logits,)),
     "categorical": (categorical_sample, lambda of: (of.keys, of.logits)),
+    "T .8": (sample, lambda of: (of.keys, of.logits, SamplingParams(temperature=of.p))),
     "top-k 64": (sample, lambda of: (of.keys, of.logits, SamplingParams(top_k=of.k))),
     "top-p .95": (sample, lambda of: (of.keys, of.logits, SamplingParams(top_p=of.p))),
     "T .8, k 50, p .95, min-p .02": (sample, lambda of: (of.keys, of.logits, of.joint)),
+    "bitmask, T .8": (
+        sample,
+        lambda of: (of.keys, of.logits, SamplingParams(temperature=of.p, bitmask=of.words)),
+    ),
+    "bitmask, T .8, k 50, p .95, min-p .02": (
+        sample,
+        lambda of: (of.keys, of.logits, dataclasses.replace(of.joint, bitmask=of.words)),
+    ),
 }
 
 OURS = _SAMPLERS | _without_kernels(_SAMPLERS)

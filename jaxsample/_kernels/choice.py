@@ -16,8 +16,8 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from jaxsample._chunks import Source
 from jaxsample._kernels.rows import MAX_VOCAB, MIN_VOCAB, ROWS
-from jaxsample._shards import Shards
 from jaxsample._vmap import rowwise
 
 Implementation = Literal["xla", "pallas"] | None
@@ -33,23 +33,29 @@ def choose(
     kernel: Function,
     otherwise: Function,
     implementation: Implementation,
-    shards: Shards | None,
-    *rows: Array,
+    source: Source,
+    *rest: Array | None,
 ) -> tuple[Array, ...]:
-    """What `otherwise(*rows)` gives, by `kernel(*rows, interpret=...)` where that is chosen.
+    """What `otherwise(source, *rest)` gives, by `kernel(..., interpret=...)` where it is chosen.
 
-    Of both nothing has a gradient. The first of the rows are logits.
+    Of both nothing has a gradient. The rest leads with the axes of the rows, too.
     """
     check(implementation)
 
     @rowwise
-    def chosen(*rows: Array) -> tuple[Array, ...]:
-        if not _suits(rows[0], implementation, shards):
-            return otherwise(*rows)
-        forced = implementation == "pallas"
-        return tuple(_look.bind(*rows, kernel=kernel, otherwise=otherwise, forced=forced))
+    def chosen(source: Source, *rest: Array | None) -> tuple[Array, ...]:
+        if not _suits(source, implementation):
+            return otherwise(source, *rest)
+        leaves, tree = jax.tree.flatten((source, *rest))
 
-    return chosen(*rows)
+        def of_leaves(function: Function) -> Function:
+            return lambda *leaves, **options: function(*jax.tree.unflatten(tree, leaves), **options)
+
+        forced = implementation == "pallas"
+        functions = {"kernel": of_leaves(kernel), "otherwise": of_leaves(otherwise)}
+        return tuple(_look.bind(*leaves, **functions, forced=forced))
+
+    return chosen(source, *rest)
 
 
 def check(implementation: Implementation) -> None:
@@ -58,8 +64,9 @@ def check(implementation: Implementation) -> None:
         raise ValueError(f"implementation must be None, 'xla' or 'pallas', got {implementation!r}")
 
 
-def _suits(logits: Array, implementation: Implementation, shards: Shards | None) -> bool:
+def _suits(source: Source, implementation: Implementation) -> bool:
     """Whether kernels can look at logits, and by the compiler's estimates should."""
+    logits, _, shards = source
     if implementation == "xla" or 0 in logits.shape:
         return False
     *lead, vocab = logits.shape

@@ -7,7 +7,7 @@ so it is long.
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxsample import _mass
+from jaxsample import _bits, _chunks, _mass
+from jaxsample._bits import WORD
 from jaxsample._chunks import BLOCK, CHUNK
 
 ROWS = 8
@@ -66,43 +67,87 @@ class Bins(NamedTuple):
 
 def block_maxima(logits: Array, *, interpret: bool) -> Array:
     """The largest logit of each block, float32 `[rows, blocks]`, +inf where there is a NaN."""
-    (maxima,) = _call(_maxima_body, logits, [(TURN // BLOCK, jnp.float32)], 0, interpret)
+    outputs = _each_turn(logits, TURN // BLOCK, jnp.float32)
+    (maxima,) = _call(_maxima_body, logits, (), outputs, interpret)
     return _blocks(maxima, logits)
 
 
-def chunk_maxima_and_sums(logits: Array, *, interpret: bool) -> tuple[Array, Array]:
-    """Those of each chunk, and its tokens' weights added up, int32 `[rows, chunks]`."""
-    each_turn = [(TURN // CHUNK, jnp.float32), (TURN // CHUNK, jnp.int32)]
-    maxima, sums = _call(_sums_body, logits, each_turn, 0, interpret)
+def chunk_maxima_and_sums(
+    logits: Array,
+    rate: Array | None,
+    mask: Array | None,
+    *,
+    counted: bool,
+    interpret: bool,
+) -> tuple[Array, ...]:
+    """Those of each chunk, and the weights of its tokens added up.
+
+    Args:
+      logits: `[rows, vocab]`.
+      rate: float32 `[rows]`, what the logits are multiplied by before they are weighed, or None.
+      mask: int32 `[rows, words]`, the tokens that may come, packed, or None.
+      counted: whether the tokens of weight are counted, too.
+      interpret: whether to run without a TPU.
+
+    Returns:
+      The largest logits, not multiplied, float32 `[rows, chunks]`; the sums, int32; and int32
+      `[rows]`, how many tokens the rate leaves above -inf.
+    """
+    outputs = [*_each_turn(logits, TURN // CHUNK, jnp.float32, jnp.int32)]
+    outputs += [(LANES, jnp.int32)] * counted
+    body = functools.partial(_sums_body, dtype=logits.dtype)
+    rate = None if rate is None else rate[:, None]
+    mask = None if mask is None else _by_lane(mask)
+    maxima, sums, *counts = _call(body, logits, (mask, rate), outputs, interpret)
     chunks = pl.cdiv(logits.shape[1], CHUNK)
-    return maxima[:, :chunks], sums[:, :chunks]
+    counts = [jnp.sum(each, axis=1) for each in counts]
+    return maxima[:, :chunks], sums[:, :chunks], *counts
 
 
-def block_maxima_and_bins(logits: Array, *, interpret: bool) -> tuple[Array, Bins]:
-    """The largest logits of the blocks, and what the bins hold."""
-    each_turn = [(TURN // BLOCK, jnp.float32)]
-    maxima, values, vectors, left = _call(_bins_body, logits, each_turn, _DEPTH, interpret)
+def block_maxima_and_bins(
+    logits: Array, mask: Array | None, *, interpret: bool
+) -> tuple[Array, Bins]:
+    """The largest logits of the blocks, and what the bins hold, of the tokens that may come."""
+    bins = _BINS * LANES
+    outputs = [*_each_turn(logits, TURN // BLOCK, jnp.float32)]
+    outputs += [(_DEPTH * bins, jnp.float32), (_DEPTH * bins, jnp.int32), (bins, jnp.float32)]
+    mask = None if mask is None else _by_lane(mask)
+    maxima, values, vectors, left = _call(_bins_body, logits, (mask,), outputs, interpret)
     ids = vectors * LANES + lax.broadcasted_iota(jnp.int32, vectors.shape, 1) % LANES
-    last = -_BINS * LANES
-    bins = Bins(values, ids, values[:, last:], ids[:, last:], left)
-    return _blocks(maxima, logits), bins
+    found = Bins(values, ids, values[:, -bins:], ids[:, -bins:], left)
+    return _blocks(maxima, logits), found
+
+
+def _each_turn(logits: Array, size: int, *dtypes: Any) -> Iterator[tuple[int, Any]]:
+    """Outputs to which each turn adds so much."""
+    return ((pl.cdiv(logits.shape[1], TURN) * size, dtype) for dtype in dtypes)
 
 
 def _call(
-    body: Body, logits: Array, each_turn: Sequence[tuple[int, Any]], depth: int, interpret: bool
+    body: Body,
+    logits: Array,
+    given: tuple[Array | None, ...],
+    outputs: Iterable[tuple[int, Any]],
+    interpret: bool,
 ) -> Sequence[Array]:
-    """Runs a body for each eight rows, with outputs that grow with the turns and those of bins."""
+    """Runs a body for each eight rows of logits and of what else is given of them.
+
+    The body takes the references to the logits, to what is given, None where it is, and to the
+    outputs.
+    """
+    outputs = [*outputs]
+    used = [x for x in given if x is not None]
     if interpret:  # whose casts took XLA a quarter of an hour to compile
         logits = logits.astype(jnp.float32)
     rows, vocab = logits.shape
     turns, together = pl.cdiv(vocab, TURN), min(rows, ROWS)
-    outputs = [(turns * size, dtype) for size, dtype in each_turn]
-    if depth:
-        held = depth * _BINS * LANES
-        outputs += [(held, jnp.float32), (held, jnp.int32), (_BINS * LANES, jnp.float32)]
 
     def spec(size: int) -> pl.BlockSpec:
         return pl.BlockSpec((together, size), lambda i: (i, 0))
+
+    def run(x_ref: Any, *refs: Any) -> None:
+        read, write = iter(refs[: len(used)]), refs[len(used) :]
+        body(x_ref, *(None if x is None else next(read) for x in given), *write, vocab=vocab)
 
     def shapes(logits: Array) -> list[Array]:
         # Inside shard_map, outputs vary over the mesh as the logits do.
@@ -110,14 +155,19 @@ def _call(
         return [jnp.broadcast_to(first, (rows, size)).astype(dtype) for size, dtype in outputs]
 
     return pl.pallas_call(
-        functools.partial(body, vocab=vocab),
+        run,
         grid=(pl.cdiv(rows, together),),
-        in_specs=[spec(turns * TURN)],
+        in_specs=[spec(turns * TURN), *(spec(_of_turns(x.shape[1], turns)) for x in used)],
         out_specs=[spec(size) for size, _ in outputs],
         out_shape=jax.eval_shape(shapes, logits),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM),
         interpret=interpret,
-    )(logits)
+    )(logits, *used)
+
+
+def _of_turns(size: int, turns: int) -> int:
+    """The size of what is given of a row, a number or words of a mask, filled up to whole turns."""
+    return size if size == 1 else turns * TURN // WORD
 
 
 def _blocks(maxima: Array, logits: Array) -> Array:
@@ -134,10 +184,17 @@ def _maxima_body(x_ref: Any, maxima_ref: Any, *, vocab: int) -> None:
 
 
 def _bins_body(
-    x_ref: Any, maxima_ref: Any, values_ref: Any, vectors_ref: Any, left_ref: Any, *, vocab: int
+    x_ref: Any,
+    mask_ref: Any,
+    maxima_ref: Any,
+    values_ref: Any,
+    vectors_ref: Any,
+    left_ref: Any,
+    *,
+    vocab: int,
 ) -> None:
     def turn(number: Array, bins: list[Any]) -> list[Any]:
-        vectors = _vectors(x_ref, number)
+        vectors = _masked(_vectors(x_ref, number), mask_ref, number)
         maxima_ref[:, _span(number, TURN // BLOCK)] = _maxima(vectors)
         bins = list(bins)
         for place, x in enumerate(vectors):
@@ -171,9 +228,29 @@ def _swapped(which: Array, a: Array, b: Array) -> tuple[Array, Array]:
     return jnp.where(which, b, a), jnp.where(which, a, b)
 
 
-def _sums_body(x_ref: Any, maxima_ref: Any, sums_ref: Any, *, vocab: int) -> None:
+def _sums_body(
+    x_ref: Any,
+    mask_ref: Any,
+    rate_ref: Any,
+    maxima_ref: Any,
+    sums_ref: Any,
+    *count_ref: Any,
+    vocab: int,
+    dtype: Any,
+) -> None:
+    rate = None if rate_ref is None else rate_ref[...]
+
+    def read(x: Array) -> Array:
+        if rate is None:
+            return x
+        x = _chunks.scaled(x, rate)
+        return x if dtype == jnp.float32 else _as_bfloat16(x)
+
     def look(number: Array, largest: Array) -> Array:
-        chunks = _by_chunk(jnp.maximum, map(_infinite, _vectors(x_ref, number)))
+        vectors = _masked(_vectors(x_ref, number), mask_ref, number)
+        if mask_ref is not None:
+            x_ref[:, _span(number, TURN)] = jnp.concatenate(vectors, axis=1).astype(x_ref.dtype)
+        chunks = _by_chunk(jnp.maximum, map(_infinite, vectors))
         maxima = _reduced(jnp.max, chunks, 1)
         maxima_ref[:, _span(number, TURN // CHUNK)] = maxima
         return jnp.maximum(largest, maxima)
@@ -181,23 +258,35 @@ def _sums_body(x_ref: Any, maxima_ref: Any, sums_ref: Any, *, vocab: int) -> Non
     _hide(x_ref, vocab)
     nothing = jnp.full((x_ref.shape[0], TURN // CHUNK), -jnp.inf)
     largest = _turns(vocab, look, nothing)
-    row_max = jnp.max(largest, axis=1, keepdims=True)
+    row_max = read(jnp.max(largest, axis=1, keepdims=True))
     row_max = jnp.where(jnp.abs(row_max) < jnp.inf, row_max, 0)
     lane = lax.broadcasted_iota(jnp.int32, (x_ref.shape[0], LANES), 1)
 
-    def weigh(number: Array, nothing: Array) -> Array:
+    def weigh(number: Array, count: Array) -> Array:
         chunks = _span(number, TURN // CHUNK)
-        shifts = _mass.shifts(maxima_ref[:, chunks], row_max)
+        shifts = _mass.shifts(read(maxima_ref[:, chunks]), row_max)
 
         def weights(place: int, x: Array) -> Array:
             chunk, place = divmod(place * LANES, CHUNK)
             return _mass.weights(x, place + lane, row_max, shifts[:, chunk : chunk + 1])
 
-        weighed = itertools.starmap(weights, enumerate(_vectors(x_ref, number)))
+        vectors = [*map(read, _vectors(x_ref, number))]
+        weighed = itertools.starmap(weights, enumerate(vectors))
         sums_ref[:, chunks] = _reduced(jnp.sum, _by_chunk(jnp.add, weighed), 1)
-        return nothing
+        if count_ref:
+            count += sum((x > -jnp.inf).astype(jnp.int32) for x in vectors)
+        return count
 
-    _turns(vocab, weigh, np.int32(0))
+    count = _turns(vocab, weigh, _filled(x_ref, 0))
+    if count_ref:
+        count_ref[0][...] = count
+
+
+def _as_bfloat16(x: Array) -> Array:
+    """Rounded to the values of bfloat16, to even."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    bits += 0x7FFF + ((bits >> 16) & 1)
+    return lax.bitcast_convert_type(bits & ~0xFFFF, jnp.float32)
 
 
 def _by_chunk(combine: Callable[[Array, Array], Array], vectors: Iterable[Array]) -> list[Array]:
@@ -235,6 +324,34 @@ def _vectors(x_ref: Any, number: Array) -> list[Array]:
     # Taken one by one, they would have the address of each computed, of which it has two a cycle.
     vectors = jnp.split(x_ref[:, pl.ds(start, TURN)], _VECTORS, axis=1)
     return [x.astype(jnp.float32) for x in vectors]
+
+
+def _masked(vectors: list[Array], mask_ref: Any, number: Array) -> list[Array]:
+    """The vectors of a turn, -inf where a token may not come; NaN and +inf stay."""
+    if mask_ref is None:
+        return vectors
+    words = jnp.split(mask_ref[:, _span(number, TURN // WORD)], _VECTORS // WORD, axis=1)
+    allowed = (_bits.is_set(words[i // WORD], np.int32(i % WORD)) for i in range(len(vectors)))
+    return [*map(_bits.masked, vectors, allowed)]
+
+
+def _by_lane(mask: Array) -> Array:
+    """A packed mask as a kernel reads it: a word a lane, in which each of 32 vectors has a bit.
+
+    Matrices of 32 x 32 bits, one for each quarter of the lanes, are transposed.
+    """
+    rows, number = mask.shape
+    quarters = LANES // WORD
+    mask = jnp.pad(mask, [(0, 0), (0, -number % LANES)])
+    words = mask.reshape(rows, -(-number // LANES), WORD, quarters)
+    for distance in (16, 8, 4, 2, 1):
+        low = np.int32((2**WORD - 1) // (2**distance + 1))  # of each two stretches of bits
+        pairs = words.reshape(*words.shape[:2], -1, 2, distance, quarters)
+        one, other = pairs[..., 0, :, :], pairs[..., 1, :, :]
+        change = ((one >> distance) ^ other) & low
+        pairs = jnp.stack([one ^ (change << distance), other ^ change], axis=-3)
+        words = pairs.reshape(words.shape)
+    return words.swapaxes(-2, -1).reshape(mask.shape)
 
 
 def _maxima(vectors: Sequence[Array]) -> Array:

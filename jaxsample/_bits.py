@@ -1,0 +1,65 @@
+"""Packed masks: a bit a token, token t that of `t % 32`, from the least, of the int32 `t // 32`."""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+WORD = 32
+"""Tokens of a word."""
+
+_SHORT = 256
+"""Places that may be a constant of a program."""
+
+
+def packed(mask: Array) -> Array:
+    """A mask `[..., n]` packed, `[..., ceil(n / 32)]`; the bits beyond it are 0."""
+    missing = -mask.shape[-1] % WORD
+    mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, missing)])
+    place = lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1) % WORD
+    bits = mask.astype(jnp.int32) << place
+
+    def by_window(bits: Array) -> Array:
+        window = (*[1] * (bits.ndim - 1), WORD)
+        return lax.reduce_window(bits, np.int32(0), lax.add, window, window, "VALID")
+
+    def by_word(bits: Array) -> Array:
+        words = bits.reshape(*bits.shape[:-1], bits.shape[-1] // WORD, WORD)
+        return jnp.sum(words, axis=-1, dtype=jnp.int32)
+
+    # Of words of 32 tokens a TPU would hold a quarter of each tile.
+    return lax.platform_dependent(bits, tpu=by_window, default=by_word)
+
+
+def unpacked(words: Array, n: int) -> Array:
+    """The mask `[..., n]` of a packed one."""
+    bits = jnp.repeat(words, WORD, axis=-1)[..., :n]
+    if n > _SHORT:
+        place = lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1)
+    else:  # where there is a loop around, places would be computed ahead and written down
+        place = np.arange(n, dtype=np.int32).reshape((1,) * (bits.ndim - 1) + (n,))
+    return is_set(bits, place & (WORD - 1))
+
+
+def is_set(words: Array, place: Array | np.ndarray) -> Array:
+    """Whether the bit of a place in a word is 1."""
+    return words << (WORD - 1 - place) < 0
+
+
+def cleared(words: Array, index: Array, where: Array) -> Array:
+    """Words `[..., words]` with some bits 0, by index `[..., n]`; those outside are left out."""
+    outside = words.shape[-1] * WORD
+    index = jnp.where(where & (index >= 0) & (index < outside), index, outside)
+    index = jnp.sort(index, axis=-1)
+    again = jnp.concatenate([jnp.full_like(index[..., :1], -1), index[..., :-1]], axis=-1) == index
+    bits = jnp.where(again, 0, jnp.int32(1) << index % WORD)
+
+    def summed(words: Array, index: Array, bits: Array) -> Array:
+        return jnp.zeros_like(words).at[index].add(bits, mode="drop")
+
+    signature = "(w),(n),(n)->(w)"
+    return words & ~jnp.vectorize(summed, signature=signature)(words, index // WORD, bits)
+
+
+def masked(x: Array, allowed: Array) -> Array:
+    """-inf for what is not allowed; NaN and +inf stay, so their row stays bad."""
+    return jnp.where(allowed | ~(x < jnp.inf), x, -jnp.inf)
