@@ -7,10 +7,13 @@ not how long it takes.
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,12 +68,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     cases = [Case(options.batch, options.vocab, dtype) for dtype in options.dtype]
     found: dict[Place, dict[str, Found]] = {}
-    for case, chip in itertools.product(cases, options.chip):
-        place = Place(chip, case)
-        names = tqdm(OURS | THEIRS, str(place), leave=False, disable=None)
-        found[place] = {name: estimated(place, name) for name in names}
-        options.out.write_text(json.dumps(document(found), indent=1) + "\n")
-        options.out.with_suffix(".md").write_text(text(found))
+    names = [*OURS, *THEIRS]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each compiler is a process of its own
+        for case, chip in itertools.product(cases, options.chip):
+            place = Place(chip, case)
+            estimates = pool.map(functools.partial(estimated, place), names)
+            shown = tqdm(estimates, str(place), len(names), leave=False, disable=None)
+            found[place] = dict(zip(names, shown, strict=True))
+            options.out.write_text(json.dumps(document(found), indent=1) + "\n")
+            options.out.with_suffix(".md").write_text(text(found))
     print(text(found))
 
 

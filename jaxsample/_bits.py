@@ -34,13 +34,13 @@ def unpacked(words: Array, n: int) -> Array:
     """The mask `[..., n]` of a packed one."""
     bits = jnp.repeat(words, WORD, axis=-1)[..., :n]
     if n > _SHORT:
-        place = lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1)
-    else:  # where there is a loop around, places would be computed ahead and written down
-        place = np.arange(n, dtype=np.int32).reshape((1,) * (bits.ndim - 1) + (n,))
-    return is_set(bits, place & (WORD - 1))
+        return is_set(bits, lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1) & (WORD - 1))
+    # If computed in a loop, places would be computed ahead of it and written down.
+    place = np.arange(n, dtype=np.int32) % WORD
+    return is_set(bits, place.reshape((1,) * (bits.ndim - 1) + (n,)))
 
 
-def is_set(words: Array, place: Array | np.ndarray) -> Array:
+def is_set(words: Array, place: int | Array | np.ndarray) -> Array:
     """Whether the bit of a place in a word is 1."""
     return words << (WORD - 1 - place) < 0
 
@@ -62,4 +62,14 @@ def cleared(words: Array, index: Array, where: Array) -> Array:
 
 def masked(x: Array, allowed: Array) -> Array:
     """-inf for what is not allowed; NaN and +inf stay, so their row stays bad."""
-    return jnp.where(allowed | ~(x < jnp.inf), x, -jnp.inf)
+    return jnp.where(allowed | _is_bad(x), x, -jnp.inf)
+
+
+def _is_bad(x: Array) -> Array:
+    """Whether a value is NaN or +inf."""
+    if x.dtype == jnp.float32:
+        return ~(x < jnp.inf)
+    # A CPU compares other floats as float32, and writes them down if they are used again.
+    bits = lax.bitcast_convert_type(x, jnp.int16)
+    infinity, negative = np.asarray([np.inf, -np.inf], x.dtype).view(np.int16)
+    return (bits >= infinity) | ((bits < 0) & (bits > negative))

@@ -63,8 +63,9 @@ def sample(
     """Applies the rules that the params ask for, in order, and draws a token of each row.
 
     Returns the very tokens of the functions it is made of, bit for bit. Temperature, top-k, top-p
-    and min-p at the end of the order are settled in fewer passes over the logits, and no logits are
-    written for them:
+    and min-p at the end of the order, and what masks tokens just in front of them (`allowed`,
+    `bitmask`, `suppressed`, `bad_words`, `min_tokens`), are settled in fewer passes over the
+    logits, and no logits are written for them:
 
         categorical_sample(key, min_p_logits(top_p_logits(top_k_logits(
             scaled_logits(logits, temperature), top_k), top_p), min_p))

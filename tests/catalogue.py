@@ -14,6 +14,7 @@ from jaxsample import SamplingParams
 # Between them they take every way through the library.
 VARIED = (
     *("greedy_sample", "categorical_sample", "top_p_logits", "top_logprobs", "sample, full call"),
+    "sample, masks",
     *("typical_p_logits", "xtc_logits", "tail_free_logits", "dry_penalized_logits"),
     *("biased_logits", "mirostat_v1_sample", "gumbel_watermark_sample", "synthid_logits"),
 )

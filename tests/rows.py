@@ -18,6 +18,9 @@ def exhaustive(*values):
     return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
+SHORT_TURN = 32
+"""Vectors of a kernel's turn, for `short_turns`: a CPU compiles as long as a turn is."""
+
 DTYPES = ("float32", "bfloat16", slow("float16"))
 KINDS = ("normal", "flat", "peaked", "ties", "equal", "masked", "one", "offset", "zeros")
 # Odd lengths, a chunk more or less, more and fewer tokens than candidates, and the blocks that

@@ -8,26 +8,18 @@ import numpy as np
 import pytest
 import rows
 from jax.sharding import AxisType, PartitionSpec
-from rows import several_devices, slow
+from rows import SHORT_TURN, several_devices, slow
 
 import jaxsample as js
 from jaxsample import SamplingParams, _chunks, _kept
 from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
 
-# A CPU compiles for longer than it runs, and as long as a turn is. Two, the second short and odd.
-VECTORS = 32
-VOCAB = VECTORS * kernels.LANES + 3617
+VOCAB = SHORT_TURN * kernels.LANES + 3617  # two turns, the second short and odd
 
 # Where a CPU multiplies and adds in one operation, it rounds once in programs that it splits in one
 # way, and twice in others.
 compiled = functools.partial(jax.jit, compiler_options={"xla_cpu_max_isa": "AVX"})
-
-
-@pytest.fixture
-def short_turns(monkeypatch):
-    monkeypatch.setattr(kernels, "_VECTORS", VECTORS)
-    monkeypatch.setattr(kernels, "TURN", VECTORS * kernels.LANES)
 
 
 def semantic(dtype, vocab=VOCAB):
@@ -53,12 +45,13 @@ def in_both_ways(function, *arguments):
     return a
 
 
+@pytest.mark.usefixtures("short_turns")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "scaled"), [("float32", False), ("float32", True), ("bfloat16", True)]
 )
 def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
-    x = semantic(dtype, kernels.TURN + 3617)
+    x = semantic(dtype)
     # From far below 1 to so large that all but the largest logits go to -inf.
     rate = jnp.geomspace(1e-3, 3e35, len(x)) if scaled else None
 

@@ -18,6 +18,7 @@ from jaxsample import SamplingParams, _lookup, _selection, sample
 FIRST = ("categorical_sample",)
 SOME = (
     *("top_p_logits", "greedy_sample", "top_logprobs", "token_ranks", "sample, full call"),
+    *("sample, masks", "sample, temperature"),
     *("top_n_sigma_logits", "packed_bitmask", "xtc_logits", "typical_p_logits"),
     *("mirostat_v2_sample", "gumbel_watermark_sample", "tail_free_logits"),
     *("dry_penalized_logits", "no_repeat_ngram_logits", "bad_words_logits"),

@@ -96,6 +96,7 @@ def test_num_kept_counts_the_tokens_that_can_be_drawn():
         np.testing.assert_array_equal(sample(KEY, x, params).num_kept, finite)
 
 
+@pytest.mark.usefixtures("short_turns")
 @pytest.mark.parametrize("implementation", ["xla", slow("pallas")])
 @pytest.mark.parametrize("order", [("temperature", "top_k"), ("top_k", "temperature")])
 def test_what_the_temperature_takes_out_of_range_is_not_kept(order, implementation):

@@ -22,7 +22,8 @@ SOME = (*FIRST, "top_p_logits", "sample", "sample, full call")
 SORTS = ("tail_free_logits",)  # the rows whose tails candidates do not hold
 # How many times as much is moved where candidates settle a row, and where it is searched: for k
 # and for p, or with 100 candidates of another rule before.
-FURTHER = {"sample": (1, 2), "sample, full call": (1, 2), "mirostat_v1_sample": (2, 2)}
+FURTHER = dict.fromkeys(["sample", "sample, masks", "sample, full call"], (1, 2))
+FURTHER |= {"mirostat_v1_sample": (2, 2)}
 
 
 def rows_of(vocab):

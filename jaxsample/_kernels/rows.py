@@ -331,7 +331,7 @@ def _masked(vectors: list[Array], mask_ref: Any, number: Array) -> list[Array]:
     if mask_ref is None:
         return vectors
     words = jnp.split(mask_ref[:, _span(number, TURN // WORD)], _VECTORS // WORD, axis=1)
-    allowed = (_bits.is_set(words[i // WORD], np.int32(i % WORD)) for i in range(len(vectors)))
+    allowed = (_bits.is_set(words[i // WORD], i % WORD) for i in range(len(vectors)))
     return [*map(_bits.masked, vectors, allowed)]
 
 

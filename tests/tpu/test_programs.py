@@ -1,6 +1,7 @@
 """What the TPU compiler makes of every function, for chips of three generations."""
 
 import itertools
+import math
 import re
 
 import jax
@@ -10,8 +11,13 @@ from catalogue import NAMES, calls
 from hlo import bytes_moved
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from rows import exhaustive
 from test_shard_map import sharded_map, spec_of
 from topologies import compiled, devices
+
+from bench.tpu.chips import CHIPS
+from bench.tpu.compiler import Compiled
+from bench.tpu.estimate import cheapest
 
 pytestmark = pytest.mark.tpu_aot
 
@@ -28,17 +34,17 @@ MOST |= {"tail_free_logits": 5, "guided_logits": 15}
 
 
 def cases():
-    """Each function in some case, and a few in all of them."""
+    """Each function for a chip, a few in all cases; before a release each for all chips."""
+    cheap = [*itertools.product(CHEAP, GENERATIONS, VOCABS, DTYPES, [False])]
+    yield from cheap
     for i, name in enumerate(NAMES):
-        yield name, GENERATIONS[i % 3], VOCABS[i % 4], DTYPES[i // 2 % 2], i % 5 == 0
-    for name in CHEAP:
-        for place in itertools.product(GENERATIONS, VOCABS, DTYPES):
-            yield name, *place, False
+        for further, chip in enumerate(GENERATIONS):
+            case = name, chip, VOCABS[(i + further) % 4], DTYPES[(i // 2 + further) % 2], i % 2 == 0
+            if case not in cheap:
+                yield case if chip == GENERATIONS[i % 3] else exhaustive(*case)
 
 
-@pytest.mark.parametrize(
-    ("name", "topology", "vocab", "dtype", "scalars"), list(dict.fromkeys(cases()))
-)
+@pytest.mark.parametrize(("name", "topology", "vocab", "dtype", "scalars"), [*cases()])
 def test_every_function_compiles_in_bounded_memory(name, topology, vocab, dtype, scalars):
     x = jnp.zeros((ROWS, vocab), dtype)
     function, arguments = calls(x, scalars)[name]
@@ -58,6 +64,57 @@ def sorts(program, vocab):
             sizes = [int(n) for dims in re.findall(r"\[([\d,]+)\]", line) for n in dims.split(",")]
             found += [line] if max(sizes, default=0) >= vocab // 4 else []
     return found
+
+
+# The most operations on the way of a batch that candidates settle, whatever the chip.
+OPERATIONS = {
+    "greedy_sample": 25,
+    "categorical_sample": 50,
+    "sample, temperature": 90,
+    "sample": 130,
+    "sample, masks": 200,
+}
+LONG = ("sample", "sample, masks")  # to compile
+
+
+def once():
+    """Short programs for all chips and dtypes, long ones for each chip or dtype."""
+    for place, name in enumerate(OPERATIONS):
+        for number, case in enumerate(itertools.product(GENERATIONS, DTYPES)):
+            if name not in LONG or number % 3 == place % 3:
+                yield name, *case
+
+
+@pytest.mark.parametrize(("name", "topology", "dtype"), [*once()])
+def test_the_logits_are_read_once_and_never_written(name, topology, dtype):
+    """Nor copied or converted; but the compiler may fetch them for a branch ahead of it."""
+    x = jnp.zeros((ROWS, 128256), dtype)
+    place = SingleDeviceSharding(devices(topology)[0])
+    costs = settled(compiled(*calls(x)[name], lambda _: place), topology)
+    computed = [cost for cost in costs if not re.search("start|done|custom-call", cost.name)]
+    assert not [cost for cost in computed if holds(cost.result, 0.5 * x.size)]
+    assert x.nbytes <= sum(cost.read for cost in costs) < (2.2 if name in LONG else 1.1) * x.nbytes
+    assert sum(cost.written for cost in costs) < 0.25 * x.nbytes
+    assert len(costs) <= OPERATIONS[name]
+
+
+def settled(program, topology):
+    """The operations of a program, each conditional by its cheapest branch."""
+    return cheapest(Compiled(program.as_text(), {}), CHIPS[topology.partition(":")[0]]).costs
+
+
+def holds(result, size):
+    """Whether there is an array so large in the text of a shape."""
+    shapes = re.findall(r"\[([\d,]+)\]", result)
+    return any(math.prod(int(n) for n in dims.split(",")) >= size for dims in shapes)
+
+
+def test_a_copy_would_be_seen():
+    x = jnp.zeros((ROWS, 128256))
+    place = SingleDeviceSharding(devices("v5e:2x2")[0])
+    costs = settled(compiled(jnp.transpose, (x,), lambda _: place), "v5e")
+    assert [cost for cost in costs if holds(cost.result, 0.5 * x.size)]
+    assert sum(cost.written for cost in costs) >= x.nbytes
 
 
 def test_a_sort_would_be_seen():

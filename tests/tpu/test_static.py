@@ -174,7 +174,13 @@ def test_a_maximum_reads_its_logits_once(chip):
 @needs_libtpu
 @pytest.mark.parametrize(
     ("name", "of_argmax", "of_xla"),
-    [("greedy", 0.65, 0.7), ("categorical", 1.0, 0.6), ("top-k 64", 0.9, 0.5)],
+    [
+        ("greedy", 0.65, 0.7),
+        ("categorical", 1.0, 0.6),
+        ("T .8", 1.2, 0.7),
+        ("top-k 64", 0.9, 0.5),
+        ("T .8, k 50, p .95, min-p .02", 1.2, 0.5),
+    ],
 )
 def test_kernels_are_kept_where_they_are_estimated_to_win(name, of_argmax, of_xla):
     case, chip = Case(128, 128_256, "float32"), CHIPS["v5e"]
