@@ -15,6 +15,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxsample._bits import WORD
+
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 MAX_VOCAB = 2**21
 """Up to here the mass of a row is counted without overflow."""
@@ -119,7 +121,7 @@ def bitmask(name: str, value: ArrayLike, rows: Array) -> Array:
     words = value if isinstance(value, Array) else np.asarray(value)
     if words.dtype not in (np.int32, np.uint32):
         raise TypeError(f"{name} must hold int32 or uint32 words, got {words.dtype}")
-    return per_item(name, words.view(np.int32), rows, "i", -(-rows.shape[-1] // 32))
+    return per_item(name, words.view(np.int32), rows, "i", -(-rows.shape[-1] // WORD))
 
 
 def keys(value: Any, rows: Array) -> Array:

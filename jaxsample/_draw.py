@@ -140,11 +140,19 @@ def uniforms(noise: Array, index: Array, stream: Array) -> Array:
 
 def _exponentials(noise: Array, chunks: Array, places: Array) -> list[Array]:
     """The exponential noise of chunks `[..., n]` and of places in a chunk `[..., m]`."""
-    index = jnp.concatenate([chunks, places], axis=-1)
-    stream = jnp.concatenate([jnp.zeros_like(chunks), jnp.ones_like(places)], axis=-1)
+    streams = [jnp.zeros_like(chunks), jnp.ones_like(places)]
+
+    def together(noise: Array, *index: Array) -> list[Array]:  # half as many kernels
+        x = uniforms(noise, *(jnp.concatenate(of, axis=-1) for of in (index, streams)))
+        return jnp.split(x, [chunks.shape[-1]], axis=-1)
+
+    def apart(noise: Array, *index: Array) -> list[Array]:
+        # Of a sharded vocabulary each device has some chunks, which need not move then.
+        return [uniforms(noise, *of) for of in zip(index, streams, strict=True)]
+
+    found = lax.platform_dependent(noise, chunks, places, tpu=apart, default=together)
     # A uniform whose small values are precise makes exponentials whose small values are.
-    times = -_elementary.log1m(uniforms(noise, index, stream))
-    return jnp.split(times, [chunks.shape[-1]], axis=-1)
+    return [-_elementary.log1m(x) for x in found]
 
 
 def _winner(times: Array, ids: Array) -> Array:

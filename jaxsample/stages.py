@@ -420,7 +420,8 @@ def mask_of(
             words = left if words is None else words & left
             continue
         if words is None:
-            words = jnp.full((*logits.shape[:-1], -(-logits.shape[-1] // _bits.WORD)), -1)
+            *lead, vocab = logits.shape
+            words = jnp.full((*lead, -(-vocab // _bits.WORD)), -1, jnp.int32)
         places = _shards.places(logits, left.ids, _chunks.shards(logits, axis_name))
         words, bad = _bits.cleared(words, places, left.where), bad | left.bad
     return words, bad

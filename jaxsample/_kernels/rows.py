@@ -86,7 +86,7 @@ def chunk_maxima_and_sums(
       logits: `[rows, vocab]`.
       rate: float32 `[rows]`, what the logits are multiplied by before they are weighed, or None.
       mask: int32 `[rows, words]`, the tokens that may come, packed, or None.
-      counted: whether the tokens of weight are counted, too.
+      counted: whether tokens are counted, too.
       interpret: whether to run without a TPU.
 
     Returns:
@@ -100,7 +100,7 @@ def chunk_maxima_and_sums(
     mask = None if mask is None else _by_lane(mask)
     maxima, sums, *counts = _call(body, logits, (mask, rate), outputs, interpret)
     chunks = pl.cdiv(logits.shape[1], CHUNK)
-    counts = [jnp.sum(each, axis=1) for each in counts]
+    counts = [jnp.sum(each, axis=1, dtype=jnp.int32) for each in counts]
     return maxima[:, :chunks], sums[:, :chunks], *counts
 
 
