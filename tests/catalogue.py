@@ -55,10 +55,6 @@ def calls(x, scalars=False):
         "top_logprobs": (functools.partial(js.top_logprobs, num=20), (x,)),
         "sample": (js.sample, (keys, x, params)),
         "sample, temperature": (js.sample, (keys, x, SamplingParams(temperature=real))),
-        "sample, masks": (
-            js.sample,
-            (keys, x, dataclasses.replace(params, bitmask=words, suppressed_token_ids=few)),
-        ),
         "sample, full call": (
             functools.partial(js.sample, num_logprobs=20, return_kept=True),
             (keys, x, requests.full(rows[0], vocab), requests.state(rows[0], vocab)),
@@ -108,6 +104,10 @@ def calls(x, scalars=False):
         "adaptive_p_sample": (
             js.adaptive_p_sample,
             (keys, x, adaptive_p, js.init_adaptive_p(adaptive_p, rows)),
+        ),
+        "sample, masks": (
+            js.sample,
+            (keys, x, dataclasses.replace(params, bitmask=words, suppressed_token_ids=few)),
         ),
     }
 
