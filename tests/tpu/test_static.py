@@ -189,7 +189,7 @@ def test_kernels_are_kept_where_they_are_estimated_to_win(name, of_argmax, of_xl
     assert ours.cycles < of_argmax * argmax.cycles
     assert ours.cycles < of_xla * xla.cycles
     logits = case.batch * case.vocab * 4
-    assert logits <= ours.read < 1.01 * logits
+    assert logits <= ours.read < 1.05 * logits
 
 
 @needs_libtpu
