@@ -18,8 +18,8 @@ from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
 
 
-def look_over(source: Source, rate: Array | None, implementation: Implementation) -> Rows:
-    """`_chunks.look_over`."""
+def look_over(source: Source, implementation: Implementation) -> Rows:
+    """`_chunks.look_over`, of logits without a mask."""
 
     def kernel(source: Source, *, interpret: bool) -> tuple[Array]:
         maxima = kernels.block_maxima(_flat(source.logits), interpret=interpret)
@@ -29,7 +29,7 @@ def look_over(source: Source, rate: Array | None, implementation: Implementation
         return (_chunks.block_keys(source),)
 
     (keys,) = choose(kernel, otherwise, implementation, source)
-    return _chunks.looked_over(source, keys, rate, rate)
+    return _chunks.looked_over(source, keys, None, None)
 
 
 def look_over_and_weigh(

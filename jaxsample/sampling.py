@@ -41,7 +41,7 @@ def greedy_sample(
 @functools.partial(jax.jit, static_argnames="implementation")
 def _greedy_sample(logits: Array, shards: Shards | None, implementation: Implementation) -> Array:
     source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows = _look.look_over(source, None, implementation)
+    rows = _look.look_over(source, implementation)
     return jnp.where(rows.bad, -1, _ranking.best(rows).token)
 
 
