@@ -192,7 +192,11 @@ def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
 
 
 def fold(
-    source: Source, element: Callable[..., Array], *per_chunk: Array, size: int = CHUNK
+    source: Source,
+    element: Callable[..., Array],
+    *per_chunk: Array,
+    size: int = CHUNK,
+    whole: bool = True,
 ) -> Array:
     """Adds the integers `element(raw, ids, places, *per_chunk)` up over chunks of consecutive ids.
 
@@ -201,11 +205,12 @@ def fold(
       element: takes some raw values, their ids and, as a NumPy constant, their places in the chunk.
       *per_chunk: arrays `[..., chunks]`, handed to `element` so that they broadcast.
       size: of a chunk; the last one may be short.
+      whole: of devices that share a row, whether each gets the sums of all of them, or of its own.
 
     Returns:
       `[..., ceil(vocab / size)]`.
     """
-    return _fold(source, element, _sum, per_chunk, size)
+    return _fold(source, element, _sum, per_chunk, size, whole)
 
 
 def largest(source: Source, element: Callable[..., Array], size: int = CHUNK) -> Array:
@@ -222,6 +227,7 @@ def _fold(
     reduce: Callable[[Array], Array],
     per_chunk: tuple[Array, ...],
     size: int,
+    whole: bool = True,
 ) -> Array:
     values, mask, shards = source
     if shards is not None:
@@ -230,11 +236,12 @@ def _fold(
         def own_element(x: Array, ids: Array, *rest: Any) -> Array:
             return element(x, start + ids, *rest)
 
-        own = tuple(map(shards.own, per_chunk))
-        return shards.whole(_fold(Source(values, mask, None), own_element, reduce, own, size))
+        given = tuple(map(shards.own, per_chunk))
+        own = _fold(Source(values, mask, None), own_element, reduce, given, size)
+        return shards.whole(own) if whole else own
 
     lead, vocab = values.shape[:-1], values.shape[-1]
-    whole = vocab // size
+    number = vocab // size
 
     def part(x: Array, places: range, chunks: range) -> Array:
         place = np.array(places, np.int32).reshape((1,) * (x.ndim - 1) + (-1,))
@@ -246,12 +253,12 @@ def _fold(
         return reduce(element(x, ids, place, *params))
 
     results = []
-    if whole:
-        body = values[..., : whole * size].reshape(*lead, whole, size)
-        results.append(part(body, range(size), range(whole)))
-    if short := vocab - whole * size:
-        tail = values[..., None, whole * size :]
-        results.append(part(tail, range(short), range(whole, whole + 1)))
+    if number:
+        body = values[..., : number * size].reshape(*lead, number, size)
+        results.append(part(body, range(size), range(number)))
+    if short := vocab - number * size:
+        tail = values[..., None, number * size :]
+        results.append(part(tail, range(short), range(number, number + 1)))
     # The compiler would make one reduction of this and of one over the chunks, only to split it
     # again with an eighth of the row written down.
     return lax.optimization_barrier(jnp.concatenate(results, axis=-1))
@@ -291,11 +298,17 @@ def _in_slices(combine: Callable[[Array, Array], Array], x: Array) -> Array:
     return lax.reduce(x, x.dtype.type(identity), combine, (x.ndim - 1,))
 
 
-def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Array:
+def weigh(
+    rows: Rows,
+    scale: Scale,
+    keep: Callable[[Array, Array], Array] | None = None,
+    *,
+    whole: bool = True,
+) -> Array:
     """The weights of each chunk's tokens added up, int32 `[..., chunks]` for `_mass.place`.
 
     `keep(x, ids)` tells which tokens count, from the logits that cuts are found among; without it
-    all do. Masked tokens never do.
+    all do. Masked tokens never do. `whole` is that of `fold`.
     """
 
     def element(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
@@ -308,12 +321,16 @@ def weigh(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None
             return scale.weights(jnp.where(kept, x, -jnp.inf), places, shift)
         return jnp.where(kept, scale.weights(x, places, shift), 0)
 
-    return fold(rows.source, element, scale.shifts)
+    return fold(rows.source, element, scale.shifts, whole=whole)
 
 
 def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Mass:
     """The mass of each row's tokens, `[...]`."""
-    return _mass.total(_mass.place(weigh(rows, scale, keep), scale.shifts))
+    shards = rows.source.shards
+    if shards is None:
+        return _mass.total(_mass.place(weigh(rows, scale, keep), scale.shifts))
+    own = _mass.place(weigh(rows, scale, keep, whole=False), shards.own(scale.shifts))
+    return _mass.together(_mass.total(own), shards.sum)
 
 
 def chunk_max(rows: Rows) -> Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jax.extend.random import threefry_2x32
+from jax.extend.random import threefry2x32_p
 
 from jaxsample import _chunks, _elementary, _kept, _mass, _ranking
 from jaxsample._chunks import CHUNK, Rows, take_chunk, to_key
@@ -129,13 +129,11 @@ def uniforms(noise: Array, index: Array, stream: Array) -> Array:
     hash: 32 give nothing below 1e-10, and tokens far below the others need less to be drawn as
     often as they should.
     """
-    stream = jnp.broadcast_to(stream, index.shape)
-    counter = jnp.concatenate([index, stream], axis=-1).astype(jnp.uint32)
-    counter = counter.reshape(-1, counter.shape[-1])
-    bits = jax.vmap(threefry_2x32)(noise.reshape(-1, 2), counter).astype(jnp.float32)
-    high, low = jnp.split(bits, 2, axis=-1)
-    uniform = high * 2.0**-32 + (low + 0.5) * 2.0**-64
-    return jnp.minimum(uniform, np.float32(1 - 2.0**-24)).reshape(index.shape)
+    keys = jnp.split(noise, 2, axis=-1)
+    counter = [jnp.broadcast_to(x, index.shape).astype(jnp.uint32) for x in (index, stream)]
+    # Not `threefry_2x32`, whose counter is one array: where it is sharded, its halves would move.
+    high, low = (bits.astype(jnp.float32) for bits in threefry2x32_p.bind(*keys, *counter))
+    return jnp.minimum(high * 2.0**-32 + (low + 0.5) * 2.0**-64, np.float32(1 - 2.0**-24))
 
 
 def _exponentials(noise: Array, chunks: Array, places: Array) -> list[Array]:

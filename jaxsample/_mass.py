@@ -10,6 +10,7 @@ likeliest token, which is nothing from about 30 nats down. A chunk's sum fits in
 a row's in two words of 32.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -166,9 +167,22 @@ def total(mass: Mass) -> Mass:
     return _carry(jnp.sum(_limbs(mass), axis=-1, dtype=jnp.uint32))
 
 
-def cumulative(mass: Mass) -> Mass:
-    """The running sums of masses along the last axis, each with its own term."""
-    return _carry(jnp.cumsum(_limbs(mass), axis=-1, dtype=jnp.uint32))
+def together(mass: Mass, add_up: Callable[[Array], Array]) -> Mass:
+    """The sum of the masses of devices, by what adds integers up over them."""
+    return _carry(add_up(_limbs(mass)))
+
+
+def cumulative(mass: Mass, groups: int = 1) -> Mass:
+    """The running sums of masses along the last axis, each with its own term.
+
+    First inside each group: devices that have some groups each tell the others their sums alone.
+    """
+    limbs = _limbs(mass)
+    *lead, number = limbs.shape
+    inside = jnp.cumsum(limbs.reshape(*lead, groups, number // groups), axis=-1, dtype=jnp.uint32)
+    sums = inside[..., -1]
+    before = jnp.cumsum(sums, axis=-1, dtype=jnp.uint32) - sums
+    return _carry((inside + before[..., None]).reshape(limbs.shape))
 
 
 def add(a: Mass, b: Mass) -> Mass:

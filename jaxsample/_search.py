@@ -31,8 +31,11 @@ from jaxsample._chunks import (
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
 
-_FEW = 64
-"""Tokens to look at one by one."""
+_FEW = 24
+"""Tokens to look at one by one: more spare a pass or two, but of a sharded vocabulary they move."""
+
+_GROUPS = 16
+"""Of chunks, whose masses are added up apart: a device of a sharded vocabulary has whole ones."""
 
 _TURNS_BY_VALUE = 12
 """Turns that halve the distance between the bounds. The others halve the number of floats between
@@ -176,13 +179,13 @@ def _among_equals(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order
     """The cut among the tokens of the lower bound's value: first its chunk, then its place."""
     value = from_key(bounds.low, order.dtype).astype(jnp.float32)
     ties = weigh(rows, scale, lambda x, _: order.value(x) == value[..., None, None])
-    running = _running(bounds.missed, ties, scale.shifts)
+    groups = 1 if ties.shape[-1] % _GROUPS else _GROUPS
+    running = _running(bounds.missed, ties, scale.shifts, groups)
     chunk = first_true(_mass.reaches(running, _expand(target)))
 
-    before = jax.tree.map(
-        lambda m, r: jnp.concatenate([m[..., None], r], -1), bounds.missed, running
-    )
-    before = jax.tree.map(lambda b: at(b, chunk), before)
+    # Not of one array with the start, which a sharded vocabulary would be gathered for.
+    before = jax.tree.map(lambda r: at(r, jnp.maximum(chunk - 1, 0)), running)
+    before = _mass.select(chunk > 0, before, bounds.missed)
     shift = at(scale.shifts, chunk)[..., None]
     raw, ids = take_chunk(rows, chunk)
     x = rows.read(raw)
@@ -191,9 +194,9 @@ def _among_equals(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order
     return Cut(value, at(ids, first_true(_mass.reaches(running, _expand(target)))))
 
 
-def _running(start: Mass, sums: Array, shifts: Array) -> Mass:
+def _running(start: Mass, sums: Array, shifts: Array, groups: int = 1) -> Mass:
     """The mass after each of `sums`, `[..., n]`, counted from a start `[...]`."""
-    return _mass.add(_expand(start), _mass.cumulative(_mass.place(sums, shifts)))
+    return _mass.add(_expand(start), _mass.cumulative(_mass.place(sums, shifts), groups))
 
 
 def _expand(mass: Mass) -> Mass:

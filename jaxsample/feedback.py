@@ -384,7 +384,8 @@ def _zipf_prefix(rows: Rows, mu: Array) -> Cut:
     """The cut behind the rank at which a Zipf law like this row's has a surprise of mu bits."""
     units = _chunks.weigh(rows, _chunks.tally(rows))
     log_vocab = _elementary.log(jnp.maximum(jnp.sum(units, axis=-1), 2).astype(jnp.float32))
-    s = _zipf_exponent(_ranking.candidates(rows, _ZIPF_TOKENS).logit)
+    top = _ranking.candidates(rows, _ZIPF_TOKENS)
+    s = _zipf_exponent(top.logit)
     e = s - 1
     power = -_settled(e * log_vocab)
     # e / (1 - N^-e), of which the limit at e = 0 is 1 / log N.
@@ -393,7 +394,7 @@ def _zipf_prefix(rows: Rows, mu: Array) -> Cut:
     log2_k = (mu + _settled(_elementary.log(share) * LOG2_E)) / s
     k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
-    return _kept.prefix(rows, _kept.candidates(rows), rules).cut
+    return _kept.prefix(rows, top, rules).cut
 
 
 def _zipf_exponent(logits: Array) -> Array:

@@ -11,8 +11,42 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--interpret-kernels",
+        action="store_true",
+        help="look at logits with the kernels of a TPU, interpreted, wherever they can",
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--interpret-kernels"):
+        # Where a CPU multiplies and adds in one operation, it rounds as it splits a program.
+        os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_max_isa=AVX"
+        _interpret_kernels(pytest.MonkeyPatch())
+
+
+def _interpret_kernels(monkeypatch):
+    from jaxsample import _look
+
+    choose = _look.choose
+
+    def interpreted(kernel, otherwise, implementation, source, *rest):
+        try:
+            return choose(kernel, otherwise, implementation or "pallas", source, *rest)
+        except ValueError:  # which needs other rows
+            return choose(kernel, otherwise, implementation, source, *rest)
+
+    monkeypatch.setattr(_look, "choose", interpreted)
+    _shorten_turns(monkeypatch)
+
+
 @pytest.fixture
 def short_turns(monkeypatch):
+    _shorten_turns(monkeypatch)
+
+
+def _shorten_turns(monkeypatch):
     from rows import SHORT_TURN  # which asks for the devices
 
     from jaxsample._kernels import rows as kernels

@@ -1,5 +1,6 @@
 """What the compiler makes of it: traces, passes, sorts and memory. Facts, never wall time."""
 
+import contextlib
 import re
 
 import catalogue
@@ -122,12 +123,11 @@ def test_scalars_of_every_kind_share_one_program():
     "name", ["top_k_logits", *(slow(name) for name in NAMES if name != "top_k_logits")]
 )
 def test_clean_under_every_checker(name):
-    x = jnp.asarray(make("masked", 3, 300))
-    function, arguments = calls(x)[name]
-    with jax.checking_leaks(), jax.debug_nans(True), jax.debug_key_reuse(True):
-        jax.block_until_ready(jax.jit(function)(*arguments))
-    function, arguments = calls(x)[name]  # fresh keys: the checker saw those spent
-    with jax.transfer_guard("disallow"):
+    function, arguments = calls(jnp.asarray(make("masked", 3, 300)))[name]
+    checked = jax.checking_leaks(), jax.debug_nans(True), jax.debug_key_reuse(True)
+    with contextlib.ExitStack() as stack:
+        for checker in (*checked, jax.transfer_guard("disallow")):
+            stack.enter_context(checker)
         jax.block_until_ready(function(*arguments))
 
 

@@ -82,7 +82,7 @@ def test_devices_that_share_a_row_get_what_one_gets(name):
     x = rows_of(VOCAB)
     function, arguments = called(name, x)
     one = jax.jit(function)(*arguments)
-    for shape in SHAPES:
+    for shape in SHAPES if name in FIRST else ["both"]:
         assert_same(one, inside(function, x, arguments, shape)(*arguments))
 
 
@@ -195,7 +195,7 @@ def test_devices_tell_each_other_little(name):
     settled, searched = (bytes_moved(compiled, most) / len(x) for most in (min, max))
     print(f"{name}: {settled:.0f} bytes a row, {searched:.0f} where it is searched")
     assert 0 < settled <= MOST_BYTES_A_ROW
-    assert searched <= (2 if name == "sample" else 1) * MOST_BYTES_A_ROW
+    assert searched <= MOST_BYTES_A_ROW
 
 
 def replayed(x, **options):
