@@ -89,19 +89,27 @@ def _move(kept: Array, k: int, *carried: Array) -> list[Array]:
     return [group * _GROUP + place, *_from_bytes(found, carried)]
 
 
-def _kth_largest(keys: Array, k: int | Array) -> Array:
-    """The k-th largest of the int32 keys of each row: the largest that k of them reach."""
+def _kth_largest(keys: Array, k: int) -> Array:
+    """The k-th largest of the int32 keys of each row: the largest that k of them reach.
 
-    def reached(least: Array) -> Array:
-        return jnp.sum(keys >= least[..., None], axis=-1, dtype=jnp.int32) >= k
+    Found by two bits a turn, since of keys that lie on several chips each turn is an exchange.
+    """
+    digits = _along(1, 3, keys.ndim, -1).astype(jnp.uint32)
 
-    def lower(number: Array, least: Array) -> Array:
-        more = least | (jnp.int32(1 << 30) >> number)
-        return jnp.where(reached(more), more, least)
+    def lower(number: Array, least: Array) -> Array:  # of keys without a sign
+        shift = (30 - 2 * number).astype(jnp.uint32)
+        more = least[..., None] | (digits << shift)
+        reached = keys[..., None, :] >= _signed(more)[..., None]
+        enough = jnp.sum(reached, axis=-1, dtype=jnp.int32) >= k
+        return least | (jnp.sum(enough, axis=-1, dtype=jnp.uint32) << shift)
 
-    zero = jnp.zeros_like(keys[..., 0])
-    sign = jnp.where(reached(zero), zero, jnp.iinfo(jnp.int32).min)
-    return lax.fori_loop(np.int32(0), np.int32(31), lower, sign)  # of 32 bits in 64-bit mode, too
+    start = jnp.zeros_like(keys[..., 0], jnp.uint32)
+    return _signed(lax.fori_loop(np.int32(0), np.int32(16), lower, start))  # in 64-bit mode, too
+
+
+def _signed(x: Array) -> Array:
+    """Integers without a sign as those with one, in the same order."""
+    return lax.bitcast_convert_type(x ^ np.uint32(1 << 31), jnp.int32)
 
 
 def _grouped(x: Array, filler: float) -> Array:
