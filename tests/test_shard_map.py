@@ -82,7 +82,7 @@ def test_devices_that_share_a_row_get_what_one_gets(name):
     x = rows_of(VOCAB)
     function, arguments = called(name, x)
     one = jax.jit(function)(*arguments)
-    for shape in SHAPES if name in FIRST else ["both"]:
+    for shape in SHAPES:
         assert_same(one, inside(function, x, arguments, shape)(*arguments))
 
 

@@ -574,17 +574,17 @@ def write_texts(name, rows, number=200):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WIDTHS)
 def test_texts_of_the_model_are_detected(name):
-    tokens, entropy = write_texts(name, 100)
+    tokens, entropy = write_texts(name, 200)
     p_values = p_value(name, KEY, tokens)
     detected = (p_values < 0.01).mean()
     print(f"{name}: {detected:.1%} of texts detected, {entropy:.2f} nats a token")
-    assert detected >= 0.99
+    assert detected > 0.99
 
 
 @pytest.mark.slow
 def test_texts_of_the_model_without_a_mark_are_not():
-    tokens, _ = write_texts("none", 200)
-    keys = jax.random.split(KEY, 200)
+    tokens, _ = write_texts("none", 500)
+    keys = jax.random.split(KEY, 500)
     for name in WIDTHS:
         p_values = p_value(name, keys, tokens)
         print(f"{name}: {(p_values < 0.01).mean():.1%} of texts without a mark detected")
