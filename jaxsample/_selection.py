@@ -96,8 +96,8 @@ def _kth_largest(keys: Array, k: int) -> Array:
     """
     digits = _along(1, 3, keys.ndim, -1).astype(jnp.uint32)
 
-    def lower(number: Array, least: Array) -> Array:  # of keys without a sign
-        shift = (30 - 2 * number).astype(jnp.uint32)
+    def lower(number: Array | int, least: Array) -> Array:  # of keys without a sign
+        shift = jnp.uint32(30 - 2 * number)  # a plain int where jit is disabled
         more = least[..., None] | (digits << shift)
         reached = keys[..., None, :] >= _signed(more)[..., None]
         enough = jnp.sum(reached, axis=-1, dtype=jnp.int32) >= k
