@@ -5,7 +5,6 @@ A prefix of the ranking is named by its last token alone, its `Cut`. Two ways le
 every cut, and `_search`, a bisection over all of the row, for the others.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -180,8 +179,6 @@ def by_chunk(
     chunks = tokens // CHUNK
     same = chunks[..., :, None] == chunks[..., None, :]
     x = jnp.where(same, values[..., :, None], nothing)
-    if x.shape[-2] % 8 == 0:  # a CPU takes a fifth of the time
-        x = functools.reduce(combine, jnp.split(x, 8, axis=-2))
     return lax.reduce(x, x.dtype.type(nothing), combine, (x.ndim - 2,))
 
 
