@@ -9,9 +9,10 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsample import _checks, _chunks, _draw, _kept, _look, _normalizer, _ranking, _shards
-from jaxsample._chunks import Source
+from jaxsample._chunks import Rows, Source
 from jaxsample._kept import Kept, Rules
 from jaxsample._kernels.choice import Implementation
+from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName
 from jaxsample.constraints import packed_bitmask
 from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs
@@ -214,7 +215,9 @@ def _drawn(
         if scales_after:
             rows = _chunks.scaled_after(rows, constant)
         drawn, cut = _draw.draw_prefix(noise, rows, prefix), prefix.cut
+        ranked = None if scales_after else prefix.top
     else:
+        ranked = None
         rows, scale, kept = _look.look_over_and_weigh(*given, counted=True)
         drawn, cut = _draw.draw_all(noise, rows, scale, Kept(*kept), greedy)
     rows = rows._replace(bad=rows.bad | bad)
@@ -238,8 +241,8 @@ def _drawn(
         num_kept=jnp.where(rows.bad, 0, drawn.num_kept),
     )
     if num_logprobs:
-        top, raw = _ranking.first(rows, rows.block_max, num_logprobs, lambda x: x)
-        inside = _ranking.is_kept(rows.read_to_cut(raw), top.token, cut) & (top.logit > -jnp.inf)
+        top, to_cut = _first(rows, ranked, num_logprobs)
+        inside = _ranking.is_kept(to_cut, top.token, cut) & (top.logit > -jnp.inf)
         top_logprobs = logprobs_of(top.token)
         out = out._replace(
             ranks=jnp.where(rows.bad, -1, _ranking.rank(rows, tokens)),
@@ -249,6 +252,15 @@ def _drawn(
             ),
         )
     return out._replace(kept_mask=packed_bitmask(keep)) if return_kept else out
+
+
+def _first(rows: Rows, ranked: Cut | None, number: int) -> tuple[Cut, Array]:
+    """The first tokens, from those ranked already where they are enough, and what cut them."""
+    if ranked is not None and number <= ranked.token.shape[-1]:
+        top = Cut(*(of[..., :number] for of in ranked))
+        return top, top.logit
+    top, raw = _ranking.first(rows, rows.block_max, number, lambda x: x)
+    return top, rows.read_to_cut(raw)
 
 
 def _with_greedy(rules: Rules, greedy: Array | None, vocab: int) -> Rules:
