@@ -31,7 +31,7 @@ from jaxsample._chunks import (
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
 
-_FEW = 24
+_FEW = 19
 """Tokens to look at one by one: more spare a pass or two, but of a sharded vocabulary they move."""
 
 _GROUPS = 16

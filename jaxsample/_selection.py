@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import DTypeLike
 
 from jaxsample._chunks import from_key, to_key
 
@@ -130,14 +131,15 @@ def _take_groups(groups: Array, index: Array) -> Array:
     """The groups `[..., groups, m, size]` of small numbers at indices `[..., k]`."""
     *lead, number, m, size = groups.shape
     chosen = index[..., None] == _along(0, number, index.ndim + 1, -1)
-    taken = _product(chosen, groups.reshape(*lead, number, m * size))
+    # One number each: those of other chips come as they are, in two bytes.
+    taken = _product(chosen, groups.reshape(*lead, number, m * size), jnp.bfloat16)
     return taken.reshape(*index.shape, m, size)
 
 
-def _product(a: Array, b: Array | np.ndarray) -> Array:
-    """The product of matrices of integers from 0 to 255 whose sums stay below 2**24, int32."""
+def _product(a: Array, b: Array | np.ndarray, sums: DTypeLike = jnp.float32) -> Array:
+    """The product of matrices of integers from 0 to 255, int32; its sums are exact in a dtype."""
     a, b = (jnp.asarray(x).astype(jnp.bfloat16) for x in (a, b))
-    return jnp.matmul(a, b, preferred_element_type=jnp.float32).astype(jnp.int32)
+    return jnp.matmul(a, b, preferred_element_type=sums).astype(jnp.int32)
 
 
 def _along(start: int, number: int, ndim: int, axis: int) -> Array:

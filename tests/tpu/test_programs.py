@@ -146,7 +146,10 @@ def test_a_sort_would_be_seen():
 @pytest.mark.parametrize(
     ("topology", "shape"), [("v5e:2x2", (1, 4)), ("v5e:4x4", (2, 8)), ("v6e:4x4", (1, 16))]
 )
-@pytest.mark.parametrize("name", ["greedy_sample", "categorical_sample", "top_p_logits"])
+@pytest.mark.parametrize(
+    "name",
+    ["greedy_sample", "categorical_sample", "top_p_logits", "sample, masks", "sample, full call"],
+)
 def test_no_chip_asks_for_the_rows_of_another(name, topology, shape):
     x = jnp.zeros((ROWS, 131072))
     types = (AxisType.Auto, AxisType.Auto)
@@ -155,13 +158,14 @@ def test_no_chip_asks_for_the_rows_of_another(name, topology, shape):
     def place(leaf):
         axes = [None] * leaf.ndim
         axes[0] = "batch" if leaf.shape[:1] == x.shape[:1] else None
-        axes[-1] = "vocab" if leaf.shape[-1:] == x.shape[-1:] else axes[-1]
+        if leaf.shape[-1] in (x.shape[-1], x.shape[-1] // 32):
+            axes[-1] = "vocab"
         return NamedSharding(mesh, P(*axes))
 
     program = compiled(*calls(x)[name], place)
-    bytes_a_row = bytes_moved(program, min) / (ROWS / shape[0])
-    print(f"{name}, {topology}, {shape}: {bytes_a_row:.0f} bytes a row")
-    assert bytes_a_row <= 64 * 1024
+    settled, searched = (bytes_moved(program, of) * shape[0] / ROWS for of in (min, max))
+    print(f"{name}, {topology}: {settled:.0f} bytes a row, {searched:.0f} where it is searched")
+    assert max(settled, searched) <= 64 * 1024
 
 
 @pytest.mark.parametrize("name", ["greedy_sample", "categorical_sample", "top_p_logits"])
