@@ -137,7 +137,7 @@ def _take_groups(groups: Array, index: Array) -> Array:
 
 
 def _product(a: Array, b: Array | np.ndarray, sums: DTypeLike = jnp.float32) -> Array:
-    """The product of matrices of integers from 0 to 255, int32; its sums are exact in a dtype."""
+    """The product, int32, of matrices of integers from 0 to 255; `sums` are exact in that dtype."""
     a, b = (jnp.asarray(x).astype(jnp.bfloat16) for x in (a, b))
     return jnp.matmul(a, b, preferred_element_type=sums).astype(jnp.int32)
 

@@ -215,7 +215,8 @@ def _drawn(
         if scales_after:
             rows = _chunks.scaled_after(rows, constant)
         drawn, cut = _draw.draw_prefix(noise, rows, prefix), prefix.cut
-        ranked = None if scales_after else prefix.top
+        # A temperature behind the cut may make equal what the candidates are ranked by.
+        ranked = None if scales_after else top
     else:
         ranked = None
         rows, scale, kept = _look.look_over_and_weigh(*given, counted=True)
@@ -241,7 +242,7 @@ def _drawn(
         num_kept=jnp.where(rows.bad, 0, drawn.num_kept),
     )
     if num_logprobs:
-        top, to_cut = _first(rows, ranked, num_logprobs)
+        top, to_cut = _first_tokens(rows, ranked, num_logprobs)
         inside = _ranking.is_kept(to_cut, top.token, cut) & (top.logit > -jnp.inf)
         top_logprobs = logprobs_of(top.token)
         out = out._replace(
@@ -254,8 +255,11 @@ def _drawn(
     return out._replace(kept_mask=packed_bitmask(keep)) if return_kept else out
 
 
-def _first(rows: Rows, ranked: Cut | None, number: int) -> tuple[Cut, Array]:
-    """The first tokens, from those ranked already where they are enough, and what cut them."""
+def _first_tokens(rows: Rows, ranked: Cut | None, number: int) -> tuple[Cut, Array]:
+    """The first tokens of the ranking, `[..., number]`, and the logits by which they are cut.
+
+    Those that are `ranked` already, if they are as many.
+    """
     if ranked is not None and number <= ranked.token.shape[-1]:
         top = Cut(*(of[..., :number] for of in ranked))
         return top, top.logit

@@ -232,13 +232,17 @@ def test_masks_before_the_draw_are_those_functions(masks, rules, vocab, dtype):
     params.allowed[0, 3] = params.allowed[1, -1] = False
     params.bitmask[:2], params.bitmask[3] = 0, 0
     params.suppressed_token_ids[4, 1] = vocab
-    out, _ = assert_composed(x, params, state, (*masks, *rules), stages_of(masks, rules))
+    order, stages = (*masks, *rules), stages_of(masks, rules)
+    out, kept = assert_composed(x, params, state, order, stages, num_logprobs=20)
+    good = np.asarray(out.tokens) >= 0
+    for a, b in zip(out.top_logprobs, js.top_logprobs(kept, num=20), strict=True):
+        np.testing.assert_array_equal(a[good], b[good])
     bad = [0, 1, 2, *([3] if "bitmask" in masks else []), *([4] if "suppressed" in masks else [])]
     assert (np.asarray(out.tokens)[bad] == -1).all()
     # Where candidates do not hold a cut, it is searched for among what is left.
     wide = dataclasses.replace(params, top_k=np.full(len(x), 0), top_p=np.full(len(x), 0.99))
-    if "top_p" in stages_of((), rules):
-        assert_composed(x, wide, state, (*masks, *rules), stages_of(masks, rules))
+    if "top_p" in stages:
+        assert_composed(x, wide, state, order, stages)
 
 
 def stages_of(masks, rules):
