@@ -112,4 +112,17 @@ def calls(x, scalars=False):
     }
 
 
+def shapes(name, x, scalars=False):
+    """One of them, and the shapes of its arguments, of which no array is made."""
+    found = []
+
+    def arguments(x):
+        function, arguments = calls(x, scalars)[name]
+        found.append(function)
+        return arguments
+
+    arguments = jax.eval_shape(arguments, x)
+    return found[0], arguments
+
+
 NAMES = tuple(calls(jnp.zeros((1, 2))))

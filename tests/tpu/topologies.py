@@ -27,10 +27,9 @@ def devices(topology):
 
 
 def compiled(function, arguments, place):
-    """The program for arguments that lie where `place` of each says."""
+    """The program for arguments, or their shapes, that lie where `place` of each says."""
 
     def shape(leaf):
-        leaf = jax.numpy.asarray(leaf)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf))
 
     traced = jax.jit(function).trace(*jax.tree.map(shape, arguments))
