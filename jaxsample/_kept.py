@@ -32,10 +32,13 @@ class Rules:
       values: the parameter of each rule, `[...]`: "top_k" int32 in [1, vocab], where vocab is
         neutral; "top_p" float32 in [0, 1], neutral 1; "min_p" float32 in [0, 1], neutral 0.
       order: groups of rules. A group judges what those before it left, its rules jointly.
+      greedy: bool `[...]`, the rows that keep rank 0 alone; None where none does. Not a top-k of
+        1, for which a program would hold a search that never runs.
     """
 
     values: dict[str, Array]
     order: tuple[tuple[str, ...], ...] = dataclasses.field(metadata={"static": True})
+    greedy: Array | None = None
 
 
 class Prefix(NamedTuple):
@@ -117,6 +120,8 @@ def _length(rows: Rows, rules: Rules, top: Cut) -> Array:
     size = top.logit.shape[-1]
     beyond = size if size == rows.vocab else size + 1
     length = jnp.full(rows.row_max.shape, beyond, jnp.int32)
+    if rules.greedy is not None:
+        length = jnp.where(rules.greedy, 1, length)
     unknown = jnp.full(rows.row_max.shape, False)
     dropping = jnp.full(rows.row_max.shape, False)
     masses = _mass.cumulative(_mass.place(*_ranking.weigh_first(rows, top)))

@@ -1,5 +1,6 @@
 """Every rule in one call: the stages that the params ask for, in order, then the draw."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -210,7 +211,7 @@ def _drawn(
     if rules.values:
         rows, top = _look.look_over_and_rank(*given)
         bad |= outside
-        rules = _with_greedy(rules, greedy, rows.vocab)
+        rules = dataclasses.replace(rules, greedy=greedy)
         prefix = _kept.prefix(rows._replace(bad=rows.bad | bad), top, rules)
         if scales_after:
             rows = _chunks.scaled_after(rows, constant)
@@ -265,12 +266,3 @@ def _first_tokens(rows: Rows, ranked: Cut | None, number: int) -> tuple[Cut, Arr
         return top, top.logit
     top, raw = _ranking.first(rows, rows.block_max, number, lambda x: x)
     return top, rows.read_to_cut(raw)
-
-
-def _with_greedy(rules: Rules, greedy: Array | None, vocab: int) -> Rules:
-    """The rules, of which top-k keeps rank 0 alone on greedy rows."""
-    if greedy is None:
-        return rules
-    order = rules.order if "top_k" in rules.values else (("top_k",), *rules.order)
-    k = jnp.where(greedy, 1, rules.values.get("top_k", vocab))
-    return Rules(rules.values | {"top_k": k}, order)
