@@ -1,4 +1,4 @@
-"""What a compiled program moves between devices, read from its text."""
+"""What is read from the text of a compiled program, such as what it moves between devices."""
 
 import re
 
@@ -8,6 +8,11 @@ BYTES |= {"s32": 4, "u32": 4, "f32": 4, "u64": 8, "s64": 8}
 _COLLECTIVE = re.compile(
     r"= (.*?) (all-gather|all-reduce|all-to-all|reduce-scatter|collective-[a-z]+)(-start)?\("
 )
+
+
+def unoptimised(jitted, arguments):
+    """A program to read and not to run: only its machine code is not optimised, to save time."""
+    return jitted.lower(*arguments).compile({"xla_backend_optimization_level": 0})
 
 
 def bytes_moved(compiled, branch=max) -> int:

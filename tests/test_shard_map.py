@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import calls, every
-from hlo import bytes_moved
+from hlo import bytes_moved, unoptimised
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rows import exhaustive, several_devices, slow
@@ -191,7 +191,7 @@ def test_a_bad_value_on_one_device_is_bad_on_all(device):
 def test_devices_tell_each_other_little(name):
     x = rows_of(131072)
     function, arguments = called(name, x)
-    compiled = inside(function, x, arguments, "vocab").lower(*arguments).compile()
+    compiled = unoptimised(inside(function, x, arguments, "vocab"), arguments)
     settled, searched = (bytes_moved(compiled, most) / len(x) for most in (min, max))
     print(f"{name}: {settled:.0f} bytes a row, {searched:.0f} where it is searched")
     assert 0 < settled <= MOST_BYTES_A_ROW
