@@ -113,13 +113,12 @@ def test_values_never_trace_again():
 def test_a_temperature_brings_no_search():
     """Its greedy rows keep rank 0, which the candidates hold."""
     keys, x, half = jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 5003)), jnp.full(2, 0.5)
-    loops = [
-        str(jax.make_jaxpr(sample)(keys, x, SamplingParams(top_p=half, temperature=t))).count(
-            "while["
-        )
-        for t in (None, half)
-    ]
-    assert loops[0] == loops[1] > 0
+
+    def loops(**params):
+        return str(jax.make_jaxpr(sample)(keys, x, SamplingParams(**params))).count("while[")
+
+    assert 0 < loops(top_p=half) == loops(top_p=half, temperature=half)
+    assert loops(top_p=half) < loops(top_p=half, top_k=jnp.full(2, 9))
 
 
 def test_scalars_of_every_kind_share_one_program():

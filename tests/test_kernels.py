@@ -203,9 +203,11 @@ def test_more_of_the_best_tokens_than_a_bin_holds():
     x[1] = x[1, 0]
     x[2:5] = np.round(x[2:5])
     keys = jax.vmap(jax.random.key)(jnp.arange(8))
-    params = SamplingParams(temperature=jnp.full(8, 0.9), top_k=40)
-    call = functools.partial(js.sample, return_kept=True)
-    assert (np.asarray(in_both_ways(call, keys, jnp.asarray(x), params).num_kept) == 40).all()
+    params = SamplingParams(temperature=jnp.full(8, 0.9), top_k=jnp.full(8, 40))
+    out = in_both_ways(js.sample, keys, jnp.asarray(x), params)
+    assert (np.asarray(out.num_kept) == 40).all()
+    kept = functools.partial(js.sample, return_kept=True)
+    in_both_ways(kept, keys, jnp.asarray(x), SamplingParams(top_k=40))
 
 
 def kernels_in(function, *arguments):

@@ -88,10 +88,9 @@ def covering():
 
 
 def cases():
-    """Of these, what is not compiled for the test below; what is long to compile, for a release."""
+    """Of these, what is not compiled for the test below."""
     for marked, name, topology, vocab, dtype, scalars in covering():
         if scalars or vocab != USUAL or (name, topology, dtype) not in ONCE:
-            marked = exhaustive if name in LONG else marked
             yield marked(name, topology, vocab, dtype, scalars)
 
 
