@@ -21,10 +21,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     if config.getoption("--interpret-kernels"):
-        # Where a CPU multiplies and adds in one operation, it rounds as it splits a program. Where
-        # it cannot, code rounds alike however little it is optimised, and is compiled sooner.
-        flags = "--xla_cpu_max_isa=AVX --xla_backend_optimization_level=0"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
+        from unoptimised import OPTIONS
+
+        flags = (f"--{name}={value}" for name, value in OPTIONS.items())
+        os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
         _interpret_kernels(pytest.MonkeyPatch())
 
 

@@ -10,11 +10,6 @@ _COLLECTIVE = re.compile(
 )
 
 
-def unoptimised(jitted, arguments):
-    """A program to read and not to run: only its machine code is not optimised, to save time."""
-    return jitted.lower(*arguments).compile({"xla_backend_optimization_level": 0})
-
-
 def bytes_moved(compiled, branch=max) -> int:
     """The bytes that each device receives on its way through a program, a turn of each loop.
 

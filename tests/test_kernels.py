@@ -9,6 +9,7 @@ import pytest
 import rows
 from jax.sharding import AxisType, PartitionSpec
 from rows import SHORT_TURN, several_devices, slow
+from unoptimised import compiled
 
 import jaxsample as js
 from jaxsample import SamplingParams, _chunks, _kept
@@ -16,13 +17,6 @@ from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
 
 VOCAB = SHORT_TURN * kernels.LANES + 3617  # two turns, the second short and odd
-
-# Where a CPU multiplies and adds in one operation, it rounds once in programs that it splits in one
-# way, and twice in others. Where it cannot, code rounds alike however little it is optimised.
-compiled = functools.partial(
-    jax.jit,
-    compiler_options={"xla_cpu_max_isa": "AVX", "xla_backend_optimization_level": 0},
-)
 
 
 def semantic(dtype, vocab=VOCAB):
@@ -87,7 +81,8 @@ def test_bins_of_few_tokens():
 
 def assert_bins_hold_the_first(vocab):
     x = rows.every_kind(1, vocab)
-    _, bins = kernels.block_maxima_and_bins(jnp.asarray(x), None, interpret=True)
+    kernel = functools.partial(kernels.block_maxima_and_bins, interpret=True)
+    _, bins = compiled(kernel)(jnp.asarray(x), None)
     bins = jax.tree.map(np.asarray, bins)
     number = bins.left.shape[1]
     for row, logits in enumerate(x):
@@ -109,7 +104,8 @@ def test_the_first_of_many_keys(rows):
     keys = rng.integers(-(2**31), 2**31, (rows, 512)).astype(np.int32)
     keys[1], keys[2] = keys[1] % 9, 7  # equal keys
     ids = rng.permuted(np.tile(np.arange(512, dtype=np.int32), (rows, 1)), axis=1)
-    found = merging.first(jnp.asarray(keys), jnp.asarray(ids), 32, interpret=True)
+    kernel = functools.partial(merging.first, k=32, interpret=True)
+    found = compiled(kernel)(jnp.asarray(keys), jnp.asarray(ids))
     order = np.stack([np.lexsort((i, ~k))[:32] for k, i in zip(keys, ids, strict=True)])
     for x, first in zip((keys, ids), found, strict=True):
         np.testing.assert_array_equal(first, np.take_along_axis(x, order, axis=1))

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hlo import unoptimised
 from rows import make, slow
+from unoptimised import to_read
 
 import jaxsample as js
 from jaxsample import SamplingParams, _search
@@ -28,7 +28,7 @@ def passes(function, *arguments):
 
     One with a gather names the whole logits too, but computes only what is gathered.
     """
-    text = unoptimised(jax.jit(function), arguments).as_text()
+    text = to_read(jax.jit(function), arguments).as_text()
     bodies = dict(re.findall(r"\n(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)\n\}", text, re.DOTALL))
     entry = bodies[re.search(r"\nENTRY %?([\w.\-]+)", text).group(1)]
     found = 0

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import calls, every
-from hlo import bytes_moved, unoptimised
+from hlo import bytes_moved
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from rows import exhaustive, several_devices, slow
 from test_sharding import MESHES, MOST_BYTES_A_ROW, VOCAB, mesh_of, rows_of
 from test_stages import a_state, every_param, only
+from unoptimised import to_read
 
 import jaxsample as js
 from jaxsample import SamplingParams
@@ -191,7 +192,7 @@ def test_a_bad_value_on_one_device_is_bad_on_all(device):
 def test_devices_tell_each_other_little(name):
     x = rows_of(131072)
     function, arguments = called(name, x)
-    compiled = unoptimised(inside(function, x, arguments, "vocab"), arguments)
+    compiled = to_read(inside(function, x, arguments, "vocab"), arguments)
     settled, searched = (bytes_moved(compiled, most) / len(x) for most in (min, max))
     print(f"{name}: {settled:.0f} bytes a row, {searched:.0f} where it is searched")
     assert 0 < settled <= MOST_BYTES_A_ROW

@@ -25,6 +25,7 @@ GENERATIONS = ("v5e:2x2", "v6e:2x2", "tpu7x:2x2x1")
 VOCABS = (32000, 128256, 151936, 262144)
 DTYPES = ("float32", "bfloat16")
 ROWS = 32
+FEW_ROWS = 8  # where bytes a row are counted, of which there are as many with more
 CHEAP = ("greedy_sample", "categorical_sample")
 # Temporaries of at most so many times the logits, where a function writes some of their size.
 MOST = {
@@ -169,7 +170,7 @@ def test_a_sort_would_be_seen():
     ["greedy_sample", "categorical_sample", "top_p_logits", "sample, masks", "sample, full call"],
 )
 def test_no_chip_asks_for_the_rows_of_another(name, topology, shape):
-    x = jnp.zeros((ROWS, 131072))
+    x = jnp.zeros((FEW_ROWS, 131072))
     types = (AxisType.Auto, AxisType.Auto)
     mesh = jax.make_mesh(shape, ("batch", "vocab"), types, devices=devices(topology))
 
@@ -181,16 +182,16 @@ def test_no_chip_asks_for_the_rows_of_another(name, topology, shape):
         return NamedSharding(mesh, P(*axes))
 
     program = compiled(*shapes(name, x), place)
-    settled, searched = (bytes_moved(program, of) * shape[0] / ROWS for of in (min, max))
+    settled, searched = (bytes_moved(program, of) * shape[0] / FEW_ROWS for of in (min, max))
     print(f"{name}, {topology}: {settled:.0f} bytes a row, {searched:.0f} where it is searched")
     assert max(settled, searched) <= 64 * 1024
 
 
 @pytest.mark.parametrize("name", ["greedy_sample", "categorical_sample", "top_p_logits"])
 def test_nor_inside_shard_map(name):
-    x = jnp.zeros((ROWS, 131072), "bfloat16")
+    x = jnp.zeros((FEW_ROWS, 131072), "bfloat16")
     mesh = jax.make_mesh((2, 8), ("batch", "vocab"), devices=devices("v5e:4x4"))
     function, arguments = shapes(name, x)
     mapped = sharded_map(function, x, arguments, mesh)
     program = compiled(mapped, arguments, lambda leaf: NamedSharding(mesh, spec_of(x, leaf)))
-    assert 0 < bytes_moved(program, max) / (ROWS / 2) <= 64 * 1024
+    assert 0 < bytes_moved(program, max) / (FEW_ROWS / 2) <= 64 * 1024
