@@ -213,6 +213,7 @@ def _bins_body(
         left_ref[:, pl.ds(bin_ * LANES, LANES)] = left
 
 
+@jax.jit  # traced once, and not for each vector
 def _inserted(held: Any, x: Array, vector: Array) -> Any:
     """A bin with one more value: in order, equal values by when they came."""
     values, vectors, left = list(held[0]), list(held[1]), held[2]
@@ -268,7 +269,7 @@ def _sums_body(
 
         def weights(place: int, x: Array) -> Array:
             chunk, place = divmod(place * LANES, CHUNK)
-            return _mass.weights(x, place + lane, row_max, shifts[:, chunk : chunk + 1])
+            return _weights(x, place + lane, row_max, shifts[:, chunk : chunk + 1])
 
         vectors = [*map(read, _vectors(x_ref, number))]
         weighed = itertools.starmap(weights, enumerate(vectors))
@@ -280,6 +281,9 @@ def _sums_body(
     count = _turns(vocab, weigh, _filled(x_ref, 0))
     if count_ref:
         count_ref[0][...] = count
+
+
+_weights = jax.jit(_mass.weights)  # traced once, too
 
 
 def _as_bfloat16(x: Array) -> Array:
