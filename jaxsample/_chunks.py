@@ -180,15 +180,15 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
 
 
 def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
-    """`read_again`, but on a TPU, which makes one pass of two that are not tied."""
+    """`read_again`, but on a TPU and a GPU, which make one pass of two that are not tied."""
 
-    def default(rows: Rows, after: Array) -> tuple[Rows, Array]:
+    def tied(rows: Rows, after: Array) -> tuple[Rows, Array]:
         return read_again(rows, after)
 
-    def tpu(rows: Rows, after: Array) -> tuple[Rows, Array]:
+    def loose(rows: Rows, after: Array) -> tuple[Rows, Array]:
         return rows, after
 
-    return lax.platform_dependent(rows, after, tpu=tpu, default=default)
+    return lax.platform_dependent(rows, after, tpu=loose, cuda=loose, default=tied)
 
 
 def fold(

@@ -37,7 +37,7 @@ def on_tpu(monkeypatch, function, *arguments):
     """What a function gives in the ways that are meant for a TPU, and how many of them it took."""
     ways = []
 
-    def tpu(*arguments, tpu, default):
+    def tpu(*arguments, tpu, **_):
         ways.append(tpu)
         return tpu(*arguments)
 
