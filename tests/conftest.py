@@ -2,6 +2,8 @@ import os
 
 # The suite proves semantics on the CPU unless a platform is asked for.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Several processes share a GPU, of which the first would take all memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
 import pytest

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+ON_GPU = jax.default_backend() == "gpu"
+
 several_devices = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 devices")
 
 
