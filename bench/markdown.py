@@ -77,7 +77,8 @@ How many times as fast ours is that has the temperature at the same place:
 - jaxsample has a value and a key a row, all traced, and returns log-probs and counts as well.
 - Hugging Face runs on all cores.
 - llama.cpp runs a row at a time on one thread; the fill hands it a row's logits as its array.
-- tunix, maxtext and tpu-inference do without min-p; the first two have their values compiled in.
+- tunix, maxtext, tpu-inference and FlashInfer do without min-p; the first two have their values
+  compiled in.
 {missing}""".rstrip()
 
 

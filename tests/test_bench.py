@@ -2,6 +2,7 @@ import dataclasses
 import importlib.metadata
 import json
 import math
+import re
 import subprocess
 import sys
 import types
@@ -11,9 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from bench import bars, logits, memory, peers, performance, requests, scaling
+from bench import bars, gpu, logits, memory, peers, performance, requests, scaling
 from bench.__main__ import main
-from bench.baselines import sort_stack_logits
+from bench.baselines import argmax, sort_stack_logits
 from bench.peers.borrowed import borrow
 from bench.sizes import QUICK, Sizes
 from bench.timing import Timing, measure
@@ -91,7 +92,7 @@ def _no_clock(monkeypatch):
     def measured(works, most_repeats, label):
         return {name: Timing(1.0, (1.0, 1.0), most_repeats) for name in works}
 
-    for module in (bars, performance, scaling):
+    for module in (bars, gpu, performance, scaling):
         monkeypatch.setattr(module, "measure", measured)
     monkeypatch.setattr(bars, "compile_seconds", lambda function, arguments, repeats: 3.0)
     analysis = types.SimpleNamespace(temp_size_in_bytes=4096)
@@ -130,6 +131,51 @@ def test_the_report_measures(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     check_report(json.loads(path.read_text()))
+
+
+@pytest.mark.usefixtures("_no_clock")
+def test_a_gpu_is_measured_by_its_own_clock(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(gpu.jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(gpu, "compiled", lambda work: None)
+    monkeypatch.setattr(gpu, "ready", lambda work: work)
+    monkeypatch.setattr(peers, "present", lambda: ({}, {gpu.PEER: "no such wheel"}))
+
+    def kernels(work):
+        twice = work.function is not argmax
+        return gpu.Kernels(microseconds=20.0 * (1 + twice), operations=4.0)
+
+    monkeypatch.setattr(gpu, "kernels", kernels)
+    path = tmp_path / "times.json"
+    gpu.main(["--batch", "2", "--vocab", "256", "--out", str(path)])
+    text = path.with_suffix(".md").read_text()
+    assert "Not measured: FlashInfer (no such wheel)" in text
+    assert re.search(r"\| greedy +\| +40 \| +2 \| +4 \| +1000 \|", text)
+    assert "2 x 256 bfloat16" in capsys.readouterr().out
+    tables = json.loads(path.read_text())["tables"]
+    assert [table["dtype"] for table in tables] == ["float32", "bfloat16"]
+    for table in tables:
+        assert table["works"]["jnp.argmax"]["gpu"] == {"microseconds": 20.0, "operations": 4.0}
+
+
+def test_what_the_streams_of_a_gpu_did_is_added_up():
+    def named(name, **parts):
+        return types.SimpleNamespace(name=name, **parts)
+
+    def line(name, *durations):
+        return named(name, events=[named("a kernel", duration_ns=ns) for ns in durations])
+
+    lines = [line("Stream #14(Compute)", 5.0, 7.0), line("XLA Ops", 12.0), line("Stream #9", 1.0)]
+    planes = [
+        named("/host:CPU", lines=[line("Stream", 100.0)]),
+        named("/device:GPU:0", lines=lines),
+    ]
+    assert gpu.durations(types.SimpleNamespace(planes=planes)) == [5.0, 7.0, 1.0]
+
+
+def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch):
+    monkeypatch.setattr(gpu.jax, "default_backend", lambda: "cpu")
+    with pytest.raises(SystemExit, match="needs a GPU, and JAX runs on cpu"):
+        gpu.main([])
 
 
 def check_report(document):

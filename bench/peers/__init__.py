@@ -1,11 +1,13 @@
 """The samplers that a user may pick instead, each as its own code base calls it.
 
 All apply the rules of llama.cpp's usual chain: top-k 40, top-p .95, min-p .05, temperature .8.
-tunix, maxtext and tpu-inference have no min-p and do without. `pip install -e ".[peers]"` brings
+tunix, maxtext, tpu-inference and FlashInfer do without min-p. `pip install -e ".[peers]"` brings
 those that come whole, and the others, of which a function is enough, come without the rest by
 
     pip install --no-deps --ignore-requires-python \
         google-tunix==0.1.7 maxtext==0.2.5 tpu-inference==0.32.0
+
+and FlashInfer, which is for CUDA, by `pip install flashinfer-python`.
 
 A peer that is not installed, or does not run here, is named in the report with the reason.
 """
@@ -61,6 +63,7 @@ PEERS = {
     "tunix": Peer(("google-tunix",), "bench.peers.tunix.sampler"),
     "maxtext": Peer(("maxtext",), "bench.peers.maxtext.sampler", OURS_T_LAST),
     "tpu-inference": Peer(("tpu-inference",), "bench.peers.tpu_inference.sampler"),
+    "FlashInfer": Peer(("flashinfer-python", "torch"), "bench.peers.flashinfer.sampler"),
 }
 
 

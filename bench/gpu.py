@@ -1,0 +1,174 @@
+"""What the samplers take on a GPU, by its own clock: `python -m bench.gpu`.
+
+A call of small kernels waits for the processor that launches them, longer than all of them run. So
+beside the time of a call this adds up how long its kernels run, and how many there are.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.profiler import ProfileData
+from tqdm import tqdm
+
+from bench import logits, markdown, peers, report
+from bench.__main__ import DTYPES, RESULTS, file_at
+from bench.peers import PEERS
+from bench.report import digits
+from bench.timing import Timing, compiled, measure, ready
+from bench.works import Call, Case, Work, works
+
+ARGMAX = "jnp.argmax"
+PEER = "FlashInfer"
+CALLS = 5
+"""Calls under the profiler."""
+
+REPEATS = 100
+
+
+class Kernels(NamedTuple):
+    """What a GPU does for a call.
+
+    Attributes:
+      microseconds: how long its operations run, added up.
+      operations: kernels and copies.
+    """
+
+    microseconds: float
+    operations: float
+
+
+class Found(NamedTuple):
+    """What a work takes: of the GPU, and from the call to its end."""
+
+    gpu: Kernels
+    call: Timing
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures what the options ask for, prints the tables and writes them."""
+    options = parse(arguments)
+    if jax.default_backend() != "gpu":
+        sys.exit(f"python -m bench.gpu: needs a GPU, and JAX runs on {jax.default_backend()}")
+    absent = peers.present()[1]
+    path = file_at(options.out, "-gpu")
+    found: dict[Case, dict[str, Found]] = {}
+    for case in itertools.starmap(Case, itertools.product(options.batch, options.vocab, DTYPES)):
+        found[case] = measured(case, PEER not in absent)
+        print(f"{table(case, found[case])}\n", flush=True)
+        path.write_text(json.dumps(document(found, absent), indent=2) + "\n")
+        path.with_suffix(".md").write_text(text(found, absent))
+    print(f"written to {path}")
+
+
+def measured(case: Case, with_peer: bool) -> dict[str, Found]:
+    """The works of a case, and FlashInfer if it is there."""
+    given: dict[str, Work | Call] = {**works(case)}
+    if with_peer and case.dtype == "float32":  # of which alone it takes logits
+        name = f"{PEER}, T {peers.T}, k {peers.K}, p {peers.P}".replace("0.", ".")
+        given[name] = PEERS[PEER].work(logits.peaked(*case))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compiled, (work for work in given.values() if isinstance(work, Work))))
+    timings = measure(given, REPEATS, str(case))
+    profiled = tqdm(given.items(), f"{case}, profiling", leave=False, disable=None)
+    return {name: Found(kernels(ready(work)), timings[name]) for name, work in profiled}
+
+
+def kernels(call: Call) -> Kernels:
+    """What the GPU does for a call, on average of a few."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(CALLS):
+                call.prepare()
+                jax.block_until_ready(call.run())
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        nanoseconds = durations(ProfileData.from_file(str(path)))
+    return Kernels(sum(nanoseconds) / 1000 / CALLS, len(nanoseconds) / CALLS)
+
+
+def durations(profile: Any) -> list[float]:
+    """The nanoseconds of everything that the streams of a GPU did."""
+    return [
+        event.duration_ns
+        for plane in profile.planes
+        if plane.name.startswith("/device:GPU")
+        for line in plane.lines
+        if line.name.startswith("Stream")
+        for event in line.events
+    ]
+
+
+def text(found: Mapping[Case, Mapping[str, Found]], absent: Mapping[str, str]) -> str:
+    """The tables in Markdown."""
+    stamp = report.provenance()
+    listed = ", ".join(f"{name} {v}" for name, v in (stamp["versions"] | peers.versions()).items())
+    head = f"""# On a GPU
+
+{report.device_name()}, {stamp["date"][:10]}. {listed}.
+
+    pip install -e ".[bench]" && python -m bench.gpu
+
+GPU: microseconds that kernels and copies run, added up, by the profiler. Call: from the call to its
+end, the median of calls that take turns; what it takes beyond the GPU's time is launching, and
+waiting for the processor to look at a condition. Rows are sure of their tokens, 12 hold .95 of the
+mass, unless a line says that they are flat."""
+    missing = f"\n\nNot measured: {PEER} ({absent[PEER]})." if PEER in absent else ""
+    return "\n\n".join([head + missing, *(table(*of) for of in found.items())]) + "\n"
+
+
+def table(case: Case, found: Mapping[str, Found]) -> str:
+    """A line a work."""
+    argmax = found[ARGMAX].gpu.microseconds
+    rows = (
+        (
+            name,
+            digits(one.gpu.microseconds),
+            digits(one.gpu.microseconds / argmax),
+            digits(one.gpu.operations),
+            digits(one.call.median * 1000),
+        )
+        for name, one in found.items()
+    )
+    headers = ["", "GPU µs", f"of {ARGMAX}", "operations", "call µs"]
+    return f"## {case}\n\n{markdown.table(headers, rows)}"
+
+
+def document(
+    found: Mapping[Case, Mapping[str, Found]], absent: Mapping[str, str]
+) -> dict[str, Any]:
+    """All that was measured and what it was measured on, ready for JSON."""
+    return report.provenance() | {
+        "peer_versions": peers.versions(),
+        "absent_peers": {PEER: absent[PEER]} if PEER in absent else {},
+        "tables": [
+            {
+                **case._asdict(),
+                "works": {
+                    name: {"gpu": one.gpu._asdict(), "call_milliseconds": one.call._asdict()}
+                    for name, one in of.items()
+                },
+            }
+            for case, of in found.items()
+        ],
+    }
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__)
+    parser.add_argument("--batch", type=int, nargs="+", default=[128], help="rows")
+    parser.add_argument("--vocab", type=int, nargs="+", default=[128_256], help="tokens")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="a JSON file, or a folder")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
