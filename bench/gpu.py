@@ -20,7 +20,7 @@ from jax.profiler import ProfileData
 from tqdm import tqdm
 
 from bench import logits, markdown, peers, report
-from bench.__main__ import DTYPES, RESULTS, file_at
+from bench.__main__ import DTYPES, RESULTS, Parser, file_at, out_path, whole_number
 from bench.peers import PEERS
 from bench.report import digits
 from bench.timing import Timing, compiled, measure, ready
@@ -163,10 +163,15 @@ def document(
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser("python -m bench.gpu", description=__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[128], help="rows")
-    parser.add_argument("--vocab", type=int, nargs="+", default=[128_256], help="tokens")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="a JSON file, or a folder")
+    parser = Parser("python -m bench.gpu", description=__doc__)
+    rows, tokens = whole_number(1), whole_number(64, 2**21)
+    parser.add_argument("--batch", type=rows, nargs="+", default=[128], metavar="N", help="rows")
+    parser.add_argument(
+        "--vocab", type=tokens, nargs="+", default=[128_256], metavar="N", help="tokens"
+    )
+    parser.add_argument(
+        "--out", type=out_path, default=RESULTS, metavar="PATH", help="a JSON file, or a folder"
+    )
     return parser.parse_args(arguments)
 
 

@@ -172,10 +172,13 @@ def test_what_the_streams_of_a_gpu_did_is_added_up():
     assert gpu.durations(types.SimpleNamespace(planes=planes)) == [5.0, 7.0, 1.0]
 
 
-def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch):
+def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, capsys):
     monkeypatch.setattr(gpu.jax, "default_backend", lambda: "cpu")
     with pytest.raises(SystemExit, match="needs a GPU, and JAX runs on cpu"):
         gpu.main([])
+    with pytest.raises(SystemExit, match="2"):
+        gpu.main(["--batch", "0"])
+    assert capsys.readouterr().err.startswith("python -m bench.gpu: argument --batch: must be in")
 
 
 def check_report(document):
