@@ -58,18 +58,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     if jax.default_backend() != "gpu":
         sys.exit(f"python -m bench.gpu: needs a GPU, and JAX runs on {jax.default_backend()}")
-    absent = peers.present()[1]
+    missing = peers.present()[1].get(PEER, "")
     path = file_at(options.out, "-gpu")
     found: dict[Case, dict[str, Found]] = {}
     for case in itertools.starmap(Case, itertools.product(options.batch, options.vocab, DTYPES)):
-        found[case] = measured(case, PEER not in absent)
+        found[case] = measured(case, with_peer=not missing)
         print(f"{table(case, found[case])}\n", flush=True)
-        path.write_text(json.dumps(document(found, absent), indent=2) + "\n")
-        path.with_suffix(".md").write_text(text(found, absent))
+        path.write_text(json.dumps(document(found, missing), indent=2) + "\n")
+        path.with_suffix(".md").write_text(text(found, missing))
     print(f"written to {path}")
 
 
-def measured(case: Case, with_peer: bool) -> dict[str, Found]:
+def measured(case: Case, *, with_peer: bool) -> dict[str, Found]:
     """The works of a case, and FlashInfer if it is there."""
     given: dict[str, Work | Call] = {**works(case)}
     if with_peer and case.dtype == "float32":  # of which alone it takes logits
@@ -106,22 +106,27 @@ def durations(profile: Any) -> list[float]:
     ]
 
 
-def text(found: Mapping[Case, Mapping[str, Found]], absent: Mapping[str, str]) -> str:
-    """The tables in Markdown."""
-    stamp = report.provenance()
-    listed = ", ".join(f"{name} {v}" for name, v in (stamp["versions"] | peers.versions()).items())
+def text(found: Mapping[Case, Mapping[str, Found]], missing: str) -> str:
+    """The tables in Markdown.
+
+    Args:
+      found: by case and work.
+      missing: why FlashInfer was not measured; empty where it was.
+    """
     head = f"""# On a GPU
 
-{report.device_name()}, {stamp["date"][:10]}. {listed}.
+{report.device_name()}, {report.provenance()["date"][:10]}. {markdown.versions()}.
 
     pip install -e ".[bench]" && python -m bench.gpu
 
 GPU: microseconds that kernels and copies run, added up, by the profiler. Call: from the call to its
-end, the median of calls that take turns; what it takes beyond the GPU's time is launching, and
-waiting for the processor to look at a condition. Rows are sure of their tokens, 12 hold .95 of the
-mass, unless a line says that they are flat."""
-    missing = f"\n\nNot measured: {PEER} ({absent[PEER]})." if PEER in absent else ""
-    return "\n\n".join([head + missing, *(table(*of) for of in found.items())]) + "\n"
+end, the median of calls that take turns; it has the processor's part too, which launches them and
+looks at conditions. Rows are sure of their tokens, 12 hold .95 of the mass, unless a line says that
+they are flat. {PEER}, which `pip install flashinfer-python` brings, hands its tokens to the
+processor, and has no log-probs and no min-p."""
+    if missing:
+        head += f"\n\nNot measured: {PEER} ({missing})."
+    return "\n\n".join([head, *(table(*of) for of in found.items())]) + "\n"
 
 
 def table(case: Case, found: Mapping[str, Found]) -> str:
@@ -141,13 +146,11 @@ def table(case: Case, found: Mapping[str, Found]) -> str:
     return f"## {case}\n\n{markdown.table(headers, rows)}"
 
 
-def document(
-    found: Mapping[Case, Mapping[str, Found]], absent: Mapping[str, str]
-) -> dict[str, Any]:
+def document(found: Mapping[Case, Mapping[str, Found]], missing: str) -> dict[str, Any]:
     """All that was measured and what it was measured on, ready for JSON."""
     return report.provenance() | {
         "peer_versions": peers.versions(),
-        "absent_peers": {PEER: absent[PEER]} if PEER in absent else {},
+        "absent_peers": {PEER: missing} if missing else {},
         "tables": [
             {
                 **case._asdict(),

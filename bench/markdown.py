@@ -17,10 +17,9 @@ from bench.timing import Timing
 def head(command: str) -> str:
     """What was measured on, and how to do it again."""
     stamp = report.provenance()
-    listed = ", ".join(f"{name} {v}" for name, v in (stamp["versions"] | peers.versions()).items())
     return f"""# Performance
 
-{report.device_name()}, {stamp["device"]["cores"]} cores, {stamp["date"][:10]}. {listed}.
+{report.device_name()}, {stamp["device"]["cores"]} cores, {stamp["date"][:10]}. {versions()}.
 
     pip install -e ".[peers]" && {command}
 
@@ -28,6 +27,11 @@ measures all of this in one process ([`bench/peers`](../peers/__init__.py) tells
 peers that are borrowed). Times are medians of calls that take turns, and each ratio is of one run.
 Rows are float32 and sure of their tokens, 12 hold .95 of the mass, unless a line says otherwise; of
 flat rows it takes .74 of the vocabulary."""
+
+
+def versions() -> str:
+    """Of what makes the times, and of the peers."""
+    return ", ".join(f"{name} {v}" for name, v in (report.versions() | peers.versions()).items())
 
 
 def bars(lines: Sequence[Line], sizes: Sizes) -> str:

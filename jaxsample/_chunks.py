@@ -180,7 +180,7 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
 
 
 def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
-    """`read_again`, but on a TPU and a GPU, which make one pass of two that are not tied."""
+    """`read_again`, but not for TPU and CUDA: there, one pass is made of two that are not tied."""
 
     def tied(rows: Rows, after: Array) -> tuple[Rows, Array]:
         return read_again(rows, after)

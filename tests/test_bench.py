@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from rows import ON_GPU
 
 from bench import bars, gpu, logits, memory, peers, performance, requests, scaling
 from bench.__main__ import main
@@ -172,11 +173,17 @@ def test_what_the_streams_of_a_gpu_did_is_added_up():
     assert gpu.durations(types.SimpleNamespace(planes=planes)) == [5.0, 7.0, 1.0]
 
 
+def test_a_profile_tells_what_a_gpu_did():
+    doubled = jax.jit(lambda x: 2 * x)
+    found = gpu.kernels(Call(lambda: doubled(np.ones(3, np.float32))))
+    assert (found.operations > 0) == (found.microseconds > 0) == ON_GPU
+
+
 def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, capsys):
     monkeypatch.setattr(gpu.jax, "default_backend", lambda: "cpu")
     with pytest.raises(SystemExit, match="needs a GPU, and JAX runs on cpu"):
         gpu.main([])
-    with pytest.raises(SystemExit, match="2"):
+    with pytest.raises(SystemExit, check=lambda end: end.code == 2):
         gpu.main(["--batch", "0"])
     assert capsys.readouterr().err.startswith("python -m bench.gpu: argument --batch: must be in")
 

@@ -12,7 +12,7 @@ from unoptimised import to_read
 import jaxsample as js
 from jaxsample import SamplingParams, _search
 
-BATCH, VOCAB = 8, 128256  # of fewer, a compiler for GPUs writes down what it can have at once
+BATCH, VOCAB = 8, 128256  # of 4 x 50,176, a compiler for GPUs writes the weights down
 ELEMENTS = BATCH * VOCAB
 NO_WORK = r" (parameter|bitcast|constant|broadcast|get-tuple-element|tuple|conditional)\("
 
