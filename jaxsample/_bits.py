@@ -1,11 +1,18 @@
 """Packed masks: a bit a token, token t that of `t % 32`, from the least, of the int32 `t // 32`."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from jaxsample import _tiles
+
 WORD = 32
 """Tokens of a word."""
+
+_LANES = 128
+"""Of a TPU's vector."""
 
 _SHORT = 256
 """Places that may be a constant of a program."""
@@ -32,6 +39,42 @@ def packed(mask: Array) -> Array:
 
 def unpacked(words: Array, n: int) -> Array:
     """The mask `[..., n]` of a packed one."""
+    if n <= _SHORT or not _tiles.fits((*words.shape[:-1], n)):
+        return _by_word(words, n)
+    tpu, default = (functools.partial(way, n=n) for way in (_by_tile, _by_word))
+    return lax.platform_dependent(words, tpu=tpu, default=default)
+
+
+def _by_tile(words: Array, n: int) -> Array:
+    """Each lane has its bits from the start, where a word would be spread over 32 lanes."""
+    lanes = _tiles.split(by_lane(words.reshape(-1, words.shape[-1])))
+    rows, groups, *tile = lanes.shape
+    place = lax.broadcasted_iota(jnp.int32, (rows, groups, WORD, *tile), 2)
+    mask = is_set(lanes[:, :, None], place).reshape(rows, groups * WORD, *tile)
+    return _tiles.joined(mask[:, : n // _LANES], (*words.shape[:-1], n))
+
+
+def by_lane(words: Array) -> Array:
+    """A packed mask `[rows, words]` as a TPU's vectors read it, filled up to whole groups of 32.
+
+    In a word a lane, 128 side by side, each vector of 128 tokens of a group has a bit: matrices of
+    32 x 32 bits, one for each quarter of the lanes, are transposed.
+    """
+    rows, number = words.shape
+    quarters = _LANES // WORD
+    filled = jnp.pad(words, [(0, 0), (0, -number % _LANES)])
+    words = filled.reshape(rows, -(-number // _LANES), WORD, quarters)
+    for distance in (16, 8, 4, 2, 1):
+        low = np.int32((2**WORD - 1) // (2**distance + 1))  # of each two stretches of bits
+        pairs = words.reshape(*words.shape[:2], -1, 2, distance, quarters)
+        one, other = pairs[..., 0, :, :], pairs[..., 1, :, :]
+        change = ((one >> distance) ^ other) & low
+        pairs = jnp.stack([one ^ (change << distance), other ^ change], axis=-3)
+        words = pairs.reshape(words.shape)
+    return words.swapaxes(-2, -1).reshape(filled.shape)
+
+
+def _by_word(words: Array, n: int) -> Array:
     bits = jnp.repeat(words, WORD, axis=-1)[..., :n]
     if n > _SHORT:
         return is_set(bits, lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1) & (WORD - 1))

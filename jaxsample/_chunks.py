@@ -135,10 +135,13 @@ def shards(logits: Array, axis_name: AxisName) -> Shards | None:
     return found
 
 
-def look_over(logits: Array, rate: Array | None = None, shards: Shards | None = None) -> Rows:
-    """Reads the logits once, for what every rule needs to know."""
+def look_over(logits: Array, shards: Shards | None = None) -> Rows:
+    """Reads the logits once, for what every rule needs to know, as other passes read them.
+
+    A TPU lays rows out for them once; where nothing else reads chunks, `_look` has a kernel.
+    """
     given = source(logits, shards=shards)
-    return looked_over(given, block_keys(given), rate, rate)
+    return looked_over(given, block_keys(given), None, None)
 
 
 def block_keys(source: Source, size: int = BLOCK) -> Array:
@@ -328,9 +331,14 @@ def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None 
     """The mass of each row's tokens, `[...]`."""
     shards = rows.source.shards
     if shards is None:
-        return _mass.total(_mass.place(weigh(rows, scale, keep), scale.shifts))
+        return added_up(weigh(rows, scale, keep), scale)
     own = _mass.place(weigh(rows, scale, keep, whole=False), shards.own(scale.shifts))
     return _mass.together(_mass.total(own), shards.sum)
+
+
+def added_up(sums: Array, scale: Scale) -> Mass:
+    """The mass `[...]` of which `weigh` gave the sums of all chunks."""
+    return _mass.total(_mass.place(sums, scale.shifts))
 
 
 def chunk_max(rows: Rows) -> Array:
@@ -384,7 +392,7 @@ def _take_blocks(logits: Array, blocks: Array, size: int) -> Array:
         return _tiles.take_blocks(logits, blocks, size)
 
     if vocab % size == 0:
-        tpu = by_tile if _tiles.fits(vocab, size) else by_chunk
+        tpu = by_tile if _tiles.fits(logits.shape, size) else by_chunk
         return lax.platform_dependent(logits, blocks, tpu=tpu, default=by_chunk)
 
     def take(row: Array, starts: Array) -> Array:

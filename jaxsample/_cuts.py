@@ -20,9 +20,9 @@ _TAIL_FREE_SHIFT = 7
 
 
 @rowwise
-def typical(rows: Rows, scale: Scale, p: Array) -> tuple[Array, Cut]:
+def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut]:
     """The logit of typical surprise, and the cut of the ranking by `typicality` at mass p."""
-    entropy, log_sum = _moments.entropy(rows, scale)
+    entropy, log_sum = _moments.entropy(rows, scale, sums)
     centre = rows.row_max + (log_sum - entropy)
     needed = ~rows.bad & (p < 1)
 

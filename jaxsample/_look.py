@@ -18,7 +18,7 @@ from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
 
 
-def look_over(source: Source, implementation: Implementation) -> Rows:
+def look_over(source: Source, implementation: Implementation = None) -> Rows:
     """`_chunks.look_over`, of logits without a mask."""
 
     def kernel(source: Source, *, interpret: bool) -> tuple[Array]:
@@ -33,7 +33,11 @@ def look_over(source: Source, implementation: Implementation) -> Rows:
 
 
 def look_over_and_weigh(
-    source: Source, rate: Array | None, implementation: Implementation, *, counted: bool
+    source: Source,
+    rate: Array | None = None,
+    implementation: Implementation = None,
+    *,
+    counted: bool = False,
 ) -> tuple[Rows, Scale, list[Array]]:
     """Also `_chunks.weigh` of all tokens, by probability, and how many are not masked, if counted.
 
@@ -56,6 +60,8 @@ def look_over_and_weigh(
     def otherwise(source: Source, rate: Array | None) -> tuple[Array, ...]:
         keys = _chunks.block_keys(source, CHUNK)
         rows = _chunks.looked_over(source, keys, rate, rate)
+        if source.mask is not None:
+            rows, keys = _chunks.read_beside(rows, keys)
         scale = _chunks.probability(rows)
         if counted:
             return keys, *_kept.weigh_to(rows, scale, None)
@@ -67,7 +73,7 @@ def look_over_and_weigh(
 
 
 def look_over_and_rank(
-    source: Source, rate: Array | None, implementation: Implementation
+    source: Source, rate: Array | None = None, implementation: Implementation = None
 ) -> tuple[Rows, Cut]:
     """Also the candidates, `_kept.candidates`."""
 

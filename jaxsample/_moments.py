@@ -13,23 +13,22 @@ from jax import Array
 from jaxsample import _chunks, _mass
 from jaxsample._checks import to_elements
 from jaxsample._chunks import Rows
-from jaxsample._mass import Scale
+from jaxsample._mass import Mass, Scale
 
 _LN_2 = 0.6931471805599453
 _STEPS = 2**20
 """Steps between the least and the largest logit, in which the deviation is measured."""
 
 
-def log_sum(rows: Rows, scale: Scale) -> Array:
-    """`log(sum(exp(logits - row_max)))`, `[...]`: minus the log-probability of the likeliest."""
-    rows, _ = _chunks.read_again(rows, rows.bad)
-    return _settled(_mass.log(_chunks.mass(rows, scale)))
+def log_sum(mass: Mass) -> Array:
+    """`log(sum(exp(logits - row_max)))`, `[...]`, of all tokens' mass: minus the log-probability of
+    the likeliest."""
+    return _settled(_mass.log(mass))
 
 
-def entropy(rows: Rows, scale: Scale) -> tuple[Array, Array]:
+def entropy(rows: Rows, scale: Scale, sums: Array) -> tuple[Array, Array]:
     """The entropy in nats, `[...]`, which is the mean distance below the maximum plus `log_sum`,
-    and `log_sum`."""
-    sums = _chunks.weigh(rows, scale)
+    and `log_sum`, of rows that were weighed."""
     rows, sums = _chunks.read_again(rows, sums)
 
     def distance(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
@@ -43,13 +42,12 @@ def entropy(rows: Rows, scale: Scale) -> tuple[Array, Array]:
     total = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
     whole = _mass.total(weights)
     mean = _settled(_mass.to_float(total) / _mass.to_float(whole) * _LN_2)
-    log_sum = _settled(_mass.log(whole))
-    return _settled(mean + log_sum), log_sum
+    return _settled(mean + log_sum(whole)), log_sum(whole)
 
 
-def log_collision(rows: Rows, scale: Scale) -> Array:
+def log_collision(rows: Rows, log_sum: Array) -> Array:
     """`log(sum(p**2))`, `[...]`: how likely two draws are to be the same token."""
-    whole = log_sum(rows, scale)
+    rows, log_sum = _chunks.read_again(rows, log_sum)
     zero = jnp.zeros_like(rows.row_max)
     below = _below(rows, _chunks.chunk_max(rows))
     squared = Scale(_mass.shifts(2 * below, jnp.zeros_like(below)), zero)
@@ -59,7 +57,7 @@ def log_collision(rows: Rows, scale: Scale) -> Array:
 
     sums = _chunks.fold(rows.source, square, squared.shifts)
     squares = _settled(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
-    return _settled(squares - 2 * whole)
+    return _settled(squares - 2 * log_sum)
 
 
 def deviation(rows: Rows) -> Array:

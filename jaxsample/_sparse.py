@@ -5,9 +5,9 @@ sharded vocabulary they are `_shards.places`, those of other devices dropped.
 """
 
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
-from jaxsample import _chunks, _shards
+from jaxsample import _bits, _chunks, _shards
 
 
 def lower(logits: Array, ids: Array, values: Array) -> Array:
@@ -31,7 +31,17 @@ def replace(logits: Array, ids: Array, values: Array) -> Array:
 
 def ban(logits: Array, ids: Array, where: Array) -> Array:
     """Masks some tokens, `where` bool `[..., n]`; NaN and +inf stay, so the row stays bad."""
-    vocab = logits.shape[-1]
-    ids = jnp.where(where & (ids >= 0), ids, vocab)
-    old = _shards.take(logits, ids)
-    return lower(logits, ids, jnp.where(old < jnp.inf, -jnp.inf, old))
+    *lead, vocab = logits.shape
+
+    def tpu(logits: Array, ids: Array, where: Array) -> Array:
+        # Which scatters among logits in another layout, that is, copies them there and back.
+        words = jnp.full((*lead, -(-vocab // _bits.WORD)), -1, jnp.int32)
+        allowed = _bits.unpacked(_bits.cleared(words, ids, where), vocab)
+        return _bits.masked(logits, allowed)
+
+    def default(logits: Array, ids: Array, where: Array) -> Array:
+        ids = jnp.where(where & (ids >= 0), ids, vocab)
+        old = _shards.take(logits, ids)
+        return lower(logits, ids, jnp.where(old < jnp.inf, -jnp.inf, old))
+
+    return lax.platform_dependent(logits, ids, where, tpu=tpu, default=default)

@@ -1,7 +1,7 @@
-"""Blocks of a row as a TPU holds them: in tiles of 8 rows by 128 tokens.
+"""Rows as a TPU holds them: in tiles of 8 rows by 128 tokens.
 
-A row by itself, cut into its blocks, is another layout: to look them up in it, the compiler writes
-all logits again. A tile is found where it lies.
+A row by itself, cut into blocks or words, is another layout, in which the compiler would write all
+logits again. What is computed tile by tile is found, and stays, where it lies.
 """
 
 import math
@@ -9,29 +9,39 @@ import math
 import jax.numpy as jnp
 from jax import Array, lax
 
-_ROWS = 8
-_TOKENS = 128
+_ROWS, _TOKENS = 8, 128
 
 
-def fits(vocab: int, size: int) -> bool:
-    """Whether blocks of a size can be found by their tiles."""
-    return vocab % max(size, _TOKENS) == 0 and (size % _TOKENS == 0 or _TOKENS % size == 0)
+def fits(shape: tuple[int, ...], size: int = _TOKENS) -> bool:
+    """Whether rows `[..., vocab]`, of a static number, are whole tiles and blocks of a size."""
+    if not all(isinstance(length, int) for length in shape) or 0 in shape:
+        return False
+    return shape[-1] % max(size, _TOKENS) == 0 and (size % _TOKENS == 0 or _TOKENS % size == 0)
+
+
+def split(x: Array) -> Array:
+    """The tiles of rows `[..., vocab]` as they lie in memory, `[rows / n, vocab / 128, n, 128]`."""
+    *lead, vocab = x.shape
+    rows = math.prod(lead)
+    together = math.gcd(rows, _ROWS)
+    return x.reshape(rows // together, together, vocab // _TOKENS, _TOKENS).swapaxes(1, 2)
+
+
+def joined(tiles: Array, shape: tuple[int, ...]) -> Array:
+    """The rows, in some shape, of which `split` gave the tiles."""
+    return tiles.swapaxes(1, 2).reshape(shape)
 
 
 def take_blocks(logits: Array, blocks: Array, size: int) -> Array:
     """Blocks of consecutive tokens by index: `[..., vocab]`, `[..., n]` to `[..., n, size]`."""
-    *lead, vocab = logits.shape
-    n, rows, of_block = blocks.shape[-1], math.prod(lead), -(-size // _TOKENS)
-    together = math.gcd(rows, _ROWS)
-    logits = logits.reshape(rows // together, together, vocab // _TOKENS, _TOKENS)
-    tiles = (blocks * size // _TOKENS)[..., None] + lax.broadcasted_iota(
+    n, of_block = blocks.shape[-1], -(-size // _TOKENS)
+    tiles = split(logits)
+    index = (blocks * size // _TOKENS)[..., None] + lax.broadcasted_iota(
         jnp.int32, (*blocks.shape, of_block), blocks.ndim
     )
-    tiles = tiles.reshape(rows // together, together, n * of_block, 1)
-    # Tiles before rows, as they lie in memory.
-    logits, tiles = logits.swapaxes(1, 2), tiles.swapaxes(1, 2)
-    taken = jnp.take_along_axis(logits, tiles, axis=1, mode="clip").swapaxes(1, 2)
-    taken = taken.reshape(*lead, n, of_block * _TOKENS)
+    index = index.reshape(tiles.shape[0], tiles.shape[2], n * of_block, 1).swapaxes(1, 2)
+    taken = jnp.take_along_axis(tiles, index, axis=1, mode="clip")
+    taken = joined(taken, (*blocks.shape, of_block * _TOKENS))
     part = blocks % max(_TOKENS // size, 1)
     parts = [taken[..., start : start + size] for start in range(0, taken.shape[-1], size)]
     found = parts[0]

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _bits, _checks, _chunks, _history, _normalizer, _shards, _sparse
+from jaxsample import _bits, _checks, _chunks, _history, _look, _normalizer, _shards, _sparse
 from jaxsample._shards import AxisName, Shards
 
 
@@ -430,8 +430,9 @@ def _guided_logits(
 
 def _log_softmax(logits: Array, shards: Shards | None) -> tuple[Array, Array]:
     """The log-probabilities `[..., vocab]`, float32, and the bad rows `[...]`."""
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
-    mass = _chunks.mass(rows, _chunks.probability(rows))
+    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
+    rows, scale, (sums,) = _look.look_over_and_weigh(source)
+    mass = _chunks.added_up(sums, scale)
     return _normalizer.logprobs(rows, mass, logits, logits), rows.bad
 
 

@@ -21,6 +21,7 @@ from jaxsample import (
     _draw,
     _elementary,
     _kept,
+    _look,
     _mass,
     _normalizer,
     _ranking,
@@ -330,7 +331,7 @@ _PEAK, _SHARPNESS, _WIDTH = 5, 10, 0.3
 
 
 def _mirostat_sample(
-    keep: Callable[[Rows, Array], Cut],
+    keep: Callable[[Array, Array, Shards | None], tuple[Rows, Cut]],
     key: ArrayLike,
     logits: ArrayLike,
     params: MirostatParams,
@@ -356,13 +357,13 @@ def _mirostat(
     mu: Array,
     shards: Shards | None,
     *,
-    keep: Callable[[Rows, Array], Cut],
+    keep: Callable[[Array, Array, Shards | None], tuple[Rows, Cut]],
 ) -> tuple[Array, MirostatState]:
     logits, *params = lax.stop_gradient((logits, tau, eta, mu))
     tau, eta, mu = (_checks.to_rows(param, logits) for param in params)
-    rows = _chunks.look_over(logits, shards=shards)
-    bad = rows.bad | ~(_finite_from_0(tau) & _finite_from_0(eta) & jnp.isfinite(mu))
-    rows, cut = _chunks.read_again(rows, keep(rows, jnp.where(bad, 0, mu)))
+    bad = ~(_finite_from_0(tau) & _finite_from_0(eta) & jnp.isfinite(mu))
+    rows, cut = _chunks.read_again(*keep(logits, jnp.where(bad, 0, mu), shards))
+    bad |= rows.bad
     tokens, mass, _ = _draw.draw_to(_draw.spend(keys), rows, cut)
 
     chosen = _shards.take(logits, tokens[..., None], shards)
@@ -372,16 +373,19 @@ def _mirostat(
     return jnp.where(bad, -1, tokens), MirostatState(jnp.where(bad, mu, next_mu))
 
 
-def _unsurprising(rows: Rows, mu: Array) -> Cut:
-    """The cut behind the last token whose surprise could be at most mu bits."""
-    log_mass = _mass.log(_chunks.mass(rows, _chunks.probability(rows)))
+def _unsurprising(logits: Array, mu: Array, shards: Shards | None) -> tuple[Rows, Cut]:
+    """The rows, and the cut behind the last token whose surprise could be at most mu bits."""
+    rows, scale, (sums,) = _look.look_over_and_weigh(_chunks.source(logits, shards=shards))
+    log_mass = _mass.log(_chunks.added_up(sums, scale))
     floor = rows.row_max + log_mass - _settled(mu / LOG2_E)
     likely = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
-    return _ranking.select(floor > rows.row_max, _ranking.best(rows), likely)
+    return rows, _ranking.select(floor > rows.row_max, _ranking.best(rows), likely)
 
 
-def _zipf_prefix(rows: Rows, mu: Array) -> Cut:
-    """The cut behind the rank at which a Zipf law like this row's has a surprise of mu bits."""
+def _zipf_prefix(logits: Array, mu: Array, shards: Shards | None) -> tuple[Rows, Cut]:
+    """The rows, and the cut behind the rank at which a Zipf law like theirs has a surprise of mu
+    bits."""
+    rows = _chunks.look_over(logits, shards)
     units = _chunks.weigh(rows, _chunks.tally(rows))
     log_vocab = _elementary.log(jnp.maximum(jnp.sum(units, axis=-1), 2).astype(jnp.float32))
     top = _ranking.candidates(rows, _ZIPF_TOKENS)
@@ -394,7 +398,7 @@ def _zipf_prefix(rows: Rows, mu: Array) -> Cut:
     log2_k = (mu + _settled(_elementary.log(share) * LOG2_E)) / s
     k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
-    return _kept.prefix(rows, top, rules).cut
+    return rows, _kept.prefix(rows, top, rules).cut
 
 
 def _zipf_exponent(logits: Array) -> Array:
@@ -433,8 +437,8 @@ def _adaptive_p(
     state = AdaptivePState(*memory)
     bad = ~(_up_to_1(target) & _decays(decay))
     bad |= ~(jnp.isfinite(state.weighted_sum) & _finite_from_0(state.total_weight))
-    rows = _chunks.look_over(logits, shards=shards)
-    mass = _chunks.mass(rows, _chunks.probability(rows))
+    rows, scale, (sums,) = _look.look_over_and_weigh(_chunks.source(logits, shards=shards))
+    mass = _chunks.added_up(sums, scale)
 
     average = state.weighted_sum / jnp.where(state.total_weight > 0, state.total_weight, 1)
     goal = jnp.where(state.total_weight > 0, 2 * target - average, target)

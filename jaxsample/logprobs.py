@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _normalizer, _ranking, _shards
+from jaxsample import _bits, _checks, _chunks, _look, _normalizer, _ranking, _shards
 from jaxsample._shards import AxisName, Shards
-from jaxsample.constraints import bitmask_logits
 
 
 class TopLogprobs(NamedTuple):
@@ -49,13 +48,22 @@ def token_logprobs(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName 
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _token_logprobs(logits, _checks.tokens("tokens", tokens, logits), shards)
+    return _token_logprobs(logits, _checks.tokens("tokens", tokens, logits), None, shards)
 
 
 @jax.jit
-def _token_logprobs(logits: Array, tokens: Array, shards: Shards | None) -> Array:
-    inside = (tokens >= 0) & (tokens < _shards.vocab(logits, shards))
-    logprobs = _logprobs_at(logits, tokens[..., None], shards)[..., 0]
+def _token_logprobs(
+    logits: Array, tokens: Array, kept_mask: Array | None, shards: Shards | None
+) -> Array:
+    source = _chunks.source(logits, kept_mask, shards)
+    rows, scale, (sums,) = _look.look_over_and_weigh(lax.stop_gradient(source))
+    mass, ids = _chunks.added_up(sums, scale), tokens[..., None]
+    chosen = _shards.take(logits, ids, shards)
+    if kept_mask is not None:
+        words = _shards.take(kept_mask, ids // _bits.WORD, shards)
+        chosen = jnp.where(_bits.is_set(words, ids % _bits.WORD), chosen, -jnp.inf)
+    logprobs = _normalizer.logprobs(rows, mass, source.masked(), chosen)[..., 0]
+    inside = (tokens >= 0) & (tokens < rows.vocab)
     return jnp.where(inside, logprobs, jnp.nan)
 
 
@@ -90,9 +98,11 @@ def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _top_logprobs(logits: Array, num: int, shards: Shards | None) -> TopLogprobs:
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards)
     top = _ranking.candidates(rows, num)
-    logprobs = _logprobs_at(logits, top.token, shards)
+    mass = _chunks.mass(rows, _chunks.probability(rows))
+    chosen = _shards.take(logits, top.token, shards)
+    logprobs = _normalizer.logprobs(rows, mass, logits, chosen)
     masked = rows.bad[..., None] | (top.logit == -jnp.inf)
     return TopLogprobs(logprobs, jnp.where(masked, -1, top.token))
 
@@ -124,7 +134,7 @@ def token_ranks(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = N
 
 @jax.jit
 def _token_ranks(logits: Array, tokens: Array, shards: Shards | None) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards)
     inside = (tokens >= 0) & (tokens < rows.vocab)
     ranks = _ranking.rank(rows, tokens)
     return jnp.where(inside & ~rows.bad, ranks, -1)
@@ -156,13 +166,7 @@ def replay_logprobs(
     >>> print(replay_logprobs(jnp.array([1.0, 2.0, 3.0]), 1, jnp.array([0b011])))
     -0.313
     """
-    kept = bitmask_logits(logits, kept_mask, axis_name=axis_name)
-    return token_logprobs(kept, tokens, axis_name=axis_name)
-
-
-def _logprobs_at(logits: Array, tokens: Array, shards: Shards | None) -> Array:
-    """The log-probabilities of the tokens `[..., n]`."""
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
-    mass = _chunks.mass(rows, _chunks.probability(rows))
-    chosen = _shards.take(logits, tokens, shards)
-    return _normalizer.logprobs(rows, mass, logits, chosen)
+    logits = _checks.logits(logits)
+    tokens = _checks.tokens("tokens", tokens, logits)
+    kept_mask = _checks.bitmask("kept_mask", kept_mask, logits)
+    return _token_logprobs(logits, tokens, kept_mask, _chunks.shards(logits, axis_name))

@@ -92,6 +92,6 @@ def _categorical_sample(
     keys: Array, logits: Array, shards: Shards | None, implementation: Implementation
 ) -> Array:
     source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation, counted=False)
+    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation)
     tokens = _draw.draw(_draw.spend(keys), rows, scale, sums, _ranking.everything(rows))
     return jnp.where(rows.bad, -1, tokens)

@@ -6,7 +6,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _elementary, _mass, _moments, _ranking, _shards
+from jaxsample import _checks, _chunks, _elementary, _look, _moments, _ranking, _shards
+from jaxsample._chunks import Rows
 from jaxsample._shards import AxisName, Shards
 
 
@@ -48,9 +49,14 @@ def scaled_logits(
 
 @jax.jit
 def _scaled_logits(logits: Array, temperature: Array, shards: Shards | None) -> Array:
-    temperature = _checks.to_rows(temperature, logits)
+    rows = _look.look_over(_chunks.source(lax.stop_gradient(logits), shards=shards))
+    return _scaled(logits, rows, _checks.to_rows(temperature, logits))
+
+
+def _scaled(logits: Array, rows: Rows, temperature: Array) -> Array:
+    """The logits, which were looked over as they are, divided by a temperature a row."""
     rate, greedy, bad = rate_of(temperature)
-    rows = _chunks.look_over(lax.stop_gradient(logits), lax.stop_gradient(rate), shards)
+    rows = _chunks.scaled_after(rows, lax.stop_gradient(rate))
     best = rows.ids == _ranking.best(rows).token[..., None]
     keep = ~greedy[..., None] | best
     bad = (bad | rows.bad)[..., None]
@@ -109,15 +115,16 @@ def _entropy_scaled_logits(
     logits: Array, low: Array, high: Array, exponent: Array, shards: Shards | None
 ) -> Array:
     low, high, exponent = (_checks.to_rows(a, logits) for a in (low, high, exponent))
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
-    entropy, _ = _moments.entropy(rows, _chunks.probability(rows))
-    most = _elementary.log(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
+    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
+    rows, scale, (sums, number) = _look.look_over_and_weigh(source, counted=True)
+    entropy, _ = _moments.entropy(rows, scale, sums)
+    most = _elementary.log(number.astype(jnp.float32))
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
     power = _elementary.exp2(exponent * (_elementary.log(share) * _elementary.LOG2_E))
     share = lax.stop_gradient(jnp.where(exponent == 0, 1, power))
     temperature = low + _chunks.settle((high - low) * share, jnp.float32)
     bad = ~((low >= 0) & (high >= 0) & (exponent >= 0)) | jnp.isinf(low + high + exponent)
-    return _scaled_logits(logits, jnp.where(bad, jnp.nan, temperature), shards)
+    return _scaled(logits, rows, jnp.where(bad, jnp.nan, temperature))
 
 
 def smoothed_logits(
@@ -158,7 +165,7 @@ def smoothed_logits(
 @jax.jit
 def _smoothed_logits(logits: Array, factor: Array, curve: Array, shards: Shards | None) -> Array:
     factor, curve = (_checks.to_rows(a, logits)[..., None] for a in (factor, curve))
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
+    rows = _look.look_over(_chunks.source(lax.stop_gradient(logits), shards=shards))
     bad = ~((factor >= 0) & (curve >= 1)) | jnp.isinf(factor + curve) | rows.bad[..., None]
     finite = (logits > -jnp.inf) & ~bad
     x = jnp.where(finite, logits, 0).astype(jnp.float32)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _cuts, _draw, _elementary, _kept, _moments, _ranking
+from jaxsample import _checks, _chunks, _cuts, _draw, _elementary, _kept, _look, _moments, _ranking
 from jaxsample._chunks import Rows
 from jaxsample._kept import Rules
 from jaxsample._ranking import Cut
@@ -151,8 +151,10 @@ def typical_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = N
 
 @jax.jit
 def _typical_p_logits(logits: Array, p: Array, shards: Shards | None) -> Array:
-    rows, p, bad = _opened(logits, p, shards)
-    centre, cut = _cuts.typical(rows, _chunks.probability(rows), p)
+    p, bad = _share(logits, p)
+    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
+    rows, scale, (sums,) = _look.look_over_and_weigh(source)
+    centre, cut = _cuts.typical(rows, scale, sums, p)
     away = _cuts.typicality(rows.read(logits), centre)
     keep = _ranking.is_kept(away, rows.ids, cut)
     return _keep(logits, rows, keep | (p == 1)[..., None], bad)
@@ -189,9 +191,9 @@ def epsilon_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName
 
 @jax.jit
 def _epsilon_logits(logits: Array, epsilon: Array, shards: Shards | None) -> Array:
-    rows, epsilon, bad = _opened(logits, epsilon, shards)
-    scale = _chunks.probability(rows)
-    return _from(logits, rows, _moments.log_sum(rows, scale) + _elementary.log(epsilon), bad)
+    epsilon, bad = _share(logits, epsilon)
+    rows, log_sum = _normalized(logits, shards)
+    return _from(logits, rows, log_sum + _elementary.log(epsilon), bad)
 
 
 def eta_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName = None) -> Array:
@@ -228,10 +230,11 @@ def eta_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName = N
 
 @jax.jit
 def _eta_logits(logits: Array, epsilon: Array, shards: Shards | None) -> Array:
-    rows, epsilon, bad = _opened(logits, epsilon, shards)
-    scale = _chunks.probability(rows)
+    epsilon, bad = _share(logits, epsilon)
+    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
+    rows, scale, (sums,) = _look.look_over_and_weigh(source)
+    entropy, log_sum = _moments.entropy(rows, scale, sums)
     least = _elementary.log(epsilon)
-    entropy, log_sum = _moments.entropy(rows, scale)
     return _from(logits, rows, log_sum + jnp.minimum(least, 0.5 * least - entropy), bad)
 
 
@@ -265,8 +268,8 @@ def top_a_logits(logits: ArrayLike, a: ArrayLike, *, axis_name: AxisName = None)
 
 @jax.jit
 def _top_a_logits(logits: Array, a: Array, shards: Shards | None) -> Array:
-    rows, a, bad = _opened(logits, a, shards)
-    log_sum = _moments.log_sum(rows, _chunks.probability(rows))
+    a, bad = _share(logits, a)
+    rows, log_sum = _normalized(logits, shards)
     return _from(logits, rows, _elementary.log(a) - log_sum, bad)
 
 
@@ -304,7 +307,7 @@ def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike, *, axis_name: AxisName =
 @jax.jit
 def _top_n_sigma_logits(logits: Array, n: Array, shards: Shards | None) -> Array:
     n = _checks.to_rows(lax.stop_gradient(n), logits)
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards)
     floor = jnp.where(n > 0, -n * _moments.deviation(rows), -jnp.inf)
     return _from(logits, rows, floor, ~jnp.isfinite(n))
 
@@ -385,8 +388,8 @@ def top_h_logits(logits: ArrayLike, h: ArrayLike, *, axis_name: AxisName = None)
 
 @jax.jit
 def _top_h_logits(logits: Array, h: Array, shards: Shards | None) -> Array:
-    rows, h, bad = _opened(logits, h, shards)
-    log_sum = _moments.log_sum(rows, _chunks.probability(rows))
+    h, bad = _share(logits, h)
+    rows, log_sum = _normalized(logits, shards)
     return _cut_off(logits, rows, _cuts.top_h(rows, log_sum, h), bad)
 
 
@@ -419,10 +422,8 @@ def p_less_logits(logits: ArrayLike, *, axis_name: AxisName = None) -> Array:
 
 @jax.jit
 def _p_less_logits(logits: Array, shards: Shards | None) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
-    scale = _chunks.probability(rows)
-    floor = _moments.log_sum(rows, scale) + _moments.log_collision(rows, scale)
-    return _from(logits, rows, floor, rows.bad)
+    rows, log_sum = _normalized(logits, shards)
+    return _from(logits, rows, log_sum + _moments.log_collision(rows, log_sum), rows.bad)
 
 
 def xtc_logits(
@@ -475,11 +476,13 @@ def xtc_logits(
 def _xtc_logits(
     keys: Array, logits: Array, probability: Array, threshold: Array, shards: Shards | None
 ) -> Array:
-    rows, probability, improbable = _opened(logits, probability, shards)
-    threshold, outside = _share(logits, threshold)
-    floor = _moments.log_sum(rows, _chunks.probability(rows)) + _elementary.log(threshold)
+    (probability, improbable), (threshold, outside) = (
+        _share(logits, share) for share in (probability, threshold)
+    )
+    rows, log_sum = _normalized(logits, shards)
+    floor = rows.row_max + (log_sum + _elementary.log(threshold))
     # A threshold of 0 is met by all that are not masked.
-    floor = jnp.maximum(rows.row_max + floor, np.finfo(np.float32).min)
+    floor = jnp.maximum(floor, np.finfo(np.float32).min)
     least = _ranking.last_from(rows, floor)
     first = jnp.zeros((*rows.row_max.shape, 1), jnp.int32)
     chance = _draw.uniforms(_draw.spend(keys), first, first)
@@ -492,15 +495,24 @@ def _xtc_logits(
 
 def cut_by(logits: Array, rules: Rules, shards: Shards | None) -> Array:
     """The logits that top-k, top-p and min-p keep together."""
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
+    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
+    rows, top = _look.look_over_and_rank(source)
     rules, bad = _kept.checked(rows.vocab, rules)
-    cut = _kept.prefix(rows, _kept.candidates(rows), rules).cut
+    cut = _kept.prefix(rows, top, rules).cut
     return _cut_off(logits, rows, cut, bad)
 
 
 def _opened(logits: Array, share: Array, shards: Shards | None) -> tuple[Rows, Array, Array]:
     """The logits looked over, and a parameter in [0, 1] a row with the rows where it is not."""
-    return _chunks.look_over(lax.stop_gradient(logits), shards=shards), *_share(logits, share)
+    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
+    return _look.look_over(source), *_share(logits, share)
+
+
+def _normalized(logits: Array, shards: Shards | None) -> tuple[Rows, Array]:
+    """The logits looked over, and the logarithm of the sum of their exponentials."""
+    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
+    rows, scale, (sums,) = _look.look_over_and_weigh(source)
+    return rows, _moments.log_sum(_chunks.added_up(sums, scale))
 
 
 def _share(logits: Array, share: Array) -> tuple[Array, Array]:

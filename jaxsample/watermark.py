@@ -156,7 +156,7 @@ def _synthid_logits(
     logits: Array, keys: Array, context: Array, active: Array, depth: int, shards: Shards | None
 ) -> Array:
     seed = _keyed.fold(keys, context)
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards)
     on = (_checks.to_rows(active, logits) & _keyed.known(context) & ~rows.bad)[..., None]
 
     def play(layer: Array, x: Array) -> Array:
@@ -179,7 +179,7 @@ def _synthid_logits(
 def _losers(x: Array, seed: Seed, layer: Array, shards: Shards | None) -> Array:
     """The share of probability `[...]` with g = 0: each token loses all but that much of its own,
     and those with g = 1 gain it."""
-    rows = _chunks.look_over(x, shards=shards)
+    rows = _chunks.look_over(x, shards)
     scale = _chunks.probability(rows)
     lost = _chunks.mass(rows, scale, lambda _, ids: ~_keyed.coin(_keyed.word(seed, ids), layer))
     share = _mass.to_float(lost) / _mass.to_float(_chunks.mass(rows, scale))
@@ -249,7 +249,7 @@ def gumbel_watermark_sample(
 def _gumbel_watermark_sample(
     keys: Array, logits: Array, context: Array, shards: Shards | None
 ) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards=shards)
+    rows = _chunks.look_over(lax.stop_gradient(logits), shards)
     seed = _keyed.fold(keys, context)
 
     def lead(raw: Array, ids: Array, _: np.ndarray) -> Array:

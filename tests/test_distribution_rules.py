@@ -244,14 +244,13 @@ def test_gradients_pass_to_kept_logits_only():
 
 @pytest.mark.slow
 def test_moments_are_those_of_float64():
-    from jaxsample import _chunks, _moments
+    from jaxsample import _chunks, _look, _moments
 
     for vocab, dtype in ((2, "float32"), (257, "float16"), (128256, "float32")):
         x = cases(vocab, dtype) if vocab < 10**4 else make("normal", 2, vocab)
-        rows = _chunks.look_over(jnp.asarray(x))
-        scale = _chunks.probability(rows)
-        entropy, _ = jax.jit(_moments.entropy)(rows, scale)
-        collision = jax.jit(_moments.log_collision)(rows, scale)
+        rows, scale, (sums,) = _look.look_over_and_weigh(_chunks.source(jnp.asarray(x)))
+        entropy, log_sum = jax.jit(_moments.entropy)(rows, scale, sums)
+        collision = jax.jit(_moments.log_collision)(rows, log_sum)
         deviation = jax.jit(_moments.deviation)(rows)
         want = np.array([reference.entropy(row) for row in x])
         np.testing.assert_allclose(entropy, want, rtol=3e-6, atol=3e-6)

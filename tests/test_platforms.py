@@ -14,7 +14,7 @@ from jax import lax
 from rows import every_kind, exhaustive, slow
 from unoptimised import compiled
 
-from jaxsample import SamplingParams, _lookup, _selection, sample
+from jaxsample import SamplingParams, _bits, _lookup, _selection, sample
 
 FIRST = ("categorical_sample",)
 SOME = (
@@ -22,7 +22,7 @@ SOME = (
     *("sample, masks", "sample, temperature"),
     *("top_n_sigma_logits", "packed_bitmask", "xtc_logits", "typical_p_logits"),
     *("mirostat_v2_sample", "gumbel_watermark_sample", "tail_free_logits"),
-    *("dry_penalized_logits", "no_repeat_ngram_logits", "bad_words_logits"),
+    *("dry_penalized_logits", "no_repeat_ngram_logits", "bad_words_logits", "bitmask_logits"),
 )
 
 
@@ -124,6 +124,18 @@ def test_selection(monkeypatch, length, k):
         np.testing.assert_array_equal(there, jnp.take_along_axis(raw, positions, axis=-1))
         np.testing.assert_array_equal(ascending, jnp.sort(positions, axis=-1))
         np.testing.assert_array_equal(least, values[..., -1])
+
+
+# One tile, part of a group of 32, more rows than a tile or fewer, and more axes than one.
+@pytest.mark.parametrize(
+    ("lead", "vocab"), [((8,), 4096), ((3,), 1280), ((16,), 4096 + 128), ((2, 5), 6400)]
+)
+def test_masks(monkeypatch, lead, vocab):
+    words = np.random.default_rng(0).integers(-(2**31), 2**31, (*lead, vocab // 32)).astype("int32")
+    found, ways = on_tpu(monkeypatch, functools.partial(_bits.unpacked, n=vocab), words)
+    assert ways
+    bits = np.unpackbits(words.view(np.uint8), axis=-1, bitorder="little")
+    np.testing.assert_array_equal(found, bits == 1)
 
 
 def test_lookup(monkeypatch):

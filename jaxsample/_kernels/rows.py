@@ -97,7 +97,7 @@ def chunk_maxima_and_sums(
     outputs += [(LANES, jnp.int32)] * counted
     body = functools.partial(_sums_body, dtype=logits.dtype)
     rate = None if rate is None else rate[:, None]
-    mask = None if mask is None else _by_lane(mask)
+    mask = None if mask is None else _bits.by_lane(mask)
     maxima, sums, *counts = _call(body, logits, (mask, rate), outputs, interpret)
     chunks = pl.cdiv(logits.shape[1], CHUNK)
     counts = [jnp.sum(each, axis=1, dtype=jnp.int32) for each in counts]
@@ -111,7 +111,7 @@ def block_maxima_and_bins(
     bins = _BINS * LANES
     outputs = [*_each_turn(logits, TURN // BLOCK, jnp.float32)]
     outputs += [(_DEPTH * bins, jnp.float32), (_DEPTH * bins, jnp.int32), (bins, jnp.float32)]
-    mask = None if mask is None else _by_lane(mask)
+    mask = None if mask is None else _bits.by_lane(mask)
     maxima, values, vectors, left = _call(_bins_body, logits, (mask,), outputs, interpret)
     ids = vectors * LANES + lax.broadcasted_iota(jnp.int32, vectors.shape, 1) % LANES
     found = Bins(values, ids, values[:, -bins:], ids[:, -bins:], left)
@@ -337,25 +337,6 @@ def _masked(vectors: list[Array], mask_ref: Any, number: Array) -> list[Array]:
     words = jnp.split(mask_ref[:, _span(number, TURN // WORD)], _VECTORS // WORD, axis=1)
     allowed = (_bits.is_set(words[i // WORD], i % WORD) for i in range(len(vectors)))
     return [*map(_bits.masked, vectors, allowed)]
-
-
-def _by_lane(mask: Array) -> Array:
-    """A packed mask as a kernel reads it: a word a lane, in which each of 32 vectors has a bit.
-
-    Matrices of 32 x 32 bits, one for each quarter of the lanes, are transposed.
-    """
-    rows, number = mask.shape
-    quarters = LANES // WORD
-    mask = jnp.pad(mask, [(0, 0), (0, -number % LANES)])
-    words = mask.reshape(rows, -(-number // LANES), WORD, quarters)
-    for distance in (16, 8, 4, 2, 1):
-        low = np.int32((2**WORD - 1) // (2**distance + 1))  # of each two stretches of bits
-        pairs = words.reshape(*words.shape[:2], -1, 2, distance, quarters)
-        one, other = pairs[..., 0, :, :], pairs[..., 1, :, :]
-        change = ((one >> distance) ^ other) & low
-        pairs = jnp.stack([one ^ (change << distance), other ^ change], axis=-3)
-        words = pairs.reshape(words.shape)
-    return words.swapaxes(-2, -1).reshape(mask.shape)
 
 
 def _maxima(vectors: Sequence[Array]) -> Array:

@@ -25,6 +25,7 @@ GENERATIONS = ("v5e:2x2", "v6e:2x2", "tpu7x:2x2x1")
 VOCABS = (32000, 128256, 151936, 262144)
 DTYPES = ("float32", "bfloat16")
 ROWS = 32
+MANY_ROWS = 128
 FEW_ROWS = 8  # where bytes a row are counted: with 16 and 32 they differ by less than 1%
 CHEAP = ("greedy_sample", "categorical_sample")
 # Temporaries of at most so many times the logits, where a function writes some of their size.
@@ -126,6 +127,27 @@ def test_the_logits_are_read_once_and_never_written(name, topology, dtype):
     assert x.nbytes <= sum(cost.read for cost in costs) < (2.2 if name in LONG else 1.1) * x.nbytes
     assert sum(cost.written for cost in costs) < 0.25 * x.nbytes
     assert len(costs) <= OPERATIONS[name]
+
+
+# How often rows, more than vector memory holds, are read from HBM and written there.
+PASSES = {
+    **dict.fromkeys(["token_logprobs", "replay_logprobs"], (1, 0)),
+    **dict.fromkeys(["bitmask_logits", "suppressed_logits", "min_tokens_logits"], (1, 1)),
+    **dict.fromkeys(["bad_words_logits", "no_repeat_ngram_logits"], (1, 1)),
+    **dict.fromkeys(["scaled_logits", "smoothed_logits", "top_k_logits"], (2, 1)),
+    **dict.fromkeys(["top_p_logits", "min_p_logits", "epsilon_logits"], (2, 1)),
+    **dict.fromkeys(["top_a_logits", "top_h_logits"], (2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_logits_are_read_and_written_no_more_often_than_they_must(name):
+    dtype = DTYPES[[*PASSES].index(name) % 2]
+    x = jnp.zeros((MANY_ROWS, USUAL), dtype)
+    costs = settled(program_of(name, "v5e:2x2", x), "v5e:2x2")
+    read, written = PASSES[name]
+    assert sum(cost.read for cost in costs) < (read + 0.1) * x.nbytes
+    assert sum(cost.written for cost in costs) < (written + 0.1) * x.nbytes
 
 
 def sorts(program, vocab):
