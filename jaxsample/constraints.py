@@ -10,6 +10,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsample import _bits, _checks, _chunks, _history, _look, _normalizer, _shards, _sparse
+from jaxsample._kernels.choice import Implementation
 from jaxsample._shards import AxisName, Shards
 
 
@@ -376,6 +377,7 @@ def guided_logits(
     scale: ArrayLike,
     *,
     axis_name: AxisName = None,
+    implementation: Implementation = None,
 ) -> Array:
     """Classifier-free guidance: `u + scale * (c - u)` of the log-probabilities c and u.
 
@@ -385,6 +387,8 @@ def guided_logits(
       scale: finite, a scalar or `[...]`; 1 is neutral, 0 leaves the unconditional ones.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of `conditional`; a token masked in either is masked. At scale 1
@@ -406,19 +410,23 @@ def guided_logits(
     unconditional = _checks.per_token("unconditional", unconditional, conditional, "f")
     scale = _checks.real("scale", scale, conditional)
     shards = _chunks.shards(conditional, axis_name)
-    return _guided_logits(conditional, unconditional, scale, shards)
+    return _guided_logits(conditional, unconditional, scale, shards, implementation)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="implementation")
 def _guided_logits(
-    conditional: Array, unconditional: Array, scale: Array, shards: Shards | None
+    conditional: Array,
+    unconditional: Array,
+    scale: Array,
+    shards: Shards | None,
+    implementation: Implementation,
 ) -> Array:
     scale = _checks.to_rows(scale, conditional)[..., None]
     bad = ~jnp.isfinite(scale)
     masked = (conditional == -jnp.inf) | (unconditional == -jnp.inf)
     parts = []
     for logits in (conditional, unconditional):
-        logprobs, bad_row = _log_softmax(logits, shards)
+        logprobs, bad_row = _log_softmax(logits, shards, implementation)
         bad |= bad_row[..., None]
         parts.append(logprobs)
     c, u = (jnp.where(masked | bad, 0, part) for part in parts)
@@ -428,10 +436,12 @@ def _guided_logits(
     return jnp.where(scale == 1, conditional, guided)
 
 
-def _log_softmax(logits: Array, shards: Shards | None) -> tuple[Array, Array]:
+def _log_softmax(
+    logits: Array, shards: Shards | None, implementation: Implementation
+) -> tuple[Array, Array]:
     """The log-probabilities `[..., vocab]`, float32, and the bad rows `[...]`."""
     source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(source)
+    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation)
     mass = _chunks.added_up(sums, scale)
     return _normalizer.logprobs(rows, mass, logits, logits), rows.bad
 

@@ -30,6 +30,7 @@ from jaxsample import (
 from jaxsample._chunks import Rows
 from jaxsample._elementary import LOG2_E
 from jaxsample._kept import Rules
+from jaxsample._kernels.choice import Implementation
 from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName, Shards
 from jaxsample.sampling import categorical_sample
@@ -154,6 +155,7 @@ def mirostat_v2_sample(
     state: MirostatState,
     *,
     axis_name: AxisName = None,
+    implementation: Implementation = None,
 ) -> tuple[Array, MirostatState]:
     """Draws from the tokens whose surprise is at most mu: `-log2(p) <= mu`, at least rank 0.
 
@@ -170,6 +172,8 @@ def mirostat_v2_sample(
       state: from `init_mirostat` or the last call; `mu` is a scalar or `[...]`.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       The tokens, int32 `[...]`, as `categorical_sample` draws them from the kept logits, and the
@@ -190,7 +194,7 @@ def mirostat_v2_sample(
     >>> print(tokens, state.mu)  # only one token has at most 1.8 bits
     1 1.89
     """
-    return _mirostat_sample(_unsurprising, key, logits, params, state, axis_name)
+    return _mirostat_sample(_unsurprising, key, logits, params, state, axis_name, implementation)
 
 
 @jax.tree_util.register_dataclass
@@ -269,6 +273,7 @@ def adaptive_p_sample(
     state: AdaptivePState,
     *,
     axis_name: AxisName = None,
+    implementation: Implementation = None,
 ) -> tuple[Array, AdaptivePState]:
     """Draws tokens of about a target probability, and corrects what came out too high or too low.
 
@@ -289,6 +294,8 @@ def adaptive_p_sample(
       state: from `init_adaptive_p` or the last call; its fields are scalars or `[...]`.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       The tokens, int32 `[...]`, and the next state. Where the target is negative they are the
@@ -317,7 +324,7 @@ def adaptive_p_sample(
         for name, value in {**vars(params), **state._asdict()}.items()
     }
     shards = _chunks.shards(logits, axis_name)
-    return _adaptive_p(_checks.keys(key, logits), logits, shards, **real)
+    return _adaptive_p(_checks.keys(key, logits), logits, shards, implementation, **real)
 
 
 _ZIPF_TOKENS = 100
@@ -326,17 +333,20 @@ _STEEPEST = 1e6
 _FLATTEST = 1e-6
 """An exponent as good as 0, with which any k is the whole vocabulary or one token."""
 
+Keep = Callable[[Array, Array, Shards | None, Implementation], tuple[Rows, Cut]]
+
 _MAX_DECAY = np.float32(0.99)
 _PEAK, _SHARPNESS, _WIDTH = 5, 10, 0.3
 
 
 def _mirostat_sample(
-    keep: Callable[[Array, Array, Shards | None], tuple[Rows, Cut]],
+    keep: Keep,
     key: ArrayLike,
     logits: ArrayLike,
     params: MirostatParams,
     state: MirostatState,
     axis_name: AxisName,
+    implementation: Implementation = None,
 ) -> tuple[Array, MirostatState]:
     logits = _checks.logits(logits)
     _check_type("params", params, MirostatParams)
@@ -345,24 +355,25 @@ def _mirostat_sample(
     eta = _checks.real("eta", params.eta, logits)
     mu = _checks.real("mu", state.mu, logits)
     shards = _chunks.shards(logits, axis_name)
-    return _mirostat(_checks.keys(key, logits), logits, tau, eta, mu, shards, keep=keep)
+    keys = _checks.keys(key, logits)
+    return _mirostat(keep, keys, logits, tau, eta, mu, shards, implementation)
 
 
-@functools.partial(jax.jit, static_argnames="keep")
+@functools.partial(jax.jit, static_argnames=("keep", "implementation"))
 def _mirostat(
+    keep: Keep,
     keys: Array,
     logits: Array,
     tau: Array,
     eta: Array,
     mu: Array,
     shards: Shards | None,
-    *,
-    keep: Callable[[Array, Array, Shards | None], tuple[Rows, Cut]],
+    implementation: Implementation,
 ) -> tuple[Array, MirostatState]:
     logits, *params = lax.stop_gradient((logits, tau, eta, mu))
     tau, eta, mu = (_checks.to_rows(param, logits) for param in params)
     bad = ~(_finite_from_0(tau) & _finite_from_0(eta) & jnp.isfinite(mu))
-    rows, cut = _chunks.read_again(*keep(logits, jnp.where(bad, 0, mu), shards))
+    rows, cut = _chunks.read_again(*keep(logits, jnp.where(bad, 0, mu), shards, implementation))
     bad |= rows.bad
     tokens, mass, _ = _draw.draw_to(_draw.spend(keys), rows, cut)
 
@@ -373,18 +384,25 @@ def _mirostat(
     return jnp.where(bad, -1, tokens), MirostatState(jnp.where(bad, mu, next_mu))
 
 
-def _unsurprising(logits: Array, mu: Array, shards: Shards | None) -> tuple[Rows, Cut]:
+def _unsurprising(
+    logits: Array, mu: Array, shards: Shards | None, implementation: Implementation
+) -> tuple[Rows, Cut]:
     """The rows, and the cut behind the last token whose surprise could be at most mu bits."""
-    rows, scale, (sums,) = _look.look_over_and_weigh(_chunks.source(logits, shards=shards))
+    rows, scale, (sums,) = _look.look_over_and_weigh(
+        _chunks.source(logits, shards=shards), None, implementation
+    )
     log_mass = _mass.log(_chunks.added_up(sums, scale))
     floor = rows.row_max + log_mass - _settled(mu / LOG2_E)
     likely = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
     return rows, _ranking.select(floor > rows.row_max, _ranking.best(rows), likely)
 
 
-def _zipf_prefix(logits: Array, mu: Array, shards: Shards | None) -> tuple[Rows, Cut]:
+def _zipf_prefix(
+    logits: Array, mu: Array, shards: Shards | None, implementation: Implementation
+) -> tuple[Rows, Cut]:
     """The rows, and the cut behind the rank at which a Zipf law like theirs has a surprise of mu
     bits."""
+    del implementation  # of rows that are counted, too
     rows = _chunks.look_over(logits, shards)
     units = _chunks.weigh(rows, _chunks.tally(rows))
     log_vocab = _elementary.log(jnp.maximum(jnp.sum(units, axis=-1), 2).astype(jnp.float32))
@@ -422,11 +440,12 @@ def _tree_sum(x: Array) -> Array:
     return x[..., 0]
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="implementation")
 def _adaptive_p(
     keys: Array,
     logits: Array,
     shards: Shards | None,
+    implementation: Implementation,
     target: Array,
     decay: Array,
     weighted_sum: Array,
@@ -437,7 +456,9 @@ def _adaptive_p(
     state = AdaptivePState(*memory)
     bad = ~(_up_to_1(target) & _decays(decay))
     bad |= ~(jnp.isfinite(state.weighted_sum) & _finite_from_0(state.total_weight))
-    rows, scale, (sums,) = _look.look_over_and_weigh(_chunks.source(logits, shards=shards))
+    rows, scale, (sums,) = _look.look_over_and_weigh(
+        _chunks.source(logits, shards=shards), None, implementation
+    )
     mass = _chunks.added_up(sums, scale)
 
     average = state.weighted_sum / jnp.where(state.total_weight > 0, state.total_weight, 1)

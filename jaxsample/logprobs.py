@@ -9,6 +9,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsample import _bits, _checks, _chunks, _look, _normalizer, _ranking, _shards
+from jaxsample._kernels.choice import Implementation
 from jaxsample._shards import AxisName, Shards
 
 
@@ -24,7 +25,13 @@ class TopLogprobs(NamedTuple):
     tokens: Array
 
 
-def token_logprobs(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def token_logprobs(
+    logits: ArrayLike,
+    tokens: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """The log-probability of a token of each row: `logits[token] - log(sum(exp(logits)))`.
 
     Differentiable in the logits, to any order.
@@ -34,6 +41,8 @@ def token_logprobs(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName 
       tokens: integers `[...]` in [0, vocab).
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       float32 `[...]`, -inf for a masked token; NaN on a bad row (a NaN, +inf or no finite logit)
@@ -48,15 +57,23 @@ def token_logprobs(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName 
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _token_logprobs(logits, _checks.tokens("tokens", tokens, logits), None, shards)
+    return _token_logprobs(
+        logits, _checks.tokens("tokens", tokens, logits), None, shards, implementation
+    )
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="implementation")
 def _token_logprobs(
-    logits: Array, tokens: Array, kept_mask: Array | None, shards: Shards | None
+    logits: Array,
+    tokens: Array,
+    kept_mask: Array | None,
+    shards: Shards | None,
+    implementation: Implementation,
 ) -> Array:
     source = _chunks.source(logits, kept_mask, shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(lax.stop_gradient(source))
+    rows, scale, (sums,) = _look.look_over_and_weigh(
+        lax.stop_gradient(source), None, implementation
+    )
     mass, ids = _chunks.added_up(sums, scale), tokens[..., None]
     chosen = _shards.take(logits, ids, shards)
     if kept_mask is not None:
@@ -141,7 +158,12 @@ def _token_ranks(logits: Array, tokens: Array, shards: Shards | None) -> Array:
 
 
 def replay_logprobs(
-    logits: ArrayLike, tokens: ArrayLike, kept_mask: ArrayLike, *, axis_name: AxisName = None
+    logits: ArrayLike,
+    tokens: ArrayLike,
+    kept_mask: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
 ) -> Array:
     """The log-probability of a token of each row among the tokens that a draw chose from.
 
@@ -154,6 +176,8 @@ def replay_logprobs(
       kept_mask: int32 `[..., ceil(vocab / 32)]`, of `sample(..., return_kept=True)`.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       float32 `[...]`, -inf for a token outside the mask; NaN on a bad row (a NaN, +inf or no finite
@@ -169,4 +193,6 @@ def replay_logprobs(
     logits = _checks.logits(logits)
     tokens = _checks.tokens("tokens", tokens, logits)
     kept_mask = _checks.bitmask("kept_mask", kept_mask, logits)
-    return _token_logprobs(logits, tokens, kept_mask, _chunks.shards(logits, axis_name))
+    return _token_logprobs(
+        logits, tokens, kept_mask, _chunks.shards(logits, axis_name), implementation
+    )

@@ -154,7 +154,7 @@ def _sample(
     implementation: Implementation,
 ) -> SampleOutput:
     plan = planned(params, state, order)
-    processed = applied(plan.first, keys, logits, params, state, axis_name)
+    processed = applied(plan.first, keys, logits, params, state, axis_name, implementation)
     mask, bad = mask_of(plan.masks, keys, processed, params, state, axis_name)
     if state is not None:
         bad |= (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
@@ -174,7 +174,10 @@ def _sample(
     )
     if not raw:
         return out
-    out = out._replace(logprobs=token_logprobs(logits, out.tokens, axis_name=axis_name))
+    logprobs = token_logprobs(
+        logits, out.tokens, axis_name=axis_name, implementation=implementation
+    )
+    out = out._replace(logprobs=logprobs)
     if num_logprobs:
         top = top_logprobs(logits, num=num_logprobs, axis_name=axis_name)
         bad = (out.tokens < 0)[..., None]

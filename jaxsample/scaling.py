@@ -1,5 +1,7 @@
 """Logits to logits, all tokens kept: how sharp the distribution is."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,11 +10,16 @@ from jax.typing import ArrayLike
 
 from jaxsample import _checks, _chunks, _elementary, _look, _moments, _ranking, _shards
 from jaxsample._chunks import Rows
+from jaxsample._kernels.choice import Implementation
 from jaxsample._shards import AxisName, Shards
 
 
 def scaled_logits(
-    logits: ArrayLike, temperature: ArrayLike, *, axis_name: AxisName = None
+    logits: ArrayLike,
+    temperature: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
 ) -> Array:
     """Divides logits by a temperature: `softmax(logits / temperature)` is sharper the lower it is.
 
@@ -24,6 +31,8 @@ def scaled_logits(
         `logits * (1 / temperature)` in float32.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -44,12 +53,16 @@ def scaled_logits(
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _scaled_logits(logits, _checks.real("temperature", temperature, logits), shards)
+    return _scaled_logits(
+        logits, _checks.real("temperature", temperature, logits), shards, implementation
+    )
 
 
-@jax.jit
-def _scaled_logits(logits: Array, temperature: Array, shards: Shards | None) -> Array:
-    rows = _look.look_over(_chunks.source(lax.stop_gradient(logits), shards=shards))
+@functools.partial(jax.jit, static_argnames="implementation")
+def _scaled_logits(
+    logits: Array, temperature: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
+    rows = _look.look_over(_chunks.source(lax.stop_gradient(logits), shards=shards), implementation)
     return _scaled(logits, rows, _checks.to_rows(temperature, logits))
 
 
@@ -73,6 +86,7 @@ def entropy_scaled_logits(
     exponent: ArrayLike = 1.0,
     *,
     axis_name: AxisName = None,
+    implementation: Implementation = None,
 ) -> Array:
     """Divides logits by a temperature that rises with the entropy: dynamic temperature.
 
@@ -86,6 +100,8 @@ def entropy_scaled_logits(
       exponent: finite and at least 0, a scalar or `[...]`.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -107,16 +123,25 @@ def entropy_scaled_logits(
         _checks.real(name, value, logits)
         for name, value in (("low", low), ("high", high), ("exponent", exponent))
     )
-    return _entropy_scaled_logits(logits, low, high, exponent, _chunks.shards(logits, axis_name))
+    return _entropy_scaled_logits(
+        logits, low, high, exponent, _chunks.shards(logits, axis_name), implementation
+    )
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="implementation")
 def _entropy_scaled_logits(
-    logits: Array, low: Array, high: Array, exponent: Array, shards: Shards | None
+    logits: Array,
+    low: Array,
+    high: Array,
+    exponent: Array,
+    shards: Shards | None,
+    implementation: Implementation,
 ) -> Array:
     low, high, exponent = (_checks.to_rows(a, logits) for a in (low, high, exponent))
     source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums, number) = _look.look_over_and_weigh(source, counted=True)
+    rows, scale, (sums, number) = _look.look_over_and_weigh(
+        source, None, implementation, counted=True
+    )
     entropy, _ = _moments.entropy(rows, scale, sums)
     most = _elementary.log(number.astype(jnp.float32))
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
@@ -128,7 +153,12 @@ def _entropy_scaled_logits(
 
 
 def smoothed_logits(
-    logits: ArrayLike, factor: ArrayLike, curve: ArrayLike = 1.0, *, axis_name: AxisName = None
+    logits: ArrayLike,
+    factor: ArrayLike,
+    curve: ArrayLike = 1.0,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
 ) -> Array:
     """Bends logits by their distance d from the largest: quadratic smoothing.
 
@@ -141,6 +171,8 @@ def smoothed_logits(
       curve: finite and at least 1, a scalar or `[...]`; 1 is the parabola alone.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -159,13 +191,21 @@ def smoothed_logits(
     logits = _checks.logits(logits)
     factor = _checks.real("factor", factor, logits)
     curve = _checks.real("curve", curve, logits)
-    return _smoothed_logits(logits, factor, curve, _chunks.shards(logits, axis_name))
+    return _smoothed_logits(
+        logits, factor, curve, _chunks.shards(logits, axis_name), implementation
+    )
 
 
-@jax.jit
-def _smoothed_logits(logits: Array, factor: Array, curve: Array, shards: Shards | None) -> Array:
+@functools.partial(jax.jit, static_argnames="implementation")
+def _smoothed_logits(
+    logits: Array,
+    factor: Array,
+    curve: Array,
+    shards: Shards | None,
+    implementation: Implementation,
+) -> Array:
     factor, curve = (_checks.to_rows(a, logits)[..., None] for a in (factor, curve))
-    rows = _look.look_over(_chunks.source(lax.stop_gradient(logits), shards=shards))
+    rows = _look.look_over(_chunks.source(lax.stop_gradient(logits), shards=shards), implementation)
     bad = ~((factor >= 0) & (curve >= 1)) | jnp.isinf(factor + curve) | rows.bad[..., None]
     finite = (logits > -jnp.inf) & ~bad
     x = jnp.where(finite, logits, 0).astype(jnp.float32)

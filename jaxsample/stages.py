@@ -10,6 +10,7 @@ from jax import Array
 
 from jaxsample import _bits, _checks, _chunks, _shards
 from jaxsample._kept import Rules
+from jaxsample._kernels.choice import Implementation
 from jaxsample._shards import AxisName
 from jaxsample.constraints import (
     Banned,
@@ -147,6 +148,7 @@ class _Input(NamedTuple):
       given: the params of the stage that are not None.
       state: the `SamplerState`, or None for a stage that does not look back.
       axis_name: over which the vocabulary is sharded, or None.
+      implementation: of what looks at all of the distribution.
     """
 
     keys: Array
@@ -154,6 +156,12 @@ class _Input(NamedTuple):
     given: dict[str, Any]
     state: Any
     axis_name: AxisName
+    implementation: Implementation
+
+    @property
+    def looks(self) -> dict[str, Any]:
+        """The options of a rule that looks at all of the distribution."""
+        return {"axis_name": self.axis_name, "implementation": self.implementation}
 
 
 class _Stage(NamedTuple):
@@ -179,13 +187,15 @@ class _Stage(NamedTuple):
 def _of(
     rule: Callable[..., Array],
     *fields: str,
+    looks: bool = True,
     drops: bool = False,
     mask: Callable[[_Input], Array] | None = None,
 ) -> _Stage:
     """The stage of a rule that takes the logits and then its fields."""
 
     def apply(i: _Input) -> Array:
-        return rule(i.logits, *(i.given[f] for f in fields), axis_name=i.axis_name)
+        options = i.looks if looks else {"axis_name": i.axis_name}
+        return rule(i.logits, *(i.given[f] for f in fields), **options)
 
     return _Stage(apply, fields, drops=drops, mask=mask)
 
@@ -261,30 +271,28 @@ def _dry(i: _Input) -> Array:
 
 
 def _entropy_temperature(i: _Input) -> Array:
-    return entropy_scaled_logits(i.logits, **_named(i, "temperature_"), axis_name=i.axis_name)
+    return entropy_scaled_logits(i.logits, **_named(i, "temperature_"), **i.looks)
 
 
 def _smoothing(i: _Input) -> Array:
-    return smoothed_logits(i.logits, **_named(i, "smoothing_"), axis_name=i.axis_name)
+    return smoothed_logits(i.logits, **_named(i, "smoothing_"), **i.looks)
 
 
 def _p_less(i: _Input) -> Array:
     on = _checks.to_rows(i.given["p_less"], i.logits)
-    return jnp.where(on[..., None], p_less_logits(i.logits, axis_name=i.axis_name), i.logits)
+    return jnp.where(on[..., None], p_less_logits(i.logits, **i.looks), i.logits)
 
 
 def _xtc(i: _Input) -> Array:
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(i.keys.reshape(-1))
     chance, threshold = i.given["xtc_probability"], i.given["xtc_threshold"]
-    return xtc_logits(
-        keys.reshape(i.keys.shape), i.logits, chance, threshold, axis_name=i.axis_name
-    )
+    return xtc_logits(keys.reshape(i.keys.shape), i.logits, chance, threshold, **i.looks)
 
 
 _STAGES = {
     "guidance": _of(guided_logits, "unconditional_logits", "guidance_scale"),
-    "allowed": _of(allowed_logits, "allowed", mask=_allowed),
-    "bitmask": _of(bitmask_logits, "bitmask", mask=_bitmask),
+    "allowed": _of(allowed_logits, "allowed", looks=False, mask=_allowed),
+    "bitmask": _of(bitmask_logits, "bitmask", looks=False, mask=_bitmask),
     "suppressed": _bans(_suppressed, "suppressed_token_ids"),
     "bad_words": _bans(_bad_words, "bad_words", "bad_word_lengths", remembers=True),
     "min_tokens": _bans(_min_tokens, "min_tokens", "stop_token_ids", remembers=True),
@@ -298,7 +306,7 @@ _STAGES = {
         ("dry_base", "dry_allowed_length", "dry_breakers"),
         remembers=True,
     ),
-    "bias": _of(biased_logits, "bias_token_ids", "bias"),
+    "bias": _of(biased_logits, "bias_token_ids", "bias", looks=False),
     "temperature": _of(scaled_logits, "temperature"),
     "entropy_temperature": _Stage(
         _entropy_temperature, ("temperature_low", "temperature_high"), ("temperature_exponent",)
@@ -311,7 +319,7 @@ _STAGES = {
     "epsilon": _of(epsilon_logits, "epsilon", drops=True),
     "eta": _of(eta_logits, "eta", drops=True),
     "top_a": _of(top_a_logits, "top_a", drops=True),
-    "top_n_sigma": _of(top_n_sigma_logits, "top_n_sigma", drops=True),
+    "top_n_sigma": _of(top_n_sigma_logits, "top_n_sigma", looks=False, drops=True),
     "tail_free": _of(tail_free_logits, "tail_free", drops=True),
     "top_h": _of(top_h_logits, "top_h", drops=True),
     "p_less": _Stage(_p_less, ("p_less",), drops=True),
@@ -372,15 +380,16 @@ def applied(
     params: SamplingParams,
     state: SamplerState | None,
     axis_name: AxisName,
+    implementation: Implementation,
 ) -> Array:
     """The logits after some groups of stages."""
     for is_prefix, some in itertools.groupby(groups, _PREFIX.issuperset):
         if is_prefix:
             rules = rules_of(tuple(some), logits, params)
-            logits = cut_by(logits, rules, _chunks.shards(logits, axis_name))
+            logits = cut_by(logits, rules, _chunks.shards(logits, axis_name), implementation)
             continue
         for group in some:
-            given = (keys, logits, params, state, axis_name)
+            given = (keys, logits, params, state, axis_name, implementation)
             results = [_STAGES[name].apply(_input(name, *given)) for name in group]
             # Logits are kept as they are or -inf, and the least is what all of them keep.
             logits = results[0]
@@ -396,11 +405,12 @@ def _input(
     params: SamplingParams,
     state: SamplerState | None,
     axis_name: AxisName,
+    implementation: Implementation = None,
 ) -> _Input:
     stage = _STAGES[name]
     fields = {field: getattr(params, field) for field in (*stage.fields, *stage.optional)}
     given = {field: value for field, value in fields.items() if value is not None}
-    return _Input(keys, logits, given, state, axis_name)
+    return _Input(keys, logits, given, state, axis_name, implementation)
 
 
 def mask_of(

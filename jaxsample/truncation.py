@@ -4,6 +4,8 @@ The ranking is by logit, equal logits by lower token id. Dropped logits become -
 stay as they are. What is kept is a constant under differentiation.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,11 +15,18 @@ from jax.typing import ArrayLike
 from jaxsample import _checks, _chunks, _cuts, _draw, _elementary, _kept, _look, _moments, _ranking
 from jaxsample._chunks import Rows
 from jaxsample._kept import Rules
+from jaxsample._kernels.choice import Implementation
 from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName, Shards
 
 
-def top_k_logits(logits: ArrayLike, k: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def top_k_logits(
+    logits: ArrayLike,
+    k: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """Keeps exactly the first k tokens of the ranking.
 
     Args:
@@ -25,6 +34,8 @@ def top_k_logits(logits: ArrayLike, k: ArrayLike, *, axis_name: AxisName = None)
       k: integer, at least 0, a scalar or `[...]`; 0 and anything from `vocab` up are neutral.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -42,15 +53,25 @@ def top_k_logits(logits: ArrayLike, k: ArrayLike, *, axis_name: AxisName = None)
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _top_k_logits(logits, _checks.integer("k", k, logits), shards)
+    return _top_k_logits(logits, _checks.integer("k", k, logits), shards, implementation)
 
 
-@jax.jit
-def _top_k_logits(logits: Array, k: Array, shards: Shards | None) -> Array:
-    return cut_by(logits, Rules({"top_k": _checks.to_rows(k, logits)}, (("top_k",),)), shards)
+@functools.partial(jax.jit, static_argnames="implementation")
+def _top_k_logits(
+    logits: Array, k: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
+    return cut_by(
+        logits, Rules({"top_k": _checks.to_rows(k, logits)}, (("top_k",),)), shards, implementation
+    )
 
 
-def top_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def top_p_logits(
+    logits: ArrayLike,
+    p: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """Keeps the shortest prefix of the ranking whose probability reaches p, at least one token.
 
     Args:
@@ -58,6 +79,8 @@ def top_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = None)
       p: in [0, 1], a scalar or `[...]`; 1 is neutral, 0 keeps the token of rank 0.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, p
@@ -75,15 +98,25 @@ def top_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = None)
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _top_p_logits(logits, _checks.real("p", p, logits), shards)
+    return _top_p_logits(logits, _checks.real("p", p, logits), shards, implementation)
 
 
-@jax.jit
-def _top_p_logits(logits: Array, p: Array, shards: Shards | None) -> Array:
-    return cut_by(logits, Rules({"top_p": _checks.to_rows(p, logits)}, (("top_p",),)), shards)
+@functools.partial(jax.jit, static_argnames="implementation")
+def _top_p_logits(
+    logits: Array, p: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
+    return cut_by(
+        logits, Rules({"top_p": _checks.to_rows(p, logits)}, (("top_p",),)), shards, implementation
+    )
 
 
-def min_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def min_p_logits(
+    logits: ArrayLike,
+    p: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """Keeps the tokens at least p times as likely as the likeliest: `logit >= max + log(p)`.
 
     Args:
@@ -91,6 +124,8 @@ def min_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = None)
       p: in [0, 1], a scalar or `[...]`; 0 is neutral.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, p
@@ -108,16 +143,24 @@ def min_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = None)
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _min_p_logits(logits, _checks.real("p", p, logits), shards)
+    return _min_p_logits(logits, _checks.real("p", p, logits), shards, implementation)
 
 
-@jax.jit
-def _min_p_logits(logits: Array, p: Array, shards: Shards | None) -> Array:
-    rows, p, bad = _opened(logits, p, shards)
+@functools.partial(jax.jit, static_argnames="implementation")
+def _min_p_logits(
+    logits: Array, p: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
+    rows, p, bad = _opened(logits, p, shards, implementation)
     return _cut_off(logits, rows, _kept.min_p_cut(rows, p), bad)
 
 
-def typical_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def typical_p_logits(
+    logits: ArrayLike,
+    p: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """Keeps the tokens whose surprise is nearest to the entropy, of probability p or more together.
 
     Tokens are ranked by `abs(-log(prob) - entropy)`, the least first, equals by lower id; the
@@ -129,6 +172,8 @@ def typical_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = N
       p: in [0, 1], a scalar or `[...]`; 1 is neutral.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, p
@@ -146,21 +191,29 @@ def typical_p_logits(logits: ArrayLike, p: ArrayLike, *, axis_name: AxisName = N
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _typical_p_logits(logits, _checks.real("p", p, logits), shards)
+    return _typical_p_logits(logits, _checks.real("p", p, logits), shards, implementation)
 
 
-@jax.jit
-def _typical_p_logits(logits: Array, p: Array, shards: Shards | None) -> Array:
+@functools.partial(jax.jit, static_argnames="implementation")
+def _typical_p_logits(
+    logits: Array, p: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
     p, bad = _share(logits, p)
     source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(source)
+    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation)
     centre, cut = _cuts.typical(rows, scale, sums, p)
     away = _cuts.typicality(rows.read(logits), centre)
     keep = _ranking.is_kept(away, rows.ids, cut)
     return _keep(logits, rows, keep | (p == 1)[..., None], bad)
 
 
-def epsilon_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def epsilon_logits(
+    logits: ArrayLike,
+    epsilon: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """Keeps the tokens of probability epsilon or more, and the likeliest.
 
     Args:
@@ -168,6 +221,8 @@ def epsilon_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName
       epsilon: in [0, 1], a scalar or `[...]`; 0 is neutral.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, epsilon
@@ -186,17 +241,25 @@ def epsilon_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _epsilon_logits(logits, _checks.real("epsilon", epsilon, logits), shards)
+    return _epsilon_logits(logits, _checks.real("epsilon", epsilon, logits), shards, implementation)
 
 
-@jax.jit
-def _epsilon_logits(logits: Array, epsilon: Array, shards: Shards | None) -> Array:
+@functools.partial(jax.jit, static_argnames="implementation")
+def _epsilon_logits(
+    logits: Array, epsilon: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
     epsilon, bad = _share(logits, epsilon)
-    rows, log_sum = _normalized(logits, shards)
+    rows, log_sum = _normalized(logits, shards, implementation)
     return _from(logits, rows, log_sum + _elementary.log(epsilon), bad)
 
 
-def eta_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def eta_logits(
+    logits: ArrayLike,
+    epsilon: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """Keeps the tokens of probability `min(epsilon, sqrt(epsilon) * exp(-entropy))` or more.
 
     The likeliest is always kept. Where the distribution is flat, and every token unlikely, the
@@ -207,6 +270,8 @@ def eta_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName = N
       epsilon: in [0, 1], a scalar or `[...]`; 0 is neutral.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, epsilon
@@ -225,20 +290,28 @@ def eta_logits(logits: ArrayLike, epsilon: ArrayLike, *, axis_name: AxisName = N
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _eta_logits(logits, _checks.real("epsilon", epsilon, logits), shards)
+    return _eta_logits(logits, _checks.real("epsilon", epsilon, logits), shards, implementation)
 
 
-@jax.jit
-def _eta_logits(logits: Array, epsilon: Array, shards: Shards | None) -> Array:
+@functools.partial(jax.jit, static_argnames="implementation")
+def _eta_logits(
+    logits: Array, epsilon: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
     epsilon, bad = _share(logits, epsilon)
     source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(source)
+    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation)
     entropy, log_sum = _moments.entropy(rows, scale, sums)
     least = _elementary.log(epsilon)
     return _from(logits, rows, log_sum + jnp.minimum(least, 0.5 * least - entropy), bad)
 
 
-def top_a_logits(logits: ArrayLike, a: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def top_a_logits(
+    logits: ArrayLike,
+    a: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """Keeps the tokens of probability `a * max(prob)**2` or more.
 
     Args:
@@ -246,6 +319,8 @@ def top_a_logits(logits: ArrayLike, a: ArrayLike, *, axis_name: AxisName = None)
       a: in [0, 1], a scalar or `[...]`; 0 is neutral.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -263,13 +338,15 @@ def top_a_logits(logits: ArrayLike, a: ArrayLike, *, axis_name: AxisName = None)
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _top_a_logits(logits, _checks.real("a", a, logits), shards)
+    return _top_a_logits(logits, _checks.real("a", a, logits), shards, implementation)
 
 
-@jax.jit
-def _top_a_logits(logits: Array, a: Array, shards: Shards | None) -> Array:
+@functools.partial(jax.jit, static_argnames="implementation")
+def _top_a_logits(
+    logits: Array, a: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
     a, bad = _share(logits, a)
-    rows, log_sum = _normalized(logits, shards)
+    rows, log_sum = _normalized(logits, shards, implementation)
     return _from(logits, rows, _elementary.log(a) - log_sum, bad)
 
 
@@ -312,7 +389,13 @@ def _top_n_sigma_logits(logits: Array, n: Array, shards: Shards | None) -> Array
     return _from(logits, rows, floor, ~jnp.isfinite(n))
 
 
-def tail_free_logits(logits: ArrayLike, z: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def tail_free_logits(
+    logits: ArrayLike,
+    z: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """Cuts the ranking where its probabilities stop to bend.
 
     With p sorted, `d[i] = abs((p[i] - p[i+1]) - (p[i+1] - p[i+2]))` over their sum: keeps the
@@ -326,6 +409,8 @@ def tail_free_logits(logits: ArrayLike, z: ArrayLike, *, axis_name: AxisName = N
       z: in [0, 1], a scalar or `[...]`; 1 is neutral.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, z
@@ -344,18 +429,26 @@ def tail_free_logits(logits: ArrayLike, z: ArrayLike, *, axis_name: AxisName = N
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _tail_free_logits(logits, _checks.real("z", z, logits), shards)
+    return _tail_free_logits(logits, _checks.real("z", z, logits), shards, implementation)
 
 
-@jax.jit
-def _tail_free_logits(logits: Array, z: Array, shards: Shards | None) -> Array:
-    rows, z, bad = _opened(logits, z, shards)
+@functools.partial(jax.jit, static_argnames="implementation")
+def _tail_free_logits(
+    logits: Array, z: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
+    rows, z, bad = _opened(logits, z, shards, implementation)
     length = jnp.where(bad, rows.vocab, _cuts.tail_free(rows, z))
-    kept = cut_by(logits, Rules({"top_k": length}, (("top_k",),)), shards)
+    kept = cut_by(logits, Rules({"top_k": length}, (("top_k",),)), shards, implementation)
     return jnp.where(bad[..., None], jnp.nan, kept)
 
 
-def top_h_logits(logits: ArrayLike, h: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def top_h_logits(
+    logits: ArrayLike,
+    h: ArrayLike,
+    *,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
     """Keeps the longest prefix of the ranking that holds at most a share h of the entropy.
 
     The sum of `-prob * log(prob)` over the kept tokens stays within `h` times that over all; the
@@ -366,6 +459,8 @@ def top_h_logits(logits: ArrayLike, h: ArrayLike, *, axis_name: AxisName = None)
       h: in [0, 1], a scalar or `[...]`; 1 is neutral.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, h
@@ -383,23 +478,29 @@ def top_h_logits(logits: ArrayLike, h: ArrayLike, *, axis_name: AxisName = None)
     """
     logits = _checks.logits(logits)
     shards = _chunks.shards(logits, axis_name)
-    return _top_h_logits(logits, _checks.real("h", h, logits), shards)
+    return _top_h_logits(logits, _checks.real("h", h, logits), shards, implementation)
 
 
-@jax.jit
-def _top_h_logits(logits: Array, h: Array, shards: Shards | None) -> Array:
+@functools.partial(jax.jit, static_argnames="implementation")
+def _top_h_logits(
+    logits: Array, h: Array, shards: Shards | None, implementation: Implementation
+) -> Array:
     h, bad = _share(logits, h)
-    rows, log_sum = _normalized(logits, shards)
+    rows, log_sum = _normalized(logits, shards, implementation)
     return _cut_off(logits, rows, _cuts.top_h(rows, log_sum, h), bad)
 
 
-def p_less_logits(logits: ArrayLike, *, axis_name: AxisName = None) -> Array:
+def p_less_logits(
+    logits: ArrayLike, *, axis_name: AxisName = None, implementation: Implementation = None
+) -> Array:
     """Keeps the tokens at least as likely as a draw is to be repeated: `prob >= sum(prob**2)`.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit) are NaN
@@ -417,12 +518,12 @@ def p_less_logits(logits: ArrayLike, *, axis_name: AxisName = None) -> Array:
     [-0.69  -inf  -inf]
     """
     logits = _checks.logits(logits)
-    return _p_less_logits(logits, _chunks.shards(logits, axis_name))
+    return _p_less_logits(logits, _chunks.shards(logits, axis_name), implementation)
 
 
-@jax.jit
-def _p_less_logits(logits: Array, shards: Shards | None) -> Array:
-    rows, log_sum = _normalized(logits, shards)
+@functools.partial(jax.jit, static_argnames="implementation")
+def _p_less_logits(logits: Array, shards: Shards | None, implementation: Implementation) -> Array:
+    rows, log_sum = _normalized(logits, shards, implementation)
     return _from(logits, rows, log_sum + _moments.log_collision(rows, log_sum), rows.bad)
 
 
@@ -433,6 +534,7 @@ def xtc_logits(
     threshold: ArrayLike,
     *,
     axis_name: AxisName = None,
+    implementation: Implementation = None,
 ) -> Array:
     """Excludes the top choices: with some probability, drops all likely tokens but the least.
 
@@ -447,6 +549,8 @@ def xtc_logits(
       threshold: in [0, 1], a scalar or `[...]`; above 0.5 it is neutral.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
+      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
@@ -469,17 +573,23 @@ def xtc_logits(
         _checks.real("probability", probability, logits),
         _checks.real("threshold", threshold, logits),
         _chunks.shards(logits, axis_name),
+        implementation,
     )
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="implementation")
 def _xtc_logits(
-    keys: Array, logits: Array, probability: Array, threshold: Array, shards: Shards | None
+    keys: Array,
+    logits: Array,
+    probability: Array,
+    threshold: Array,
+    shards: Shards | None,
+    implementation: Implementation,
 ) -> Array:
     (probability, improbable), (threshold, outside) = (
         _share(logits, share) for share in (probability, threshold)
     )
-    rows, log_sum = _normalized(logits, shards)
+    rows, log_sum = _normalized(logits, shards, implementation)
     floor = rows.row_max + (log_sum + _elementary.log(threshold))
     # A threshold of 0 is met by all that are not masked.
     floor = jnp.maximum(floor, np.finfo(np.float32).min)
@@ -493,25 +603,31 @@ def _xtc_logits(
     return _keep(logits, rows, ~(excludes & likely) | last, improbable | outside)
 
 
-def cut_by(logits: Array, rules: Rules, shards: Shards | None) -> Array:
+def cut_by(
+    logits: Array, rules: Rules, shards: Shards | None, implementation: Implementation
+) -> Array:
     """The logits that top-k, top-p and min-p keep together."""
     source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, top = _look.look_over_and_rank(source)
+    rows, top = _look.look_over_and_rank(source, None, implementation)
     rules, bad = _kept.checked(rows.vocab, rules)
     cut = _kept.prefix(rows, top, rules).cut
     return _cut_off(logits, rows, cut, bad)
 
 
-def _opened(logits: Array, share: Array, shards: Shards | None) -> tuple[Rows, Array, Array]:
+def _opened(
+    logits: Array, share: Array, shards: Shards | None, implementation: Implementation
+) -> tuple[Rows, Array, Array]:
     """The logits looked over, and a parameter in [0, 1] a row with the rows where it is not."""
     source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    return _look.look_over(source), *_share(logits, share)
+    return _look.look_over(source, implementation), *_share(logits, share)
 
 
-def _normalized(logits: Array, shards: Shards | None) -> tuple[Rows, Array]:
+def _normalized(
+    logits: Array, shards: Shards | None, implementation: Implementation
+) -> tuple[Rows, Array]:
     """The logits looked over, and the logarithm of the sum of their exponentials."""
     source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(source)
+    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation)
     return rows, _moments.log_sum(_chunks.added_up(sums, scale))
 
 

@@ -1,18 +1,20 @@
 """The kernels of a TPU, interpreted on a CPU, give what XLA's way gives, bit for bit."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import rows
+from catalogue import NAMES, calls
 from jax.sharding import AxisType, PartitionSpec
 from rows import SHORT_TURN, several_devices, slow
 from unoptimised import compiled
 
 import jaxsample as js
-from jaxsample import SamplingParams, _chunks, _kept
+from jaxsample import SamplingParams, _bits, _chunks, _kept
 from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
 
@@ -150,7 +152,7 @@ def some_words(x):
 
 def test_bits_go_to_the_lanes_of_their_tokens():
     words = np.random.default_rng(0).integers(-(2**31), 2**31, (3, 260)).astype(np.int32)
-    by_lane = np.asarray(kernels._by_lane(jnp.asarray(words)))
+    by_lane = np.asarray(_bits.by_lane(jnp.asarray(words)))
     for token in range(0, 260 * 32, 7):
         group, vector, lane = token // 4096, token // 128 % 32, token % 128
         found = by_lane[:, group * 128 + lane] >> vector & 1
@@ -173,6 +175,31 @@ def test_sample(dtype, masked):
         bitmask=some_words(x) if masked else None,
     )
     in_both_ways(functools.partial(js.sample, return_kept=True), keys, x, params)
+
+
+def has_kernels(name):
+    return "implementation" in inspect.signature(calls(jnp.zeros((1, 64)))[name][0]).parameters
+
+
+HAVE_KERNELS = [*filter(has_kernels, NAMES)]
+
+
+@pytest.mark.usefixtures("short_turns")
+@pytest.mark.parametrize(
+    "name", [n if n == "scaled_logits" else slow(n) for n in HAVE_KERNELS if "sample" not in n]
+)
+def test_logits_to_logits(name):
+    x = semantic("float32")
+    function, arguments = calls(x)[name]
+    in_both_ways(function, *arguments)
+
+
+@pytest.mark.usefixtures("short_turns")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mirostat_v2_sample", "adaptive_p_sample"])
+def test_samplers_with_memory(name):
+    function, arguments = calls(semantic("float32"))[name]
+    in_both_ways(function, *arguments)
 
 
 def drawn(keys, x, implementation):
@@ -229,6 +256,19 @@ def test_who_gets_a_kernel():
     assert kernels_in(functools.partial(greedy, implementation="xla"), whole) == 0
     forced = functools.partial(greedy, implementation="pallas")
     assert kernels_in(forced, shape(16, kernels.MIN_VOCAB - 1)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("implementation", "number"), [("xla", 0), (None, 4)])
+def test_every_stage_of_sample_has_kernels_or_none(implementation, number):
+    """For p-less, XTC, the temperature between them, and what is drawn."""
+    params = SamplingParams(p_less=True, temperature=0.9, xtc_probability=0.5, xtc_threshold=0.1)
+
+    def draw(x):
+        key, order = jax.random.key(0), ("p_less", "temperature", "xtc")
+        return js.sample(key, x, params, order=order, implementation=implementation).tokens
+
+    assert kernels_in(draw, shape(16, kernels.MIN_VOCAB)) == number
 
 
 @several_devices

@@ -12,7 +12,17 @@ from jax import Array, lax
 from bench import requests
 from bench.baselines import argmax
 from bench.works import Case, Work
-from jaxsample import SamplingParams, categorical_sample, greedy_sample, sample
+from jaxsample import (
+    SamplingParams,
+    bitmask_logits,
+    categorical_sample,
+    greedy_sample,
+    replay_logprobs,
+    sample,
+    scaled_logits,
+    top_k_logits,
+    top_p_logits,
+)
 
 Programs = dict[str, tuple[Callable[..., Any], Callable[["Given"], tuple[Any, ...]]]]
 
@@ -109,7 +119,15 @@ _SAMPLERS: Programs = {
     ),
 }
 
-OURS = _SAMPLERS | _without_kernels(_SAMPLERS)
+_LOGITS: Programs = {
+    "scaled_logits": (scaled_logits, lambda of: (of.logits, of.p)),
+    "top_k_logits": (top_k_logits, lambda of: (of.logits, of.k)),
+    "top_p_logits": (top_p_logits, lambda of: (of.logits, of.p)),
+    "bitmask_logits": (bitmask_logits, lambda of: (of.logits, of.words)),
+    "replay_logprobs": (replay_logprobs, lambda of: (of.logits, of.k, of.words)),
+}
+
+OURS = _SAMPLERS | _LOGITS | _without_kernels(_SAMPLERS)
 
 THEIRS: Programs = {
     "jnp.argmax": (argmax, lambda of: (of.logits,)),
