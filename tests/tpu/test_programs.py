@@ -37,8 +37,9 @@ MOST = {
     "mirostat_v1_sample": 5,
 }
 MOST |= dict.fromkeys(["top_k_logits", "top_p_logits", "typical_p_logits", "top_h_logits"], 5)
-MOST |= {"tail_free_logits": 5, "guided_logits": 15}
-SCATTERS = ("dry_penalized_logits", "no_repeat_ngram_logits")
+MOST["tail_free_logits"] = 5
+LISTS = ("dry_penalized_logits", "no_repeat_ngram_logits", "suppressed_logits")
+LISTS += ("min_tokens_logits", "bad_words_logits")
 
 
 def most(name, topology, x):
@@ -47,8 +48,8 @@ def most(name, topology, x):
         return MOST[name]
     if topology.startswith("tpu7x") or (topology.startswith("v6e") and x.nbytes >= 2**25):
         return 6  # in another layout, for which vector memory is too small
-    # The scatters of TPU v6e are given to other cores, with a copy of what they write to.
-    return 1.5 if name in SCATTERS and topology.startswith("v6e") else 0.1
+    # Lists of tokens become bits, whose matrices are transposed; TPU v6e has other cores scatter.
+    return 0.3 if name in LISTS else 0.1
 
 
 # The most operations on the way of a batch that candidates settle, whatever the chip.
