@@ -181,23 +181,13 @@ def has_kernels(name):
     return "implementation" in inspect.signature(calls(jnp.zeros((1, 64)))[name][0]).parameters
 
 
-HAVE_KERNELS = [*filter(has_kernels, NAMES)]
+TESTED = ("greedy_sample", "categorical_sample", *(n for n in NAMES if n.startswith("sample")))
+OTHERS = [name for name in NAMES if name not in TESTED and has_kernels(name)]
 
 
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.parametrize(
-    "name", [n if n == "scaled_logits" else slow(n) for n in HAVE_KERNELS if "sample" not in n]
-)
-def test_logits_to_logits(name):
-    x = semantic("float32")
-    function, arguments = calls(x)[name]
-    in_both_ways(function, *arguments)
-
-
-@pytest.mark.usefixtures("short_turns")
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["mirostat_v2_sample", "adaptive_p_sample"])
-def test_samplers_with_memory(name):
+@pytest.mark.parametrize("name", [n if n == "scaled_logits" else slow(n) for n in OTHERS])
+def test_every_other_function(name):
     function, arguments = calls(semantic("float32"))[name]
     in_both_ways(function, *arguments)
 
