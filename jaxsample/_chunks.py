@@ -184,6 +184,8 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
 
 def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
     """`read_again`, but not for TPU and CUDA: there, one pass is made of two that are not tied."""
+    if rows.source.shards is not None:
+        return rows, after  # a mask of all devices would be tied to the logits of each
 
     def tied(rows: Rows, after: Array) -> tuple[Rows, Array]:
         return read_again(rows, after)

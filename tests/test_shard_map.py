@@ -179,6 +179,19 @@ def test_the_example_runs_as_written():
     np.testing.assert_array_equal(got, want)
 
 
+def masked(keys, x, axis_name=None):
+    words = jnp.full((len(x), x.shape[-1] // 32), 0x0F0F0F0F)
+    params = SamplingParams(temperature=0.7, bitmask=words)
+    return js.sample(keys, x, params, axis_name=axis_name)
+
+
+def test_a_mask_may_be_of_all_devices():
+    x = rows_of(VOCAB)
+    keys = jax.random.split(jax.random.key(0), len(x))
+    one = jax.jit(masked)(keys, x)
+    assert_same(one, inside(masked, x, (keys, x), "both")(keys, x))
+
+
 @pytest.mark.parametrize("device", [0, 5])
 def test_a_bad_value_on_one_device_is_bad_on_all(device):
     x = jnp.zeros((2, VOCAB)).at[0, device * VOCAB // 8 + 7].set(jnp.nan)
