@@ -7,12 +7,10 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsample import _tiles
+from jaxsample._tiles import TOKENS
 
 WORD = 32
 """Tokens of a word."""
-
-_LANES = 128
-"""Of a TPU's vector."""
 
 _SHORT = 256
 """Places that may be a constant of a program."""
@@ -51,7 +49,7 @@ def _by_tile(words: Array, n: int) -> Array:
     rows, groups, *tile = lanes.shape
     place = lax.broadcasted_iota(jnp.int32, (rows, groups, WORD, *tile), 2)
     mask = is_set(lanes[:, :, None], place).reshape(rows, groups * WORD, *tile)
-    return _tiles.joined(mask[:, : n // _LANES], (*words.shape[:-1], n))
+    return _tiles.joined(mask[:, : n // TOKENS], (*words.shape[:-1], n))
 
 
 def by_lane(words: Array) -> Array:
@@ -61,9 +59,9 @@ def by_lane(words: Array) -> Array:
     32 x 32 bits, one for each quarter of the lanes, are transposed.
     """
     rows, number = words.shape
-    quarters = _LANES // WORD
-    filled = jnp.pad(words, [(0, 0), (0, -number % _LANES)])
-    words = filled.reshape(rows, -(-number // _LANES), WORD, quarters)
+    quarters = TOKENS // WORD
+    filled = jnp.pad(words, [(0, 0), (0, -number % TOKENS)])
+    words = filled.reshape(rows, -(-number // TOKENS), WORD, quarters)
     for distance in (16, 8, 4, 2, 1):
         low = np.int32((2**WORD - 1) // (2**distance + 1))  # of each two stretches of bits
         pairs = words.reshape(*words.shape[:2], -1, 2, distance, quarters)

@@ -9,22 +9,22 @@ import math
 import jax.numpy as jnp
 from jax import Array, lax
 
-_ROWS, _TOKENS = 8, 128
+ROWS, TOKENS = 8, 128
 
 
-def fits(shape: tuple[int, ...], size: int = _TOKENS) -> bool:
+def fits(shape: tuple[int, ...], size: int = TOKENS) -> bool:
     """Whether rows `[..., vocab]`, of a static number, are whole tiles and blocks of a size."""
     if not all(isinstance(length, int) for length in shape) or 0 in shape:
         return False
-    return shape[-1] % max(size, _TOKENS) == 0 and (size % _TOKENS == 0 or _TOKENS % size == 0)
+    return shape[-1] % max(size, TOKENS) == 0 and (size % TOKENS == 0 or TOKENS % size == 0)
 
 
 def split(x: Array) -> Array:
     """The tiles of rows `[..., vocab]` as they lie in memory, `[rows / n, vocab / 128, n, 128]`."""
     *lead, vocab = x.shape
     rows = math.prod(lead)
-    together = math.gcd(rows, _ROWS)
-    return x.reshape(rows // together, together, vocab // _TOKENS, _TOKENS).swapaxes(1, 2)
+    together = math.gcd(rows, ROWS)
+    return x.reshape(rows // together, together, vocab // TOKENS, TOKENS).swapaxes(1, 2)
 
 
 def joined(tiles: Array, shape: tuple[int, ...]) -> Array:
@@ -34,15 +34,15 @@ def joined(tiles: Array, shape: tuple[int, ...]) -> Array:
 
 def take_blocks(logits: Array, blocks: Array, size: int) -> Array:
     """Blocks of consecutive tokens by index: `[..., vocab]`, `[..., n]` to `[..., n, size]`."""
-    n, of_block = blocks.shape[-1], -(-size // _TOKENS)
+    n, of_block = blocks.shape[-1], -(-size // TOKENS)
     tiles = split(logits)
-    index = (blocks * size // _TOKENS)[..., None] + lax.broadcasted_iota(
+    index = (blocks * size // TOKENS)[..., None] + lax.broadcasted_iota(
         jnp.int32, (*blocks.shape, of_block), blocks.ndim
     )
     index = index.reshape(tiles.shape[0], tiles.shape[2], n * of_block, 1).swapaxes(1, 2)
     taken = jnp.take_along_axis(tiles, index, axis=1, mode="clip")
-    taken = joined(taken, (*blocks.shape, of_block * _TOKENS))
-    part = blocks % max(_TOKENS // size, 1)
+    taken = joined(taken, (*blocks.shape, of_block * TOKENS))
+    part = blocks % max(TOKENS // size, 1)
     parts = [taken[..., start : start + size] for start in range(0, taken.shape[-1], size)]
     found = parts[0]
     for number, one in enumerate(parts[1:], start=1):

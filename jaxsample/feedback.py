@@ -333,14 +333,14 @@ _STEEPEST = 1e6
 _FLATTEST = 1e-6
 """An exponent as good as 0, with which any k is the whole vocabulary or one token."""
 
-Keep = Callable[[Array, Array, Shards | None, Implementation], tuple[Rows, Cut]]
+_Keep = Callable[[Array, Array, Shards | None, Implementation], tuple[Rows, Cut]]
 
 _MAX_DECAY = np.float32(0.99)
 _PEAK, _SHARPNESS, _WIDTH = 5, 10, 0.3
 
 
 def _mirostat_sample(
-    keep: Keep,
+    keep: _Keep,
     key: ArrayLike,
     logits: ArrayLike,
     params: MirostatParams,
@@ -361,7 +361,7 @@ def _mirostat_sample(
 
 @functools.partial(jax.jit, static_argnames=("keep", "implementation"))
 def _mirostat(
-    keep: Keep,
+    keep: _Keep,
     keys: Array,
     logits: Array,
     tau: Array,
@@ -402,7 +402,7 @@ def _zipf_prefix(
 ) -> tuple[Rows, Cut]:
     """The rows, and the cut behind the rank at which a Zipf law like theirs has a surprise of mu
     bits."""
-    del implementation  # of rows that are counted, too
+    del implementation  # it counts tokens, too: by estimate a kernel would be one read more
     rows = _chunks.look_over(logits, shards)
     units = _chunks.weigh(rows, _chunks.tally(rows))
     log_vocab = _elementary.log(jnp.maximum(jnp.sum(units, axis=-1), 2).astype(jnp.float32))

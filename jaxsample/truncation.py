@@ -586,9 +586,8 @@ def _xtc_logits(
     shards: Shards | None,
     implementation: Implementation,
 ) -> Array:
-    (probability, improbable), (threshold, outside) = (
-        _share(logits, share) for share in (probability, threshold)
-    )
+    probability, improbable = _share(logits, probability)
+    threshold, outside = _share(logits, threshold)
     rows, log_sum = _normalized(logits, shards, implementation)
     floor = rows.row_max + (log_sum + _elementary.log(threshold))
     # A threshold of 0 is met by all that are not masked.
