@@ -28,6 +28,7 @@ from jaxsample.feedback import (
     mirostat_v1_sample,
     mirostat_v2_sample,
 )
+from jaxsample.keys import request_keys, seed_words
 from jaxsample.logprobs import (
     TopLogprobs,
     replay_logprobs,
@@ -121,9 +122,11 @@ __all__ = [
     "presence_penalized_logits",
     "repetition_penalized_logits",
     "replay_logprobs",
+    "request_keys",
     "reset_rows",
     "sample",
     "scaled_logits",
+    "seed_words",
     "smoothed_logits",
     "suppressed_logits",
     "synthid_logits",

@@ -21,6 +21,17 @@ FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 MAX_VOCAB = 2**21
 """Up to here the mass of a row is counted without overflow."""
 
+WORDS = "w"
+"""The kind of packed masks, for `held`, beside NumPy's letters for kinds of dtypes."""
+
+_KINDS = {
+    "b": "bool",
+    "i": "integers",
+    "u": "integers",
+    "f": "real numbers",
+    WORDS: "int32 or uint32 words",
+}
+
 
 def logits(value: ArrayLike, name: str = "logits") -> Array:
     """Logits `[..., vocab]`, float32, bfloat16 or float16."""
@@ -64,10 +75,7 @@ def tokens(name: str, value: ArrayLike, rows: Array) -> Array:
 
 def integers(name: str, value: ArrayLike) -> Array:
     """Integers of any shape, int32."""
-    array = value if isinstance(value, Array) else np.asarray(value)
-    if kind(array) not in "iu":
-        raise TypeError(f"{name} must hold integers, got {array.dtype}")
-    return _narrow(array, jnp.int32)
+    return narrowed(held(name, value, "iu"))
 
 
 def flags(name: str, value: ArrayLike, rows: Array) -> Array:
@@ -94,14 +102,9 @@ def per_item(
 ) -> Array:
     """An array `[..., width]`, or of any width, broadcast to the rows of `rows`.
 
-    `kinds` are NumPy's letters of the dtypes allowed: b for bool, i and u for integers, f for real
-    numbers. Integers become int32 and real numbers float32.
+    `kinds` are those of `held`. Integers become int32 and real numbers float32.
     """
-    array = value if isinstance(value, Array) else np.asarray(value)
-    words = {"b": "bool", "i": "integers", "u": "integers", "f": "real numbers"}
-    if kind(array) not in kinds:
-        expected = " or ".join(dict.fromkeys(words[letter] for letter in kinds))
-        raise TypeError(f"{name} must hold {expected}, got {array.dtype}")
+    array = held(name, value, kinds)
     lead = rows.shape[:-1]
     if array.ndim < 1 or (width is not None and array.shape[-1] != width):
         wanted = "n" if width is None else width
@@ -112,23 +115,20 @@ def per_item(
         custom_message=f"{name} must have one list for all rows or one a row",
         exception_type=ValueError,
     )
-    dtype = {"b": jnp.bool_, "f": jnp.float32}.get(kind(array), jnp.int32)
-    return jnp.broadcast_to(_narrow(array, dtype), (*lead, array.shape[-1]))
+    return jnp.broadcast_to(narrowed(array), (*lead, array.shape[-1]))
 
 
 def bitmask(name: str, value: ArrayLike, rows: Array) -> Array:
     """Packed masks, int32 `[..., ceil(vocab / 32)]`, one a row of `rows [..., vocab]`."""
-    words = value if isinstance(value, Array) else np.asarray(value)
-    if words.dtype not in (np.int32, np.uint32):
-        raise TypeError(f"{name} must hold int32 or uint32 words, got {words.dtype}")
+    words = held(name, value, WORDS)
     return per_item(name, words.view(np.int32), rows, "i", -(-rows.shape[-1] // WORD))
 
 
-def keys(value: Any, rows: Array) -> Array:
+def keys(value: Any, rows: Array, name: str = "key") -> Array:
     """Threefry keys, one a row: a single key is split over the rows, an array of keys is kept.
 
     Only threefry makes the bits of a key the same alone and under `vmap`, so a key of another
-    implementation lends its first two words to a threefry key.
+    implementation is converted to a threefry key made of its first two words.
     """
     shape = rows.shape[:-1]
     array = jnp.asarray(value)
@@ -136,13 +136,13 @@ def keys(value: Any, rows: Array) -> Array:
         words = jax.random.key_data(jax.random.key(0)).shape[-1]
         if array.dtype != jnp.uint32 or array.shape[-1:] != (words,):
             raise TypeError(
-                f"key must be a jax.random.key or raw uint32 keys of shape [..., {words}], "
+                f"{name} must be a jax.random.key or raw uint32 keys of shape [..., {words}], "
                 f"got {array.dtype} of shape {array.shape}"
             )
         array = jax.random.wrap_key_data(array)
     if array.shape not in ((), shape):
         raise ValueError(
-            f"key must be one key, or keys of shape {shape}, one a row; got shape {array.shape}"
+            f"{name} must be one key, or keys of shape {shape}, one a row; got shape {array.shape}"
         )
     if jax.random.key_impl(array) != "threefry2x32":
         array = jax.random.wrap_key_data(jax.random.key_data(array)[..., :2], impl="threefry2x32")
@@ -157,10 +157,7 @@ def in_range(
     inside: Callable[[np.ndarray], np.ndarray],
 ) -> None:
     """Raises for a value on the host that is not `inside`, with its place and what is allowed."""
-    array = np.asarray(value)
-    if kind(array) not in kinds:
-        expected = {"b": "bool", "iu": "integers"}.get(kinds, "real numbers")
-        raise TypeError(f"{name} must hold {expected}, got {array.dtype}")
+    array = np.asarray(held(name, value, kinds))
     with np.errstate(over="ignore"):  # as it is computed with, in which a large value is infinite
         computed = array.astype(np.float32) if "f" in kinds else array
     for row in np.argwhere(~inside(computed)):
@@ -168,9 +165,32 @@ def in_range(
         raise ValueError(f"{name}{place} must be {allowed}, got {array[tuple(row)]}")
 
 
+def held(name: str, value: ArrayLike, kinds: str) -> Array | np.ndarray:
+    """An array of an allowed kind.
+
+    `kinds` are NumPy's letters: b for bool, i and u for integers, f for real numbers; or `WORDS`.
+    """
+    array = value if isinstance(value, Array) else np.asarray(value)
+    is_word = array.dtype in (np.int32, np.uint32)
+    if not (is_word if kinds == WORDS else kind(array) in kinds):
+        letters = "f" if kinds == "iuf" else kinds
+        expected = " or ".join(dict.fromkeys(_KINDS[letter] for letter in letters))
+        raise TypeError(f"{name} must hold {expected}, got {array.dtype}")
+    return array
+
+
 def kind(array: Array | np.ndarray) -> str:
     """NumPy's letter for a kind of dtype, in which bfloat16 is a float like any other."""
     return "f" if array.dtype in FLOATS else np.dtype(array.dtype).kind
+
+
+def narrowed(array: Array | np.ndarray) -> Array:
+    """An array of bool, int32 or float32.
+
+    An integer that does not fit in 32 bits becomes the nearest that does: an id beyond any
+    vocabulary stays one.
+    """
+    return _narrow(array, {"b": jnp.bool_, "f": jnp.float32}.get(kind(array), jnp.int32))
 
 
 def to_rows(parameter: Array, rows: Array) -> Array:
@@ -201,5 +221,5 @@ def _parameter(
 def _narrow(array: Array | np.ndarray, dtype: Any) -> Array:
     if dtype == jnp.int32 and array.dtype in (np.int64, np.uint64, np.uint32):
         lowest = 0 if kind(array) == "u" else -(2**31)
-        array = array.clip(lowest, 2**31 - 1)  # beyond any vocabulary
+        array = array.clip(lowest, 2**31 - 1)
     return jnp.asarray(array, dtype)

@@ -17,6 +17,7 @@ from jax import Array, lax
 from jaxsample import _bits, _mass, _shards, _tiles
 from jaxsample._bits import WORD
 from jaxsample._checks import MAX_VOCAB, to_elements
+from jaxsample._elementary import product
 from jaxsample._lookup import take
 from jaxsample._mass import Mass, Scale
 from jaxsample._shards import AxisName, Shards
@@ -80,19 +81,24 @@ class Rows(NamedTuple):
     Attributes:
       source: the logits; all else is of the whole row.
       rate: float32 `[...]`, what each row is multiplied by (1 / temperature), or None.
-      cut_rate: the same, when a cut was found: another one if the temperature comes after it.
+      cut_rate: the same, when a cut was found: None if the temperature comes after it.
       block_max: float32 `[..., blocks]`, the largest logit of each block, times the rate. Where
         nothing ranks the tokens (`_look.look_over_and_weigh`), the blocks are chunks.
-      row_max: float32 `[...]`, the largest logit of the row, times the rate; 0 on a bad row.
+      raw_max: float32 `[...]`, the largest logit of the row; 0 on a bad row.
+      row_max: float32 `[...]`, the same, times the rate.
       bad: bool `[...]`, rows with a NaN, with +inf or without a finite logit.
+      overflows: bool `[...]`, rows whose largest logit, times the rate, is beyond float32: their
+        rate is 1, and they are greedy.
     """
 
     source: Source
     rate: Array | None
     cut_rate: Array | None
     block_max: Array
+    raw_max: Array
     row_max: Array
     bad: Array
+    overflows: Array
 
     @property
     def dtype(self) -> Any:
@@ -115,6 +121,12 @@ class Rows(NamedTuple):
     def read_to_cut(self, raw: Array) -> Array:
         """Those that a cut was found among."""
         return _read(raw, self.cut_rate)
+
+    def divided_by(self, divisor: Array | None) -> "Rows":
+        """The same rows, whose rate is made of a divisor that has a gradient."""
+        if divisor is None:
+            return self
+        return self._replace(rate=1 / jnp.where(self.overflows, 1, divisor))
 
     def read_from_cut(self, logits: Array) -> Array:
         """The logits, from those that a cut was found among."""
@@ -141,7 +153,7 @@ def look_over(logits: Array, shards: Shards | None = None) -> Rows:
     A TPU lays rows out for them once; where nothing else reads chunks, `_look` has a kernel.
     """
     given = source(logits, shards=shards)
-    return looked_over(given, block_keys(given), None, None)
+    return looked_over(given, block_keys(given))
 
 
 def block_keys(source: Source, size: int = BLOCK) -> Array:
@@ -152,20 +164,28 @@ def block_keys(source: Source, size: int = BLOCK) -> Array:
 def scaled_after(rows: Rows, rate: Array) -> Rows:
     """Rows that were looked over as they are, multiplied by a rate; a cut stays where it was."""
     keys = to_key(rows.block_max.astype(rows.dtype))
-    return looked_over(rows.source, keys, rate, None)
+    return looked_over(rows.source, keys, rate)._replace(cut_rate=None)
 
 
-def looked_over(source: Source, keys: Array, rate: Array | None, cut_rate: Array | None) -> Rows:
+def looked_over(source: Source, keys: Array, rate: Array | None = None) -> Rows:
     """The rows of which `block_keys` gave the keys."""
-    # Rounding is monotone, so the largest stays the largest.
     dtype = source.logits.dtype
-    block_max = _read(from_key(keys, dtype), rate)
     # Of keys: among floats, a device that holds a NaN may not tell the others.
-    row_raw_max = from_key(jnp.max(keys, axis=-1), dtype)
-    row_max = _read(row_raw_max, rate)
-    product = row_raw_max.astype(jnp.float32) * (1 if rate is None else rate)
-    bad = ~(jnp.isfinite(row_max) & jnp.isfinite(product))
-    return Rows(source, rate, cut_rate, block_max, jnp.where(bad, 0, row_max), bad)
+    raw_max = from_key(jnp.max(keys, axis=-1), dtype).astype(jnp.float32)
+    bad = ~jnp.isfinite(raw_max)
+    raw_max = jnp.where(bad, 0, raw_max)
+    overflows = jnp.zeros_like(bad)
+    if rate is not None:
+        rate, overflows = bounded_rate(rate, raw_max)
+    # Rounding is monotone, so the largest stays the largest.
+    block_max, row_max = (_read(x, rate) for x in (from_key(keys, dtype), raw_max))
+    return Rows(source, rate, rate, block_max, raw_max, row_max, bad, overflows)
+
+
+def bounded_rate(rate: Array, raw_max: Array) -> tuple[Array, Array]:
+    """The rate, or 1 where it takes the largest logit beyond float32, and where that is."""
+    overflows = ~(jnp.abs(raw_max * rate) < jnp.inf)
+    return jnp.where(overflows, 1, rate), overflows
 
 
 def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
@@ -472,39 +492,16 @@ def from_key(key: Array, dtype: Any = jnp.float32) -> Array:
     return lax.bitcast_convert_type(jnp.where(key < 0, key ^ magnitude, key), dtype)
 
 
-def settle(x: Array, dtype: Any) -> Array:
-    """What a rule computed in float32, as logits of a dtype: +inf becomes NaN, so it is not lost.
+def settle(x: Array) -> Array:
+    """The float32 logits that a rule computed, with NaN for +inf, so that it is not lost.
 
     Every rule that computes new logits ends with it, so that they are rounded once and alike
     whether they are written down or read on by the next rule of one program.
     """
-    overflow = x == jnp.inf
-    return jnp.where(overflow, jnp.nan, _round(_uncontracted(x), dtype)).astype(dtype)
+    # The minimum, as in `product`, keeps a last product apart from what is added to the logits.
+    return jnp.where(x == jnp.inf, jnp.nan, jnp.minimum(x, np.finfo(np.float32).max))
 
 
 def _read(raw: Array, rate: Array | None) -> Array:
     x = raw.astype(jnp.float32)
-    return x if rate is None else _round(scaled(x, to_elements(rate, x)), raw.dtype)
-
-
-def scaled(x: Array, rate: Array) -> Array:
-    """Float32 logits times a rate."""
-    return _uncontracted(x * rate)
-
-
-def _uncontracted(x: Array) -> Array:
-    """A bound that only +inf exceeds keeps the compiler from contracting a product with a later
-    sum: it would be rounded in one path and not in another."""
-    return jnp.minimum(x, np.finfo(np.float32).max)
-
-
-def _round(x: Array, dtype: Any) -> Array:
-    """Rounds float32 to the values of a dtype (a pair of casts could be optimised away)."""
-    if dtype == jnp.float32:
-        return x
-    info = jnp.finfo(dtype)
-    rounded = lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=info.nmant)
-    if dtype == jnp.float16:  # whose subnormals, multiples of 2**-24, would be flushed to 0
-        subnormal = (jnp.abs(x) < float(info.smallest_normal)) & (x != 0)
-        rounded = jnp.where(subnormal, jnp.rint(x * 2.0**24) * 2.0**-24, rounded)
-    return rounded
+    return x if rate is None else product(x, to_elements(rate, x))

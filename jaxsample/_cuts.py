@@ -10,6 +10,7 @@ from jax import Array, lax
 from jaxsample import _chunks, _mass, _moments, _ranking
 from jaxsample._checks import to_elements
 from jaxsample._chunks import Rows
+from jaxsample._elementary import product
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
 from jaxsample._search import Order, by_logit, search
@@ -29,8 +30,13 @@ def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut
     def searched() -> Cut:
         again, whole = _chunks.read_again(rows, _chunks.mass(rows, scale))
         target = _mass.fraction(whole, p)
-        top = jnp.zeros_like(centre)
-        order = Order(lambda x: typicality(x, centre), lambda v: centre + v, top, jnp.float32)
+        order = Order(
+            value=lambda x: typicality(x, centre),
+            least_logit=lambda v: centre + v,
+            read=lambda v: v,
+            top=jnp.zeros_like(centre),
+            dtype=jnp.float32,
+        )
         return search(again, scale, target, needed, order)
 
     return centre, lax.cond(jnp.any(needed), searched, lambda: _ranking.everything(rows))
@@ -69,14 +75,16 @@ def tail_free(rows: Rows, z: Array) -> Array:
     needed = ~rows.bad & (z < 1)
 
     def bends() -> Array:
-        shift = jnp.full(rows.row_max.shape, _TAIL_FREE_SHIFT, jnp.int32)
         places = np.zeros((1,) * (rows.row_max.ndim + 1), np.int32)  # rounds equal weights alike
-        scale = Scale(shift, rows.row_max)
-        weights = -jnp.sort(
-            -scale.weights(rows.read(rows.source.whole()), places, shift[..., None])
-        )
+        x = rows.read(rows.source.whole())
+        number = jnp.sum(x > -jnp.inf, axis=-1, dtype=jnp.int32)
+        row_max, shift = rows.row_max[..., None], jnp.int32(_TAIL_FREE_SHIFT)
+        # On a flat row the bends are hardly more than the last bits of the weights.
+        weights = -jnp.sort(-_mass.weights(x, places, row_max, shift, product))
         slopes = weights[..., :-1] - weights[..., 1:]
         bends = jnp.abs(slopes[..., :-1] - slopes[..., 1:]).astype(jnp.uint32)
+        # Masked tokens, which come last, do not bend what comes before them.
+        bends = jnp.where(_chunks.positions(bends) < number[..., None] - 2, bends, 0)
         running = jnp.cumsum(bends, axis=-1, dtype=jnp.uint32)
         share = jnp.sum(bends, axis=-1, dtype=jnp.uint32).astype(jnp.float32) * z
         length = _chunks.first_true(running.astype(jnp.float32) > share[..., None])

@@ -2,8 +2,12 @@
 
 The compiler has vector versions of `log` and `exp` and others for what is left over behind the
 last full vector, and they round differently: the same number in a row of 501 or in a batch of 3
-would not always have the same logarithm. Here both are sums and products of the number itself.
+would not always have the same logarithm. Here both are sums and products of the number itself, and
+`product` keeps them from being contracted to a fused multiply-add, which some chips have and others
+not.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +34,16 @@ _LOG = (
 _EXP2 = (0.00186503376, 0.00902269781, 0.0557944849, 0.240166605, 0.693151057, 1.0)
 
 
+def product(a: Array, b: Array | float) -> Array:
+    """`a * b`, at most the largest float32, rounded before anything is added to it."""
+    # A compiler contracts a product with a sum, but not a minimum.
+    return jnp.minimum(a * b, np.finfo(np.float32).max)
+
+
+Multiply = Callable[[Array, Array], Array]
+"""`product`, or `jnp.multiply`, which a compiler may contract with a sum."""
+
+
 @jax.custom_jvp
 def log(x: Array) -> Array:
     """The natural logarithm of float32 numbers, -inf at 0 and NaN below."""
@@ -40,8 +54,8 @@ def log(x: Array) -> Array:
     exponent = shifted >> 23
     r = lax.bitcast_convert_type((shifted & 0x7FFFFF) + root, jnp.float32) - 1
     e = exponent.astype(jnp.float32)
-    # No sum of two products, of which a compiler may choose either to round.
-    y = r * r * (r * _polynomial(_LOG, r) - 0.5) + (r + e * _LN_2_LOW) + e * _LN_2_HIGH
+    square = product(r * r, product(r, _polynomial(_LOG, r)) - 0.5)
+    y = square + (r + product(e, _LN_2_LOW)) + e * _LN_2_HIGH
     y = jnp.where(x == jnp.inf, x, y)
     return jnp.where(x >= np.finfo(np.float32).tiny, y, jnp.where(x >= 0, -jnp.inf, jnp.nan))
 
@@ -65,13 +79,13 @@ def exp2(x: Array) -> Array:
     return jnp.where(x > -126, power, jnp.where(jnp.isnan(x), x, 0))
 
 
-def exp2_of_fraction(x: Array) -> Array:
+def exp2_of_fraction(x: Array, multiply: Multiply = product) -> Array:
     """`2**x` for x in [0, 1], exact at 0."""
-    return _polynomial(_EXP2, x)
+    return _polynomial(_EXP2, x, multiply)
 
 
-def _polynomial(coefficients: tuple[float, ...], x: Array) -> Array:
+def _polynomial(coefficients: tuple[float, ...], x: Array, multiply: Multiply = product) -> Array:
     value = jnp.full_like(x, coefficients[0])
     for coefficient in coefficients[1:]:
-        value = value * x + coefficient
+        value = multiply(value, x) + coefficient
     return value

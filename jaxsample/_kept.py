@@ -29,8 +29,8 @@ class Rules:
     """What to keep of each row.
 
     Attributes:
-      values: the parameter of each rule, `[...]`: "top_k" int32 in [1, vocab], where vocab is
-        neutral; "top_p" float32 in [0, 1], neutral 1; "min_p" float32 in [0, 1], neutral 0.
+      values: the parameter of each rule, `[...]`: "top_k" int32 in [1, vocab], neutral vocab;
+        "top_p" float32 in [0, 1], neutral 1; "min_p" float32 in [0, 1], neutral 0.
       order: groups of rules. A group judges what those before it left, its rules jointly.
       greedy: bool `[...]`, the rows that keep rank 0 alone; None where none does. Not a top-k of
         1, for which a program would hold a search that never runs.
@@ -75,7 +75,7 @@ def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
     bad = jnp.array(False)
     for name, value in values.items():
         if name == "top_k":
-            bad |= value < 0
+            bad |= value < -1
             values[name] = jnp.where((value <= 0) | (value > vocab), vocab, value)
         else:
             outside = ~((value >= 0) & (value <= 1))

@@ -29,7 +29,7 @@ def look_over(source: Source, implementation: Implementation = None) -> Rows:
         return (_chunks.block_keys(source),)
 
     (keys,) = choose(kernel, otherwise, implementation, source)
-    return _chunks.looked_over(source, keys, None, None)
+    return _chunks.looked_over(source, keys)
 
 
 def look_over_and_weigh(
@@ -59,7 +59,7 @@ def look_over_and_weigh(
 
     def otherwise(source: Source, rate: Array | None) -> tuple[Array, ...]:
         keys = _chunks.block_keys(source, CHUNK)
-        rows = _chunks.looked_over(source, keys, rate, rate)
+        rows = _chunks.looked_over(source, keys, rate)
         if source.mask is not None:
             rows, keys = _chunks.read_beside(rows, keys)
         scale = _chunks.probability(rows)
@@ -68,7 +68,7 @@ def look_over_and_weigh(
         return keys, _chunks.weigh(rows, scale)
 
     keys, *kept = choose(kernel, otherwise, implementation, source, rate)
-    rows = _chunks.looked_over(source, keys, rate, rate)
+    rows = _chunks.looked_over(source, keys, rate)
     return rows, _chunks.probability(rows), kept
 
 
@@ -82,7 +82,7 @@ def look_over_and_rank(
         mask = None if mask is None else _flat(mask)
         maxima, bins = kernels.block_maxima_and_bins(_flat(logits), mask, interpret=interpret)
         keys = _keys(maxima, source)
-        rows = _chunks.looked_over(source, keys, rate, rate)
+        rows = _chunks.looked_over(source, keys, rate)
         bins = Bins(*(x.reshape(*logits.shape[:-1], -1) for x in bins))
         top, settled = _first(rows, bins, interpret)
         top = lax.cond(jnp.all(settled | rows.bad), lambda: top, lambda: _kept.candidates(rows))
@@ -90,10 +90,10 @@ def look_over_and_rank(
 
     def otherwise(source: Source, rate: Array | None) -> tuple[Array, ...]:
         keys = _chunks.block_keys(source)
-        return keys, *_kept.candidates(_chunks.looked_over(source, keys, rate, rate))
+        return keys, *_kept.candidates(_chunks.looked_over(source, keys, rate))
 
     keys, *top = choose(kernel, otherwise, implementation, source, rate)
-    return _chunks.looked_over(source, keys, rate, rate), Cut(*top)
+    return _chunks.looked_over(source, keys, rate), Cut(*top)
 
 
 def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:

@@ -19,7 +19,7 @@ from jax import Array, lax
 
 from jaxsample import _elementary
 from jaxsample._checks import to_elements
-from jaxsample._elementary import LOG2_E
+from jaxsample._elementary import LOG2_E, Multiply, product
 
 _WEIGHT_BITS = 23
 """256 weights of at most 2**23 sum to at most 2**31."""
@@ -86,9 +86,19 @@ class Scale(NamedTuple):
         return place(jnp.maximum(weight - weight // 2**16 - 4, 0), jnp.zeros_like(weight))
 
 
-def weights(x: Array, places: Array | np.ndarray, row_max: Array, shift: Array) -> Array:
-    """The weights of logits of rows, by their places in a chunk and its shift."""
-    return _round(_power(_octaves(x, row_max), shift), places)
+def weights(
+    x: Array,
+    places: Array | np.ndarray,
+    row_max: Array,
+    shift: Array,
+    multiply: Multiply = jnp.multiply,
+) -> Array:
+    """The weights of logits of rows, by their places in a chunk and its shift.
+
+    With `product` for `multiply` they are the same on every chip: else the last bit may differ,
+    since a pass over the logits would take up to half as long again.
+    """
+    return _round(_power(_octaves(x, row_max), shift, multiply), places)
 
 
 def shifts(chunk_max: Array, row_max: Array) -> Array:
@@ -101,8 +111,8 @@ def entropy_shifts(chunk_max: Array, row_max: Array, log_sum: Array) -> Array:
     """The shifts `[..., chunks]` for what the tokens of the chunks add to the entropy."""
     log_sum = (log_sum * LOG2_E)[..., None]
     # `2**-d * (log_sum + d)`, at d octaves below the maximum, falls from here on.
-    octaves = jnp.maximum((row_max[..., None] - chunk_max) * LOG2_E, 1 / np.log(2) - log_sum)
-    bits = octaves - _elementary.log((log_sum + octaves) / ENTROPY_UNIT) * LOG2_E
+    octaves = jnp.maximum((row_max[..., None] - chunk_max) * LOG2_E, LOG2_E - log_sum)
+    bits = octaves - product(_elementary.log((log_sum + octaves) / ENTROPY_UNIT), LOG2_E)
     return jnp.clip(jnp.nan_to_num(jnp.floor(bits), posinf=NO_SHIFT), 0, NO_SHIFT).astype(jnp.int32)
 
 
@@ -118,14 +128,15 @@ def _octaves(x: Array, row_max: Array) -> Array:
     return jnp.maximum((x - row_max) * LOG2_E, _NOTHING)
 
 
-def _power(octaves: Array, shift: Array) -> Array:
+def _power(octaves: Array, shift: Array, multiply: Multiply = jnp.multiply) -> Array:
     """`2**(octaves + 23 + shift)`.
 
     A power of two in place of exp, which a pass spends most of its time on: the shift goes into
     the exponent, and a polynomial good to 1e-7 is enough for 23 bits.
     """
     whole = jnp.floor(octaves)
-    mantissa = lax.bitcast_convert_type(_elementary.exp2_of_fraction(octaves - whole), jnp.int32)
+    fraction = _elementary.exp2_of_fraction(octaves - whole, multiply)
+    mantissa = lax.bitcast_convert_type(fraction, jnp.int32)
     exponent = (whole.astype(jnp.int32) + (_WEIGHT_BITS + shift)) << 23
     return lax.bitcast_convert_type(mantissa + exponent, jnp.float32)
 

@@ -23,7 +23,7 @@ _STEPS = 2**20
 def log_sum(mass: Mass) -> Array:
     """`log(sum(exp(logits - row_max)))`, `[...]`, of all tokens' mass: minus the log-probability of
     the likeliest."""
-    return _settled(_mass.log(mass))
+    return _chunks.settle(_mass.log(mass))
 
 
 def entropy(rows: Rows, scale: Scale, sums: Array) -> tuple[Array, Array]:
@@ -41,8 +41,8 @@ def entropy(rows: Rows, scale: Scale, sums: Array) -> tuple[Array, Array]:
     weights = _mass.place(sums, scale.shifts)
     total = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
     whole = _mass.total(weights)
-    mean = _settled(_mass.to_float(total) / _mass.to_float(whole) * _LN_2)
-    return _settled(mean + log_sum(whole)), log_sum(whole)
+    mean = _chunks.settle(_mass.to_float(total) / _mass.to_float(whole) * _LN_2)
+    return _chunks.settle(mean + log_sum(whole)), log_sum(whole)
 
 
 def log_collision(rows: Rows, log_sum: Array) -> Array:
@@ -56,16 +56,16 @@ def log_collision(rows: Rows, log_sum: Array) -> Array:
         return squared.weights(2 * _below(rows, rows.read(raw)), places, shift)
 
     sums = _chunks.fold(rows.source, square, squared.shifts)
-    squares = _settled(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
-    return _settled(squares - 2 * log_sum)
+    squares = _chunks.settle(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
+    return _chunks.settle(squares - 2 * log_sum)
 
 
 def deviation(rows: Rows) -> Array:
     """The standard deviation of the finite logits, `[...]`, of them all and not of a sample."""
     least = _least(rows)
-    spread = _settled(0.5 * rows.row_max - 0.5 * least)  # halves, which never overflow
+    spread = _chunks.settle(0.5 * rows.row_max - 0.5 * least)  # halves, which never overflow
     per_step = jnp.where(spread > 0, jnp.minimum(_STEPS / spread, np.finfo(np.float32).max), 0)
-    per_step = _settled(per_step)[..., None, None]
+    per_step = _chunks.settle(per_step)[..., None, None]
 
     def mean(element: Callable[[Array], Array]) -> Array:
         """The mean over the finite logits of an integer made of their steps below the maximum."""
@@ -79,9 +79,9 @@ def deviation(rows: Rows) -> Array:
 
         sums = _chunks.fold(again.source, value)
         total = _mass.total(_mass.place(sums, jnp.full_like(sums, _mass.NO_SHIFT)))
-        return _settled(_mass.to_float(total) / number)
+        return _chunks.settle(_mass.to_float(total) / number)
 
-    number = _settled(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
+    number = _chunks.settle(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
     centre = jnp.rint(mean(lambda steps: steps)).astype(jnp.int32)[..., None, None]
 
     # A square has 40 bits: from its halves of 10 come the sums of 32.
@@ -94,7 +94,7 @@ def deviation(rows: Rows) -> Array:
     squares = mean(lambda steps: high(steps) * high(steps)) * 2.0**20
     squares = squares + mean(lambda steps: high(steps) * low(steps)) * 2.0**11
     squares = squares + mean(lambda steps: low(steps) * low(steps))
-    return _settled(jnp.sqrt(_settled(squares)) * (2 / _STEPS) * spread)
+    return _chunks.settle(jnp.sqrt(_chunks.settle(squares)) * (2 / _STEPS) * spread)
 
 
 def _least(rows: Rows) -> Array:
@@ -111,8 +111,3 @@ def _least(rows: Rows) -> Array:
 def _below(rows: Rows, x: Array) -> Array:
     """How far logits `[..., *]` lie below the maximum, at most 0."""
     return x - to_elements(rows.row_max, x)
-
-
-def _settled(x: Array) -> Array:
-    """A statistic that no compiler computes in one operation with what follows."""
-    return _chunks.settle(x, jnp.float32)

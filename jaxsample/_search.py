@@ -49,18 +49,24 @@ class Order(NamedTuple):
     Attributes:
       value: of logits `[..., *]`; -inf at -inf.
       least_logit: the least logit of tokens from a value `[...]` up.
-      top: `[...]`, which no value exceeds.
-      dtype: of which all values are.
+      read: the value that a number of `dtype` `[...]` stands for; it rises with the number.
+      top: float32 `[...]`, a number which none that stands for a value exceeds.
+      dtype: of the numbers. Values that come from bfloat16 logits are told apart in 16 turns.
     """
 
     value: Callable[[Array], Array]
     least_logit: Callable[[Array], Array]
+    read: Callable[[Array], Array]
     top: Array
     dtype: Any
 
+    def of(self, key: Array) -> Array:
+        """The value of a number's key."""
+        return self.read(from_key(key, self.dtype))
+
 
 class _Bounds(NamedTuple):
-    """Two values as keys, `[...]`, and the mass of the tokens from each of them up.
+    """The keys of two numbers, `[...]`, and the mass of the tokens from the value of each up.
 
     From `low` up the target is reached, or `low` is -inf; from `high` up it is not.
     """
@@ -72,8 +78,8 @@ class _Bounds(NamedTuple):
 
 
 def by_logit(rows: Rows) -> Order:
-    """Law 1."""
-    return Order(lambda x: x, lambda value: value, rows.row_max, rows.dtype)
+    """Law 1: by the logits as they are read, of which the bounds are as they were given."""
+    return Order(lambda x: x, lambda value: value, rows.read_to_cut, rows.raw_max, rows.dtype)
 
 
 def search(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order) -> Cut:
@@ -114,7 +120,7 @@ def _narrowed(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Orde
     def halve(state: tuple[Array, _Bounds]) -> tuple[Array, _Bounds]:
         turn, (low, high, reached, missed) = state
         again, middle = read_again(rows, _middle(turn, low, high, order))
-        value = from_key(middle, order.dtype).astype(jnp.float32)[..., None, None]
+        value = order.of(middle)[..., None, None]
         found = mass(again, scale, lambda x, _: order.value(x) >= value)
         enough = _mass.reaches(found, target)
         return turn + 1, _Bounds(
@@ -151,8 +157,7 @@ def _middle(turn: Array, low: Array, high: Array, order: Order) -> Array:
 def _are_few(scale: Scale, bounds: _Bounds, order: Order) -> Array:
     """Whether at most `_FEW` tokens can lie between the bounds, by the least that each weighs."""
     keys = (bounds.low, bounds.high)  # what a token weighs is least at one of its bounds
-    values = (from_key(key, order.dtype).astype(jnp.float32) for key in keys)
-    least, other = (scale.least(order.least_logit(value)) for value in values)
+    least, other = (scale.least(order.least_logit(order.of(key))) for key in keys)
     least = _mass.select(_mass.reaches(least, other), other, least)
     most = _mass.times(least, jnp.full_like(least.low, _FEW))
     return _mass.reaches(_mass.add(bounds.missed, most), bounds.reached)
@@ -160,7 +165,7 @@ def _are_few(scale: Scale, bounds: _Bounds, order: Order) -> Array:
 
 def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: Order) -> Cut:
     """The cut among the first tokens below the upper bound."""
-    most = from_key(bounds.high, order.dtype).astype(jnp.float32)
+    most = order.of(bounds.high)
 
     def value(x: Array) -> Array:
         value = order.value(x)
@@ -177,7 +182,7 @@ def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: O
 
 def _among_equals(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: Order) -> Cut:
     """The cut among the tokens of the lower bound's value: first its chunk, then its place."""
-    value = from_key(bounds.low, order.dtype).astype(jnp.float32)
+    value = order.of(bounds.low)
     ties = weigh(rows, scale, lambda x, _: order.value(x) == value[..., None, None])
     groups = 1 if ties.shape[-1] % _GROUPS else _GROUPS
     running = _running(bounds.missed, ties, scale.shifts, groups)

@@ -42,8 +42,8 @@ def biased_logits(
         `shard_map`; None where it is whole.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits. An id or a bias outside its range makes its row
-      NaN; NaN and +inf stay bad.
+      float32 `[..., vocab]`. An id or a bias outside its range makes its row NaN; NaN and +inf
+      stay bad.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.
@@ -69,11 +69,10 @@ def biased_logits(
 def _biased_logits(logits: Array, token_ids: Array, bias: Array, shards: Shards | None) -> Array:
     vocab, used = _shards.vocab(logits, shards), token_ids >= 0
     bad = jnp.any((token_ids >= vocab) | (used & ~(bias < jnp.inf)), axis=-1)
-    logits = jnp.where(bad[..., None], jnp.nan, logits)
+    logits = jnp.where(bad[..., None], jnp.nan, logits.astype(jnp.float32))
     ids, total = _summed(jnp.where(used, token_ids, vocab), jnp.where(used, bias, 0))
     places = _shards.places(logits, ids, shards)
-    old = _shards.take(logits, places)
-    new = _chunks.settle(old.astype(jnp.float32) + total, logits.dtype)
+    new = _chunks.settle(_shards.take(logits, places) + total)
     return _sparse.replace(logits, jnp.where(total == 0, vocab, places), new)
 
 
@@ -391,9 +390,9 @@ def guided_logits(
         None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
-      `[..., vocab]` in the dtype of `conditional`; a token masked in either is masked. At scale 1
-      the conditional logits as they are, whatever the others. Else bad rows (a NaN, +inf or no
-      finite logit in either, a scale outside its range) are NaN throughout.
+      float32 `[..., vocab]`; a token masked in either is masked. At scale 1 the conditional logits
+      as they are, whatever the others. Else bad rows (a NaN, +inf or no finite logit in either, a
+      scale outside its range) are NaN throughout.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.
@@ -430,10 +429,10 @@ def _guided_logits(
         bad |= bad_row[..., None]
         parts.append(logprobs)
     c, u = (jnp.where(masked | bad, 0, part) for part in parts)
-    step = _chunks.settle(jnp.where(bad, 1, scale) * (c - u), jnp.float32)
-    guided = _chunks.settle(u + step, conditional.dtype)
+    step = _chunks.settle(jnp.where(bad, 1, scale) * (c - u))
+    guided = _chunks.settle(u + step)
     guided = jnp.where(bad, jnp.nan, jnp.where(masked, -jnp.inf, guided))
-    return jnp.where(scale == 1, conditional, guided)
+    return jnp.where(scale == 1, conditional.astype(jnp.float32), guided)
 
 
 def _log_softmax(

@@ -379,8 +379,8 @@ def _mirostat(
 
     chosen = _shards.take(logits, tokens[..., None], shards)
     logprobs = _normalizer.logprobs(rows, mass, logits, chosen)[..., 0]
-    surprise = _settled(-logprobs * LOG2_E)
-    next_mu = mu - _settled(eta * (surprise - tau))
+    surprise = _chunks.settle(-logprobs * LOG2_E)
+    next_mu = mu - _chunks.settle(eta * (surprise - tau))
     return jnp.where(bad, -1, tokens), MirostatState(jnp.where(bad, mu, next_mu))
 
 
@@ -392,7 +392,7 @@ def _unsurprising(
         _chunks.source(logits, shards=shards), None, implementation
     )
     log_mass = _mass.log(_chunks.added_up(sums, scale))
-    floor = rows.row_max + log_mass - _settled(mu / LOG2_E)
+    floor = rows.row_max + log_mass - _chunks.settle(mu / LOG2_E)
     likely = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
     return rows, _ranking.select(floor > rows.row_max, _ranking.best(rows), likely)
 
@@ -409,11 +409,11 @@ def _zipf_prefix(
     top = _ranking.candidates(rows, _ZIPF_TOKENS)
     s = _zipf_exponent(top.logit)
     e = s - 1
-    power = -_settled(e * log_vocab)
+    power = -_chunks.settle(e * log_vocab)
     # e / (1 - N^-e), of which the limit at e = 0 is 1 / log N.
     inverse = _elementary.exp2(power * LOG2_E)
     share = jnp.where(inverse == 1, 1, _elementary.log(inverse) / (inverse - 1)) / log_vocab
-    log2_k = (mu + _settled(_elementary.log(share) * LOG2_E)) / s
+    log2_k = (mu + _chunks.settle(_elementary.log(share) * LOG2_E)) / s
     k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
     return rows, _kept.prefix(rows, top, rules).cut
@@ -426,7 +426,7 @@ def _zipf_exponent(logits: Array) -> Array:
     masked = logits[..., 1:] == -jnp.inf
     gaps = jnp.where(masked, 0, jnp.minimum(logits[..., :-1] - logits[..., 1:], _STEEPEST))
     squares = jnp.where(masked, 0, t * t)
-    s = _tree_sum(_settled(gaps * t)) / jnp.maximum(_tree_sum(squares), np.float32(1e-30))
+    s = _tree_sum(_chunks.settle(gaps * t)) / jnp.maximum(_tree_sum(squares), np.float32(1e-30))
     return jnp.maximum(s, _FLATTEST)
 
 
@@ -465,10 +465,10 @@ def _adaptive_p(
     goal = jnp.where(state.total_weight > 0, 2 * target - average, target)
     goal = lax.optimization_barrier(jnp.clip(goal, 0, 1))
     logprobs = _normalizer.logprobs(rows, mass, logits, logits)
-    distance = _settled(
+    distance = _chunks.settle(
         jnp.abs(_elementary.exp2(logprobs * LOG2_E) - goal[..., None]) * (1 / _WIDTH)
     )
-    adapted = _PEAK - _settled(_SHARPNESS * distance * distance / (1 + distance))
+    adapted = _PEAK - _chunks.settle(_SHARPNESS * distance * distance / (1 + distance))
     adapted = jnp.where(logits == -jnp.inf, -jnp.inf, adapted)
     adapted = jnp.where((target < 0)[..., None], logits.astype(jnp.float32), adapted)
     adapted = jnp.where(bad[..., None], jnp.nan, adapted)
@@ -478,17 +478,11 @@ def _adaptive_p(
 
     chosen = _shards.take(logits, tokens[..., None], shards)
     chosen = _normalizer.logprobs(rows, mass, logits, chosen)[..., 0]
-    p = _settled(_elementary.exp2(chosen * LOG2_E))
-    following = AdaptivePState(
-        p + _settled(decay * state.weighted_sum), 1 + _settled(decay * state.total_weight)
-    )
+    p = _chunks.settle(_elementary.exp2(chosen * LOG2_E))
+    weighted_sum, total_weight = (_chunks.settle(decay * x) for x in state)
+    following = AdaptivePState(p + weighted_sum, 1 + total_weight)
     stays = (tokens < 0) | (target < 0)
     return tokens, jax.tree.map(lambda old, new: jnp.where(stays, old, new), state, following)
-
-
-def _settled(x: Array) -> Array:
-    """Keeps the compiler from contracting a product with a sum, here but not there."""
-    return _chunks.settle(x, jnp.float32)
 
 
 def _finite_from_0(x: Any) -> Any:

@@ -16,7 +16,7 @@ class _Field(NamedTuple):
     """What a field may hold.
 
     Attributes:
-      kinds: NumPy's letters of the dtypes.
+      kinds: of the dtypes, as `_checks.held` has them.
       allowed: the range, in words.
       inside: which values lie in it.
       axes: the axes behind the rows: none, "n" (a list), "vocab" or "vocab / 32".
@@ -43,7 +43,11 @@ def _anything(kinds: str, *axes: str) -> _Field:
 _FINITE = _real("finite", lambda x: np.full(x.shape, True))
 _SHARE = _real("in [0, 1]", lambda x: (x >= 0) & (x <= 1))
 _NOT_NEGATIVE = _real("finite and at least 0", lambda x: x >= 0)
-_TOKENS = _anything("iu", "n")
+
+
+def _ids(*axes: str) -> _Field:
+    # The vocabulary is not known here: those below it are found bad with the logits.
+    return _Field("iu", f"below {_checks.MAX_VOCAB}", lambda x: x < _checks.MAX_VOCAB, axes)
 
 
 def _field(field: _Field) -> Any:
@@ -58,7 +62,8 @@ class SamplingParams:
     A field is a scalar or an array that broadcasts to `logits.shape[:-1]`, or a list of such
     scalars along a last axis: `[..., n]`, where token ids are padded with -1, or `[..., vocab]`.
     All are traced: a new value never compiles anew, only another set of fields or other shapes do.
-    Each is explained by the function of its rule.
+    Each is explained by the function of its rule. In every list of token ids an id at or above the
+    vocabulary, however large, makes its row a bad row.
 
     Attributes:
       unconditional_logits: `[..., vocab]`, of `guided_logits`, with `guidance_scale`; neutral 1.
@@ -78,7 +83,7 @@ class SamplingParams:
       temperature_low: finite and at least 0, of `entropy_scaled_logits`, with `temperature_high`
         and `temperature_exponent` (1 if not given); neutral 1 and 1.
       smoothing_factor: finite and at least 0, neutral 0, with `smoothing_curve` (1 if not given).
-      top_k: an integer, at least 0; 0 and anything from `vocab` up are neutral.
+      top_k: an integer, at least -1; -1, 0 and anything from `vocab` up are neutral.
       top_p: in [0, 1]; 1 is neutral, 0 keeps the token of rank 0.
       min_p: in [0, 1]; 0 is neutral.
       typical_p: in [0, 1]; 1 is neutral.
@@ -101,11 +106,11 @@ class SamplingParams:
     unconditional_logits: ArrayLike | None = _field(_anything("f", "vocab"))
     guidance_scale: ArrayLike | None = _field(_FINITE)
     allowed: ArrayLike | None = _field(_anything("b", "vocab"))
-    bitmask: ArrayLike | None = _field(_anything("iu", "vocab / 32"))
-    suppressed_token_ids: ArrayLike | None = _field(_TOKENS)
-    bad_words: ArrayLike | None = _field(_anything("iu", "words", "n"))
+    bitmask: ArrayLike | None = _field(_anything(_checks.WORDS, "vocab / 32"))
+    suppressed_token_ids: ArrayLike | None = _field(_ids("n"))
+    bad_words: ArrayLike | None = _field(_ids("words", "n"))
     bad_word_lengths: ArrayLike | None = _field(_integer(0, "words"))
-    stop_token_ids: ArrayLike | None = _field(_TOKENS)
+    stop_token_ids: ArrayLike | None = _field(_ids("n"))
     min_tokens: ArrayLike | None = _field(_integer(0))
     no_repeat_ngram: ArrayLike | None = _field(_integer(0))
     repetition_penalty: ArrayLike | None = _field(_real("finite and above 0", lambda x: x > 0))
@@ -114,8 +119,8 @@ class SamplingParams:
     dry_multiplier: ArrayLike | None = _field(_NOT_NEGATIVE)
     dry_base: ArrayLike | None = _field(_real("finite and at least 1", lambda x: x >= 1))
     dry_allowed_length: ArrayLike | None = _field(_integer(1))
-    dry_breakers: ArrayLike | None = _field(_TOKENS)
-    bias_token_ids: ArrayLike | None = _field(_TOKENS)
+    dry_breakers: ArrayLike | None = _field(_ids("n"))
+    bias_token_ids: ArrayLike | None = _field(_ids("n"))
     bias: ArrayLike | None = _field(
         _Field("iuf", "finite or -inf", lambda x: x < np.inf, axes=("n",))
     )
@@ -125,7 +130,7 @@ class SamplingParams:
     temperature_exponent: ArrayLike | None = _field(_NOT_NEGATIVE)
     smoothing_factor: ArrayLike | None = _field(_NOT_NEGATIVE)
     smoothing_curve: ArrayLike | None = _field(_real("finite and at least 1", lambda x: x >= 1))
-    top_k: ArrayLike | None = _field(_integer(0))
+    top_k: ArrayLike | None = _field(_integer(-1))
     top_p: ArrayLike | None = _field(_SHARE)
     min_p: ArrayLike | None = _field(_SHARE)
     typical_p: ArrayLike | None = _field(_SHARE)
@@ -166,7 +171,8 @@ def _given(params: SamplingParams) -> list[tuple[str, _Field, Any]]:
 
 
 def _array(name: str, holds: _Field, value: ArrayLike, logits: Array) -> Any:
-    if holds.axes:  # the rule's own door looks at the shape
-        return value if isinstance(value, Array) else np.asarray(value)
+    if holds.axes:  # the function of the rule looks at the shape
+        array = _checks.held(name, value, holds.kinds)
+        return array if holds.kinds in ("f", _checks.WORDS) else _checks.narrowed(array)
     checks = {"b": _checks.flags, "iu": _checks.integer, "iuf": _checks.real}
     return checks[holds.kinds](name, value, logits)

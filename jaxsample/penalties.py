@@ -31,8 +31,7 @@ def repetition_penalized_logits(
         `shard_map`; None where it is whole.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits. A penalty outside its range makes its row NaN; NaN
-      and +inf stay.
+      float32 `[..., vocab]`. A penalty outside its range makes its row NaN; NaN and +inf stay.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.
@@ -58,9 +57,10 @@ def _repetition_penalized_logits(logits: Array, seen: Array, penalty: Array) -> 
     penalty = jnp.where(bad, 1, penalty)
     rate = (1 / penalty)[..., None]
     # Others stay out of the product: its derivative by the penalty would be inf * 0.
+    logits = logits.astype(jnp.float32)
     touched = seen & jnp.isfinite(logits) & (penalty != 1)[..., None]
-    x = jnp.where(touched, logits, 0).astype(jnp.float32)
-    moved = _chunks.settle(x * jnp.where(x < 0, penalty[..., None], rate), logits.dtype)
+    x = jnp.where(touched, logits, 0)
+    moved = _chunks.settle(x * jnp.where(x < 0, penalty[..., None], rate))
     return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, moved, logits))
 
 
@@ -77,8 +77,7 @@ def presence_penalized_logits(
         `shard_map`; None where it is whole.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits. A penalty outside its range makes its row NaN; NaN
-      and +inf stay bad.
+      float32 `[..., vocab]`. A penalty outside its range makes its row NaN; NaN and +inf stay bad.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.
@@ -114,8 +113,8 @@ def frequency_penalized_logits(
         `shard_map`; None where it is whole.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits. A penalty outside its range makes its row NaN; NaN
-      and +inf stay bad, and a product with a count that overflows is NaN.
+      float32 `[..., vocab]`. A penalty outside its range makes its row NaN; NaN and +inf stay bad,
+      and a product with a count that overflows is NaN.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.
@@ -143,8 +142,9 @@ def _counted_less(logits: Array, counts: Array, penalty: Array) -> Array:
     bad = ~jnp.isfinite(penalty)
     penalty = jnp.where(bad, 0, penalty)[..., None]
     touched = (counts > 0) & (penalty != 0)
-    amount = _chunks.settle(penalty * counts, jnp.float32)  # kept from contraction with the sum
-    less = _chunks.settle(logits.astype(jnp.float32) - amount, logits.dtype)
+    logits = logits.astype(jnp.float32)
+    amount = _chunks.settle(penalty * counts)  # kept from contraction with the sum
+    less = _chunks.settle(logits - amount)
     return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, less, logits))
 
 
@@ -178,8 +178,8 @@ def dry_penalized_logits(
         `shard_map`; None where it is whole.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
-      NaN and +inf stay bad. Penalties beyond the dtype mask a token.
+      float32 `[..., vocab]`. A parameter outside its range makes its row NaN; NaN and +inf stay
+      bad. A logit below the least float32 masks its token.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.
@@ -238,11 +238,10 @@ def _dry_penalized_logits(
     repeats = valid & ~breaks & (matches >= allowed[..., None]) & (multiplier > 0)[..., None]
     power = _power(base[..., None], jnp.where(repeats, matches - allowed[..., None], 0), size)
     amount = jnp.minimum(multiplier[..., None] * power, _LARGEST)
-    logits = jnp.where(bad[..., None], jnp.nan, logits)
+    logits = jnp.where(bad[..., None], jnp.nan, logits.astype(jnp.float32))
     ids = jnp.where(repeats & (tokens >= 0), tokens, vocab)
     places = _shards.places(logits, ids, shards)
-    less = _shards.take(logits, places).astype(jnp.float32) - amount
-    return _sparse.lower(logits, places, _chunks.settle(less, logits.dtype))
+    return _sparse.lower(logits, places, _chunks.settle(_shards.take(logits, places) - amount))
 
 
 def _power(base: Array, exponent: Array, largest: int) -> Array:

@@ -18,7 +18,7 @@ from jaxsample._shards import AxisName
 from jaxsample.constraints import packed_bitmask
 from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs
 from jaxsample.params import SamplingParams, at_the_door
-from jaxsample.scaling import rate_of
+from jaxsample.scaling import divisor_of
 from jaxsample.stages import DEFAULT_ORDER, Order, applied, mask_of, planned, rules_of
 from jaxsample.state import SamplerState
 
@@ -200,30 +200,34 @@ def _drawn(
 ) -> SampleOutput:
     """The draw from logits that are scaled and cut on the way, in either order, and not written."""
     logits, _, shards = source
+    divisor: Any = None
     rate: Any = None
-    greedy = None
+    greedy: Any = None
     if temperature is not None:
-        rate, greedy, cold = rate_of(_checks.to_rows(temperature, logits))
-        bad |= cold
+        divisor, greedy, outside = divisor_of(_checks.to_rows(temperature, logits))
+        rate = 1 / lax.stop_gradient(divisor)  # what is kept and drawn has no gradient
+        bad |= outside
     rules, outside = _kept.checked(_shards.vocab(logits, shards), rules)
 
     noise = _draw.spend(keys)
-    constant = lax.stop_gradient(rate)  # what is kept and drawn has no gradient
-    rate_before = None if scales_after else constant
-    given = (lax.stop_gradient(source), rate_before, implementation)
+    given = (lax.stop_gradient(source), None if scales_after else rate, implementation)
     if rules.values:
         rows, top = _look.look_over_and_rank(*given)
+        scaled = _chunks.scaled_after(rows, rate) if scales_after else rows
+        if temperature is not None:
+            greedy |= scaled.overflows
         bad |= outside
         rules = dataclasses.replace(rules, greedy=greedy)
         prefix = _kept.prefix(rows._replace(bad=rows.bad | bad), top, rules)
-        if scales_after:
-            rows = _chunks.scaled_after(rows, constant)
-        drawn, cut = _draw.draw_prefix(noise, rows, prefix), prefix.cut
+        drawn, cut = _draw.draw_prefix(noise, scaled, prefix), prefix.cut
+        rows = scaled
         # A temperature behind the cut may make equal what the candidates are ranked by.
         ranked = None if scales_after else top
     else:
         ranked = None
         rows, scale, kept = _look.look_over_and_weigh(*given, counted=True)
+        if temperature is not None:
+            greedy |= rows.overflows
         drawn, cut = _draw.draw_all(noise, rows, scale, Kept(*kept), greedy)
     rows = rows._replace(bad=rows.bad | bad)
     tokens = drawn.tokens
@@ -232,7 +236,7 @@ def _drawn(
     masked = source.masked()
     keep = _ranking.is_kept(rows.read_to_cut(masked), rows.ids, cut)
     keep &= (rows.read(masked) > -jnp.inf) & ~rows.bad[..., None]
-    scaled = rows._replace(rate=rate)
+    scaled = rows.divided_by(divisor)
     kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, logits, 0)), -jnp.inf)
 
     def logprobs_of(tokens: Array) -> Array:

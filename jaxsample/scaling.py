@@ -23,7 +23,8 @@ def scaled_logits(
 ) -> Array:
     """Divides logits by a temperature: `softmax(logits / temperature)` is sharper the lower it is.
 
-    At temperature 0 only the token of rank 0 is kept, with its logit as it was: greedy decoding.
+    At temperature 0, and at one so small that the largest logit overflows, only the token of rank 0
+    is kept, with its logit as it was: greedy decoding.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -35,8 +36,8 @@ def scaled_logits(
         None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
-      temperature outside its range or so small that the largest logit overflows) are all NaN.
+      float32 `[..., vocab]`. Bad rows (a NaN, +inf or no finite logit, a temperature outside its
+      range) are NaN throughout.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.
@@ -68,14 +69,14 @@ def _scaled_logits(
 
 def _scaled(logits: Array, rows: Rows, temperature: Array) -> Array:
     """The logits, which were looked over as they are, divided by a temperature a row."""
-    rate, greedy, bad = rate_of(temperature)
-    rows = _chunks.scaled_after(rows, lax.stop_gradient(rate))
+    divisor, greedy, bad = divisor_of(temperature)
+    rows = _chunks.scaled_after(rows, 1 / lax.stop_gradient(divisor))
     best = rows.ids == _ranking.best(rows).token[..., None]
-    keep = ~greedy[..., None] | best
+    keep = ~(greedy | rows.overflows)[..., None] | best
     bad = (bad | rows.bad)[..., None]
     keep &= (logits > -jnp.inf) & ~bad
     # Other logits stay out of the product: its derivative by the temperature would be inf * 0.
-    scaled = rows._replace(rate=rate).read(jnp.where(keep, logits, 0)).astype(logits.dtype)
+    scaled = rows.divided_by(divisor).read(jnp.where(keep, logits, 0))
     return jnp.where(bad, jnp.nan, jnp.where(keep, scaled, -jnp.inf))
 
 
@@ -91,7 +92,8 @@ def entropy_scaled_logits(
     """Divides logits by a temperature that rises with the entropy: dynamic temperature.
 
     `temperature = low + (high - low) * (entropy / log(n))**exponent`, where n is the number of
-    tokens that are not masked; of one token alone the temperature is `low`.
+    tokens that are not masked; of one token alone the temperature is `low`. As in `scaled_logits`,
+    a temperature of 0, or one so small that the largest logit overflows, keeps rank 0 alone.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -104,8 +106,8 @@ def entropy_scaled_logits(
         None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
-      parameter outside its range) are NaN throughout.
+      float32 `[..., vocab]`. Bad rows (a NaN, +inf or no finite logit, a parameter outside its
+      range) are NaN throughout.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.
@@ -147,7 +149,7 @@ def _entropy_scaled_logits(
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
     power = _elementary.exp2(exponent * (_elementary.log(share) * _elementary.LOG2_E))
     share = lax.stop_gradient(jnp.where(exponent == 0, 1, power))
-    temperature = low + _chunks.settle((high - low) * share, jnp.float32)
+    temperature = low + _chunks.settle((high - low) * share)
     bad = ~((low >= 0) & (high >= 0) & (exponent >= 0)) | jnp.isinf(low + high + exponent)
     return _scaled(logits, rows, jnp.where(bad, jnp.nan, temperature))
 
@@ -175,8 +177,8 @@ def smoothed_logits(
         None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
-      parameter outside its range) are NaN throughout.
+      float32 `[..., vocab]`. Bad rows (a NaN, +inf or no finite logit, a parameter outside its
+      range) are NaN throughout.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.
@@ -207,21 +209,21 @@ def _smoothed_logits(
     factor, curve = (_checks.to_rows(a, logits)[..., None] for a in (factor, curve))
     rows = _look.look_over(_chunks.source(lax.stop_gradient(logits), shards=shards), implementation)
     bad = ~((factor >= 0) & (curve >= 1)) | jnp.isinf(factor + curve) | rows.bad[..., None]
+    logits = logits.astype(jnp.float32)
     finite = (logits > -jnp.inf) & ~bad
-    x = jnp.where(finite, logits, 0).astype(jnp.float32)
+    x = jnp.where(finite, logits, 0)
     best = _ranking.best(rows).token[..., None]
-    row_max = _shards.take(logits, best, shards).astype(jnp.float32)
-    row_max = jnp.where(bad, 0, row_max)
+    row_max = jnp.where(bad, 0, _shards.take(logits, best, shards))
     distance = row_max - x
-    bend = (3 - curve) / 2 + (curve - 1) / 2 * distance
-    smoothed = _chunks.settle(row_max - factor * distance * distance * bend, logits.dtype)
+    bend = (3 - curve) / 2 + _chunks.settle((curve - 1) / 2 * distance)
+    smoothed = _chunks.settle(row_max - _chunks.settle(factor * distance * distance * bend))
     smoothed = jnp.where(finite & (factor != 0), smoothed, logits)
     return jnp.where(bad, jnp.nan, smoothed)
 
 
-def rate_of(temperature: Array) -> tuple[Array, Array, Array]:
-    """What each temperature multiplies logits by, whether it is greedy, whether it is bad."""
+def divisor_of(temperature: Array) -> tuple[Array, Array, Array]:
+    """What each temperature divides logits by, whether it is greedy, whether it is bad."""
     # Where subnormal numbers are flushed to 0 they are greedy, so let them be everywhere.
     greedy = (temperature >= 0) & (temperature < np.finfo(np.float32).tiny)
     bad = ~(temperature >= 0) | jnp.isinf(temperature)
-    return 1 / jnp.where(greedy | bad, 1, temperature), greedy, bad
+    return jnp.where(greedy | bad, 1, temperature), greedy, bad

@@ -31,7 +31,7 @@ def top_k_logits(
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      k: integer, at least 0, a scalar or `[...]`; 0 and anything from `vocab` up are neutral.
+      k: integer, at least -1, a scalar or `[...]`; -1, 0 and anything from `vocab` up are neutral.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
       implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
@@ -39,7 +39,7 @@ def top_k_logits(
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
-      negative k) are NaN throughout.
+      k below -1) are NaN throughout.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument.

@@ -50,8 +50,8 @@ def green_list_logits(
         `shard_map`; None where it is whole.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits. A NaN or +inf stays, a gamma or delta outside its
-      range makes its row NaN throughout.
+      float32 `[..., vocab]`. A NaN or +inf stays, a gamma or delta outside its range makes its row
+      NaN throughout.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or scheme; the message names the argument.
@@ -92,8 +92,8 @@ def _green_list_logits(
     words = _keyed.green_word(keys, context, _shards.ids(logits, shards), scheme)
     green = _keyed.green(words, jnp.where(bad, 0, gamma))
     boosted = green & (delta > 0) & _keyed.known(context)[..., None]
-    new = _chunks.settle(logits.astype(jnp.float32) + delta, logits.dtype)
-    return jnp.where(bad, jnp.nan, jnp.where(boosted, new, logits))
+    logits = logits.astype(jnp.float32)
+    return jnp.where(bad, jnp.nan, jnp.where(boosted, _chunks.settle(logits + delta), logits))
 
 
 def synthid_logits(
@@ -125,8 +125,8 @@ def synthid_logits(
         `shard_map`; None where it is whole.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits, differentiable in them. Bad rows (a NaN, +inf or
-      no finite logit) are left as they are.
+      float32 `[..., vocab]`, differentiable in the logits. Bad rows (a NaN, +inf or no finite
+      logit) are left as they are.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or depth; the message names the argument.
@@ -170,9 +170,10 @@ def _synthid_logits(
     # Other rows stay out of the arithmetic: their gradients would be NaN. Below the maximum, where
     # float32 is finest: far from 0 it would swallow the shares.
     row_max = rows.row_max[..., None]
-    x = jnp.where(on, logits.astype(jnp.float32) - row_max, 0)
+    logits = logits.astype(jnp.float32)
+    x = jnp.where(on, logits - row_max, 0)
     x = lax.fori_loop(0, depth, play, x) + row_max
-    return jnp.where(on, _chunks.settle(x, logits.dtype), logits)
+    return jnp.where(on, _chunks.settle(x), logits)
 
 
 @jax.custom_jvp

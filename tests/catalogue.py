@@ -20,6 +20,14 @@ VARIED = (
 )
 
 
+COMPUTING = {
+    *("scaled_logits", "entropy_scaled_logits", "smoothed_logits", "guided_logits"),
+    *("repetition_penalized_logits", "presence_penalized_logits", "frequency_penalized_logits"),
+    *("dry_penalized_logits", "biased_logits", "green_list_logits", "synthid_logits"),
+}
+"""The rules that compute new logits, float32 whatever the dtype; the others mask."""
+
+
 def every(first):
     """The names of all functions, marked by how often they are tested: some at each run."""
 
@@ -41,7 +49,8 @@ def calls(x, scalars=False):
     params = SamplingParams(temperature=real, top_k=integer, top_p=real, min_p=real * 0.01)
     few = jnp.arange(20, dtype=jnp.int32)
     history = jnp.tile(few, (rows[0], 5))
-    counts, words = jnp.zeros(x.shape, jnp.int32), jnp.full((*rows, -(-vocab // 32)), -1)
+    counts = jnp.zeros(x.shape, jnp.int32)
+    words = jnp.full((*rows, -(-vocab // 32)), -1, jnp.int32)
     mirostat, adaptive_p = js.MirostatParams(tau=real), js.AdaptivePParams(target=real)
     return {
         "scaled_logits": (js.scaled_logits, (x, real)),

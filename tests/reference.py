@@ -85,7 +85,8 @@ def p_less(row: np.ndarray) -> float:
 
 
 def tail_free(row: np.ndarray, z: float) -> int:
-    """The number of tokens kept."""
+    """The number of tokens kept, of those that are not masked."""
+    row = row[row > -np.inf]
     if z == 1:
         return row.size
     p = softmax(row)[ranking(row)]

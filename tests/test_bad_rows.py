@@ -14,7 +14,7 @@ PARAMS = {"temperature": 0.9, "top_k": 300, "top_p": 0.95, "min_p": 0.01}
 BAD_LOGITS = {"nan": np.nan, "-nan": -np.nan, "+inf": np.inf}
 BAD_PARAMS = {
     "temperature": [-1.0, np.nan, np.inf, -np.inf],
-    "top_k": [-1, -(2**31)],
+    "top_k": [-2, -(2**31)],
     "top_p": [-0.1, 1.1, np.nan, np.inf],
     "min_p": [-0.1, 1.1, np.nan, np.inf],
 }

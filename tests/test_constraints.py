@@ -82,18 +82,17 @@ def test_biases_add_up(dtype):
     x = every_kind(2, VOCAB, dtype)
     ids, bias = lists(len(x))
     got = np.asarray(biased_logits(x, ids, bias))
-    assert got.dtype == x.dtype
+    assert got.dtype == np.float32
     exact = np.stack([reference.biased(*a) for a in zip(x, ids, bias, strict=True)])
-    np.testing.assert_allclose(
-        got.astype(np.float64), exact, rtol=float(jnp.finfo(dtype).eps), atol=1e-6
-    )
+    np.testing.assert_allclose(got.astype(np.float64), exact, rtol=2e-7, atol=1e-6)
     untouched = np.stack([~np.isin(np.arange(VOCAB), row) for row in ids])
-    assert_same_bits(got[untouched], x[untouched])
+    assert_same_bits(got[untouched], x[untouched].astype(np.float32))
 
 
-def test_a_bias_is_rounded_once():
+def test_biases_of_an_id_are_added_up():
     x = jnp.full(4, 256, jnp.bfloat16)  # the next value is 258
-    assert biased_logits(x, np.array([1, 2, 1, -1]), np.array([0.75, 0.75, 0.75, 5]))[1] == 258
+    got = biased_logits(x, np.array([1, 2, 1, -1]), np.array([0.75, 0.75, 0.75, 5]))
+    np.testing.assert_array_equal(got, [256, 257.5, 256.75, 256])
     ids = np.where(np.arange(6) < np.arange(7)[:, None], 1, -1)
     sums = biased_logits(jnp.zeros((7, 2)), ids, np.full(6, 0.1))[:, 1]
     np.testing.assert_allclose(sums, np.arange(7) * 0.1, rtol=1e-6)
@@ -172,20 +171,19 @@ def test_guidance_is_its_definition(dtype):
     u = np.roll(c, 1, axis=0)
     scale = np.resize(np.float32([1.0, 0.0, 1.5, -0.5, 3.0, 7.5]), len(c))
     got = np.asarray(guided_logits(c, u, scale))
-    assert got.dtype == c.dtype
+    assert got.dtype == np.float32
     want = np.stack([reference.guided(*a) for a in zip(c, u, scale, strict=True)])
-    epsilon = float(jnp.finfo(dtype).eps)
     magnitude = 3e-7 * max(1, np.abs(c[c > -np.inf]).max().astype(np.float64)) * 8
     finite = np.where(np.isfinite(want).any(axis=-1, keepdims=True), want, np.nan)
     all_masked = np.isnan(finite)
     np.testing.assert_allclose(
         np.where(all_masked, 0, got.astype(np.float64)),
         np.where(all_masked, 0, want),
-        rtol=epsilon,
+        rtol=2e-7,
         atol=magnitude,
     )
     assert (got[all_masked].astype(np.float32) == -np.inf).all()
-    assert_same_bits(got[scale == 1], c[scale == 1])
+    assert_same_bits(got[scale == 1], c[scale == 1].astype(np.float32))
 
 
 def test_guidance_at_scale_1_does_not_look_at_the_unconditional():
@@ -262,7 +260,8 @@ def test_neutral_values_are_the_identity(dtype):
         ("bad_words", *texts(len(x)), words, 0 * lengths),
         ("guided", x[::-1].astype(np.float32), zeros + 1),
     ):
-        assert_same_bits(function[name](x, *data), x)
+        computes = name in ("biased", "guided")
+        assert_same_bits(function[name](x, *data), x.astype(np.float32) if computes else x)
 
 
 @pytest.mark.parametrize("name", ["biased", "bitmask", "min_tokens", "bad_words", "guided"])
@@ -349,7 +348,7 @@ def test_a_bitmask_is_read_on_the_way():
     [
         (lambda x, i: biased_logits(x, x, x), TypeError, "token_ids must hold integers"),
         (lambda x, i: biased_logits(x, i, i[:, :2]), ValueError, "bias must have shape"),
-        (lambda x, i: biased_logits(x, i[0], "a"), TypeError, "bias must hold integers or real"),
+        (lambda x, i: biased_logits(x, i[0], "a"), TypeError, "bias must hold real"),
         (lambda x, i: allowed_logits(x, i), TypeError, "allowed must hold bool"),
         (lambda x, i: allowed_logits(x, i > 0), ValueError, r"allowed must have shape \[..., 10\]"),
         (lambda x, i: bitmask_logits(x, i), TypeError, "bitmask must hold int32 or uint32"),

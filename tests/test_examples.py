@@ -247,7 +247,7 @@ def test_a_bad_flag_ends_a_process_in_one_line_too():
         (["--temperature", "-1"], "--temperature: temperature must be finite and at least 0"),
         (["--temperature", "nan"], "--temperature: temperature must be finite and at least 0"),
         (["--temperature", "1e99"], "--temperature: temperature must be below 2**31"),
-        (["--top-k", "-1"], "--top-k: top_k must be at least 0, got -1"),
+        (["--top-k", "-2"], "--top-k: top_k must be at least -1, got -2"),
         (["--top-k", "x"], '--top-k: top_k must be an integer, got "x"'),
         (["--min-p", "2"], "--min-p: min_p must be in [0, 1], got 2"),
         (["--max-tokens", "0"], "--max-tokens: max_tokens must be at least 1, got 0"),

@@ -57,7 +57,7 @@ def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
     @compiled
     def defined(x, rate):
         given = _chunks.source(x)
-        found = _chunks.looked_over(given, _chunks.block_keys(given), rate, rate)
+        found = _chunks.looked_over(given, _chunks.block_keys(given), rate)
         kept = _kept.weigh_to(found, _chunks.probability(found), None)
         return _chunks.chunk_max(_chunks.look_over(x)), *kept, found.bad
 

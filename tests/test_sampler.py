@@ -15,7 +15,8 @@ KEY = jax.random.key(0)
     [
         ({"temperature": -1}, "temperature must be finite and at least 0, got -1"),
         ({"temperature": [1, np.inf]}, r"temperature\[1\] must be finite and at least 0, got inf"),
-        ({"top_k": [[3, 4], [5, -2]]}, r"top_k\[1, 1\] must be at least 0, got -2"),
+        ({"top_k": [[3, 4], [5, -2]]}, r"top_k\[1, 1\] must be at least -1, got -2"),
+        ({"stop_token_ids": [[3, 2**21]]}, r"stop_token_ids\[0, 1\] must be below 2\d+, got 2\d+"),
         ({"top_p": 1.5}, r"top_p must be in \[0, 1\], got 1.5"),
         ({"top_p": np.nan}, r"top_p must be in \[0, 1\], got nan"),
         ({"min_p": [0.1, 0.2, -0.5]}, r"min_p\[2\] must be in \[0, 1\], got -0.5"),
@@ -64,7 +65,8 @@ def test_integers_of_any_width(dtype):
 
 def test_validate_accepts_what_is_allowed():
     SamplingParams().validate()
-    SamplingParams(temperature=[0, 1e4], top_k=jnp.array([0, 10**6]), top_p=0, min_p=1).validate()
+    top_k = jnp.array([-1, 0, 10**6])
+    SamplingParams(temperature=[0, 1e4], top_k=top_k, top_p=0, min_p=1).validate()
 
 
 def test_params_are_a_pytree_whose_missing_fields_have_no_leaves():

@@ -5,7 +5,16 @@ import pytest
 import reference
 from rows import DTYPES, every_kind, make, slow
 
-from jaxsample import entropy_scaled_logits, scaled_logits, smoothed_logits
+from jaxsample import (
+    DEFAULT_ORDER,
+    SamplingParams,
+    categorical_sample,
+    entropy_scaled_logits,
+    sample,
+    scaled_logits,
+    smoothed_logits,
+    token_logprobs,
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -13,10 +22,9 @@ from jaxsample import entropy_scaled_logits, scaled_logits, smoothed_logits
 def test_divides_by_the_temperature(dtype, temperature):
     x = make("masked", 3, 300, dtype)
     y = scaled_logits(x, temperature)
-    assert y.dtype == x.dtype
+    assert y.dtype == jnp.float32
     exact = x.astype(np.float64) / np.float32(temperature)
-    epsilon = float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=epsilon)
+    np.testing.assert_allclose(np.asarray(y, np.float64), exact, rtol=1.2e-7)
 
 
 def test_the_textbook_example():
@@ -37,16 +45,55 @@ def test_temperature_0_keeps_rank_0_alone(dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_temperature_1_is_the_identity(dtype):
     x = every_kind(3, 1000, dtype)
-    y = np.asarray(scaled_logits(x, 1.0))
-    np.testing.assert_array_equal(y.view(np.uint8), x.view(np.uint8))
+    assert_same_bits(scaled_logits(x, 1.0), x.astype(np.float32))
 
 
-def test_an_overflow_is_a_bad_row_and_not_a_guess():
+def assert_same_bits(got, want):
+    np.testing.assert_array_equal(np.asarray(got).view(np.uint8), want.view(np.uint8))
+
+
+COLD = {
+    "float32": [
+        ([2, 4, 3], 2.0**-126, 1),
+        ([300, 1], 1e-37, 0),
+        ([-300, -299], 1e-37, 1),
+        ([301, 302, 302, 300], 1e-37, 1),  # of equal logits the first
+        ([3e38, 1, -3e38], 0.1, 0),
+    ],
+    "float16": [([2, 1], 1e-5, 0), ([25, 20, 3], 3e-4, 0), ([70, 1], 0.001, 0)],
+}
+"""Rows, temperatures that take a logit or the gaps between them out of range, and the token."""
+
+
+@pytest.mark.parametrize("dtype", COLD)
+def test_a_temperature_under_which_a_logit_overflows_is_greedy(dtype):
+    rows, temperature, token = zip(*COLD[dtype], strict=True)
+    x = [np.pad(np.float32(row), (0, 4 - len(row)), constant_values=-np.inf) for row in rows]
+    x = np.stack([*x, np.zeros(4)]).astype(dtype)  # a row beside them, to which nothing happens
+    temperature, token = np.float32([*temperature, 1]), np.array(token)
+    keys = jax.random.split(jax.random.key(0), len(x))
+    for scaled in (
+        scaled_logits(x, temperature),
+        entropy_scaled_logits(x, temperature, temperature),
+    ):
+        np.testing.assert_array_equal(categorical_sample(keys, scaled)[:-1], token)
+        np.testing.assert_array_equal(token_logprobs(scaled, np.append(token, 0))[:-1], 0)
+    last = ("top_k", "top_p", "temperature")
+    cuts = {"top_k": 3, "top_p": 0.9}
+    for params, order in (({}, DEFAULT_ORDER), (cuts, DEFAULT_ORDER), (cuts, last)):
+        out = sample(keys, x, SamplingParams(temperature=temperature, **params), order=order)
+        np.testing.assert_array_equal(out.tokens[:-1], token)
+        np.testing.assert_array_equal(out.logprobs[:-1], 0)
+        assert out.num_kept[-1] == (3 if params else 4)
+
+
+def test_where_the_largest_logit_overflows():
     x = jnp.array([[1.0, 9.0], [1.0, 9.0]])
     y = scaled_logits(x, jnp.array([2e-38, 2e-37]))
-    assert jnp.isnan(y[0]).all()
+    np.testing.assert_array_equal(y[0], [-np.inf, 9])
     np.testing.assert_allclose(y[1], [5e36, 4.5e37], rtol=1e-6)
-    assert jnp.isnan(scaled_logits(jnp.array([1.0, 2.0], jnp.float16), 1e-5)).all()
+    gradient = jax.grad(lambda t: token_logprobs(scaled_logits(x[0], t), 1))
+    assert gradient(2e-38) == 0
 
 
 def test_the_gradient_by_logits_and_by_temperature():
@@ -74,7 +121,7 @@ def test_the_temperature_rises_with_the_entropy(vocab, dtype):
             share = reference.entropy(row) / most if most else 0
             temperature = low + (high - low) * share**exponent
             want = row[finite].astype(np.float64) / temperature
-            np.testing.assert_allclose(got[finite], want, rtol=2e-5 + float(jnp.finfo(dtype).eps))
+            np.testing.assert_allclose(got[finite], want, rtol=2e-5)
             assert (got[~finite] == -np.inf).all()
 
 
@@ -94,7 +141,7 @@ def test_smoothing_bends_by_the_distance_from_the_largest(vocab, dtype):
         want = np.where(wide > -np.inf, wide.max(-1, keepdims=True) + bend, -np.inf)
         scale = np.abs(wide.max(-1, keepdims=True)) + np.abs(bend)
         finite = wide > -np.inf
-        slack = (1e-6 + float(jnp.finfo(dtype).eps)) * (1 + scale)
+        slack = 1e-6 * (1 + scale)
         assert (np.abs(np.subtract(y, want, where=finite, out=np.zeros(y.shape))) <= slack).all()
         assert ((y == -np.inf) == ~finite).all()
 
@@ -103,7 +150,7 @@ def test_smoothing_bends_by_the_distance_from_the_largest(vocab, dtype):
 def test_the_neutral_values_of_dynamic_scaling(dtype):
     x = every_kind(3, 300, dtype)
     for y in (entropy_scaled_logits(x, 1.0, 1.0, 2.0), smoothed_logits(x, 0.0, 3.0)):
-        np.testing.assert_array_equal(np.asarray(y).view(np.uint8), x.view(np.uint8))
+        assert_same_bits(y, x.astype(np.float32))
 
 
 def test_bad_rows_of_dynamic_scaling():

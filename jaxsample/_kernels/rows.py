@@ -20,6 +20,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxsample import _bits, _chunks, _mass
 from jaxsample._bits import WORD
 from jaxsample._chunks import BLOCK, CHUNK
+from jaxsample._elementary import product
 
 ROWS = 8
 LANES = 128
@@ -95,10 +96,9 @@ def chunk_maxima_and_sums(
     """
     outputs = [*_each_turn(logits, TURN // CHUNK, jnp.float32, jnp.int32)]
     outputs += [(LANES, jnp.int32)] * counted
-    body = functools.partial(_sums_body, dtype=logits.dtype)
     rate = None if rate is None else rate[:, None]
     mask = None if mask is None else _bits.by_lane(mask)
-    maxima, sums, *counts = _call(body, logits, (mask, rate), outputs, interpret)
+    maxima, sums, *counts = _call(_sums_body, logits, (mask, rate), outputs, interpret)
     chunks = pl.cdiv(logits.shape[1], CHUNK)
     counts = [jnp.sum(each, axis=1, dtype=jnp.int32) for each in counts]
     return maxima[:, :chunks], sums[:, :chunks], *counts
@@ -237,16 +237,7 @@ def _sums_body(
     sums_ref: Any,
     *count_ref: Any,
     vocab: int,
-    dtype: Any,
 ) -> None:
-    rate = None if rate_ref is None else rate_ref[...]
-
-    def read(x: Array) -> Array:
-        if rate is None:
-            return x
-        x = _chunks.scaled(x, rate)
-        return x if dtype == jnp.float32 else _as_bfloat16(x)
-
     def look(number: Array, largest: Array) -> Array:
         vectors = _masked(_vectors(x_ref, number), mask_ref, number)
         if mask_ref is not None:
@@ -259,8 +250,14 @@ def _sums_body(
     _hide(x_ref, vocab)
     nothing = jnp.full((x_ref.shape[0], TURN // CHUNK), -jnp.inf)
     largest = _turns(vocab, look, nothing)
-    row_max = read(jnp.max(largest, axis=1, keepdims=True))
-    row_max = jnp.where(jnp.abs(row_max) < jnp.inf, row_max, 0)
+    raw_max = jnp.max(largest, axis=1, keepdims=True)
+    raw_max = jnp.where(jnp.abs(raw_max) < jnp.inf, raw_max, 0)
+    rate = None if rate_ref is None else _chunks.bounded_rate(rate_ref[...], raw_max)[0]
+
+    def read(x: Array) -> Array:
+        return x if rate is None else product(x, rate)
+
+    row_max = read(raw_max)
     lane = lax.broadcasted_iota(jnp.int32, (x_ref.shape[0], LANES), 1)
 
     def weigh(number: Array, count: Array) -> Array:
@@ -284,13 +281,6 @@ def _sums_body(
 
 
 _weights = jax.jit(_mass.weights)  # traced once, too
-
-
-def _as_bfloat16(x: Array) -> Array:
-    """Rounded to the values of bfloat16, to even."""
-    bits = lax.bitcast_convert_type(x, jnp.int32)
-    bits += 0x7FFF + ((bits >> 16) & 1)
-    return lax.bitcast_convert_type(bits & ~0xFFFF, jnp.float32)
 
 
 def _by_chunk(combine: Callable[[Array, Array], Array], vectors: Iterable[Array]) -> list[Array]:

@@ -1,0 +1,123 @@
+"""PRNG keys of requests, from their seeds and the positions in their texts."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsample import _checks
+
+
+def request_keys(seeds: Any, positions: ArrayLike, *, unseeded: ArrayLike | None = None) -> Array:
+    """Returns the key of each request at a position: `fold_in(key of the seed, position)`.
+
+    The key of a seed has all of its 64 bits. (`jax.random.key` drops the upper half unless
+    `jax_enable_x64` is set; for seeds of 32 bits both give the same key.)
+
+    Args:
+      seeds: integers `[...]` below 2**64: Python or NumPy integers on the host, or a JAX array of
+        signed integers. Or uint32 `[..., 2]`, two words a seed, the upper one first, as
+        `seed_words` gives them: the form for seeds of 64 bits in traced code. A seed below 0 is no
+        seed.
+      positions: integers `[...]`, at least 0, broadcast with the seeds: the number of tokens before
+        the one to be drawn.
+      unseeded: for requests without a seed, in place of the key of the seed: one key, split over
+        the requests, or an array of keys `[...]`, one each. Two words are always a seed; choose
+        between its key and another with `jnp.where`.
+
+    Returns:
+      Typed threefry keys `[...]`, for `sample`. They depend on the seed and position of their own
+      request alone.
+
+    Raises:
+      TypeError: a wrong dtype; the message names the argument.
+      ValueError: a wrong shape, a seed of more than 64 bits, or on the host a seed below 0 where
+        `unseeded` is None. (A traced one is then a seed of its own, `seed + 2**64`.)
+
+    >>> import jax
+    >>> keys = request_keys([7, 7, 2**32 + 7, -1], [0, 1, 0, 0], unseeded=jax.random.key(0))
+    >>> print(keys.shape, keys[0] == jax.random.fold_in(jax.random.key(7), 0))
+    (4,) True
+    """
+    words, negative = _words(seeds)
+    if unseeded is None and isinstance(negative, np.ndarray) and negative.any():
+        raise ValueError(f"unseeded must be given where seeds are below 0, got {seeds}")
+    positions = _checks.integers("positions", positions)
+    try:
+        shape = jnp.broadcast_shapes(words.shape[:-1], positions.shape)
+    except ValueError:
+        raise ValueError(
+            f"positions must broadcast with one seed a request, of shape {words.shape[:-1]}, got "
+            f"shape {positions.shape}"
+        ) from None
+    if unseeded is not None:
+        unseeded = _checks.keys(unseeded, jnp.empty((*shape, 1)), "unseeded")
+    return _request_keys(words, negative, jnp.broadcast_to(positions, shape), unseeded)
+
+
+def seed_words(seeds: Any) -> np.ndarray:
+    """Returns seeds of up to 64 bits as two words of 32, which traced code can take.
+
+    Args:
+      seeds: Python or NumPy integers `[...]` in [0, 2**64), on the host.
+
+    Returns:
+      NumPy uint32 `[..., 2]`, the upper word first: what `request_keys` takes.
+
+    Raises:
+      TypeError: no integers.
+      ValueError: a seed outside its range; the message names its place.
+
+    >>> print(seed_words([1, 2**32 + 1]))
+    [[0 1]
+     [1 1]]
+    """
+    words, negative = _host_words(seeds)
+    if negative.any():
+        raise ValueError(f"seeds must be at least 0, got {seeds}")
+    return words
+
+
+@jax.jit
+def _request_keys(
+    words: Array, negative: Array | None, positions: Array, unseeded: Array | None
+) -> Array:
+    keys = jax.random.wrap_key_data(words, impl="threefry2x32")
+    keys = jnp.broadcast_to(keys, positions.shape)
+    if negative is not None and unseeded is not None:
+        keys = jnp.where(negative, unseeded, keys)
+    return jnp.vectorize(jax.random.fold_in)(keys, positions.astype(jnp.uint32))
+
+
+def _words(seeds: Any) -> tuple[Any, Any]:
+    """The two words of each seed, and which seeds are below 0; None where none can be."""
+    if getattr(seeds, "dtype", None) == np.uint32:
+        if seeds.shape[-1:] != (2,):
+            raise ValueError(
+                f"seeds of uint32 must have shape [..., 2], two words a seed, got {seeds.shape}"
+            )
+        return seeds, None
+    if not isinstance(seeds, Array):
+        return _host_words(seeds)
+    if _checks.kind(seeds) not in "iu":
+        raise TypeError(f"seeds must hold integers, got {seeds.dtype}")
+    high = (seeds >> 16) >> 16 if seeds.dtype.itemsize > 2 else jnp.where(seeds < 0, -1, 0)
+    return jnp.stack([high.astype(jnp.uint32), seeds.astype(jnp.uint32)], axis=-1), seeds < 0
+
+
+def _host_words(seeds: Any) -> tuple[np.ndarray, np.ndarray]:
+    array = np.asarray(seeds, object)
+    for seed in array.flat:
+        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+            raise TypeError(f"seeds must hold integers, got {seed!r}")
+        if seed >= 2**64:
+            raise ValueError(f"seeds must be below 2**64, got {seed}")
+    words = [divmod(int(seed) % 2**64, 2**32) for seed in array.flat]
+    negative = [seed < 0 for seed in array.flat]
+    return (
+        np.array(words, np.uint32).reshape(*array.shape, 2),
+        np.array(negative, bool).reshape(array.shape),
+    )

@@ -1,0 +1,316 @@
+"""The golden results: what every public function gives for fixed inputs, bit for bit.
+
+`python tests/golden_cases.py` writes the files in tests/golden, with which test_golden compares.
+They are written again only where a major version changes a result, and the changelog says which.
+
+The inputs are made of the raw bits of a generator, a stream that NumPy promises to keep, by sums
+and products alone: they are the same on every machine.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxsample as js
+from jaxsample import SamplingParams
+
+FOLDER = Path(__file__).parent / "golden"
+ROWS = 12
+LENGTH = 16
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class Stream:
+    """Numbers in an order that depends on the seed alone."""
+
+    def __init__(self, *seed: int):
+        self._bits = np.random.PCG64(seed)
+
+    def uniform(self, *shape: int) -> np.ndarray:
+        raw = self._bits.random_raw(int(np.prod(shape, dtype=int)))
+        return (raw >> np.uint64(11)).astype(np.float64).reshape(shape) * 2.0**-53
+
+    def integers(self, low: int, high: int, *shape: int) -> np.ndarray:
+        return (low + np.floor(self.uniform(*shape) * (high - low))).astype(np.int32)
+
+    def flags(self, share: float, *shape: int) -> np.ndarray:
+        return self.uniform(*shape) < share
+
+    def real(self, *values: float, rows: int = ROWS) -> np.ndarray:
+        return np.array(values, np.float32)[self.integers(0, len(values), rows)]
+
+    def whole(self, *values: int, rows: int = ROWS) -> np.ndarray:
+        return np.array(values, np.int32)[self.integers(0, len(values), rows)]
+
+
+def logits(vocab: int, dtype: str) -> np.ndarray:
+    """A row of each kind: text, flat, peaked, ties, equal, masked, one token, far from 0, both
+    zeros, NaN, +inf, nothing."""
+    stream = Stream(vocab, DTYPES.index(dtype))
+    x = 8 * (stream.uniform(4, ROWS, vocab).sum(axis=0) - 2)
+    x[1] *= 0.001
+    x[2, vocab // 3] += 30
+    x[3] = np.round(x[3])
+    x[4] = x[4, 0]
+    x[5, 1:][stream.flags(0.7, vocab - 1)] = -np.inf
+    x[6, np.arange(vocab) != vocab // 2] = -np.inf
+    x[7] -= 1000
+    x[8] = np.array([0.0, -0.0, -1.0])[stream.integers(0, 3, vocab)]
+    x[9, vocab // 4], x[10, vocab // 5], x[11] = np.nan, np.inf, -np.inf
+    return x.astype(jnp.dtype(dtype))
+
+
+def keys() -> jax.Array:
+    return jax.vmap(jax.random.key)(jnp.arange(ROWS, dtype=jnp.int32))
+
+
+def state(vocab: int) -> js.SamplerState:
+    stream = Stream(1)
+    state = js.init_state(
+        stream.integers(0, 5, ROWS, 6), stream.integers(0, 7, ROWS), vocab, LENGTH
+    )
+    for _ in range(4):
+        state = js.update_state(state, stream.integers(0, 5, ROWS))
+    return state
+
+
+def every_param(vocab: int) -> SamplingParams:
+    """Every row by other rules; about half of the values are neutral."""
+    s = Stream(2)
+    return SamplingParams(
+        unconditional_logits=(8 * s.uniform(ROWS, vocab)).astype(np.float32),
+        guidance_scale=s.real(1, 1, 1.5),
+        allowed=s.flags(0.9, ROWS, vocab),
+        bitmask=(s.integers(0, 2**16, ROWS, -(-vocab // 32)) << 15) | 0x5555,
+        suppressed_token_ids=s.integers(-1, vocab, ROWS, 3),
+        bad_words=s.integers(0, 5, ROWS, 3, 2),
+        bad_word_lengths=s.integers(0, 3, ROWS, 3),
+        stop_token_ids=s.integers(-1, vocab, ROWS, 2),
+        min_tokens=s.whole(0, 0, 9),
+        no_repeat_ngram=s.whole(0, 0, 1, 2),
+        repetition_penalty=s.real(1, 1, 1.3, 0.8),
+        presence_penalty=s.real(0, 0, 0.7),
+        frequency_penalty=s.real(0, 0, 0.4, -0.3),
+        dry_multiplier=s.real(0, 0, 0.8),
+        dry_base=s.real(1.75, 1.2),
+        dry_allowed_length=s.whole(1, 2),
+        dry_breakers=s.integers(-1, 5, ROWS, 1),
+        bias_token_ids=s.integers(-1, vocab, ROWS, 4),
+        bias=s.uniform(ROWS, 4).astype(np.float32) - np.float32(0.5),
+        temperature=s.real(0, 0.7, 1, 1.4),
+        temperature_low=s.real(1, 0.5),
+        temperature_high=s.real(1, 1.5),
+        temperature_exponent=s.real(1, 2),
+        smoothing_factor=s.real(0, 0, 0.2),
+        smoothing_curve=s.real(1, 1.5),
+        top_k=s.whole(0, -1, 5, 100),
+        top_p=s.real(1, 1, 0.9, 0.5),
+        min_p=s.real(0, 0, 0.02),
+        typical_p=s.real(1, 1, 0.8),
+        epsilon=s.real(0, 0, 1e-3),
+        eta=s.real(0, 0, 1e-2),
+        top_a=s.real(0, 0, 0.2),
+        top_n_sigma=s.real(0, 0, 2),
+        tail_free=s.real(1, 1, 0.95),
+        top_h=s.real(1, 1, 0.6),
+        p_less=s.flags(0.3, ROWS),
+        xtc_probability=s.real(0, 0, 0.7),
+        xtc_threshold=s.real(0.05, 0.1),
+    )
+
+
+def joint() -> SamplingParams:
+    """Cuts among the candidates and far behind them."""
+    s = Stream(3)
+    return SamplingParams(
+        temperature=s.real(0, 0.6, 1, 1.5, 1e-38),
+        top_k=s.whole(0, -1, 40, 64, 65, 1000),
+        top_p=s.real(0.1, 0.9, 0.95, 0.999, 1),
+        min_p=s.real(0, 0, 1e-4, 0.1),
+    )
+
+
+MASKS = ("bitmask", "suppressed_token_ids")
+
+
+def only(params: SamplingParams, *names: str) -> SamplingParams:
+    return SamplingParams(**{name: getattr(params, name) for name in names})
+
+
+ORDERS = {
+    "default": (js.DEFAULT_ORDER, 300, "float32"),
+    "vllm": (js.VLLM_ORDER, 300, "bfloat16"),
+    "hf": (js.HF_ORDER, 300, "float16"),
+    "llama.cpp": (js.LLAMA_CPP_ORDER, 300, "bfloat16"),
+}
+RULES = ("temperature", "top_k", "top_p", "min_p")
+JOINT = {
+    "in order": (RULES, 5003, "float32"),
+    "in order, bfloat16": (RULES, 5003, "bfloat16"),
+    "jointly": (("temperature", ("min_p", "top_p", "top_k")), 8192, "float16"),
+    "temperature last": (("top_k", "top_p", "min_p", "temperature"), 5003, "bfloat16"),
+}
+"""Of temperature, top-k, top-p and min-p: the order, the vocabulary and the dtype."""
+
+
+def _fields(order: js.Order) -> list[str]:
+    from jaxsample import stages
+
+    names = itertools.chain(*((e,) if isinstance(e, str) else e for e in order))
+    every = [stages._STAGES[name] for name in names]
+    return [*itertools.chain(*((*stage.fields, *stage.optional) for stage in every))]
+
+
+def _sample(params: SamplingParams, vocab: int, dtype: str, **options: Any) -> Any:
+    options = {"num_logprobs": 8, "return_kept": True} | options
+    return js.sample(keys(), logits(vocab, dtype), params, **options)
+
+
+def samples() -> dict[str, Callable[[], Any]]:
+    """Calls of `sample`, by name."""
+    cases = {}
+    for name, (order, vocab, dtype) in ORDERS.items():
+        params = only(every_param(vocab), *_fields(order))
+        cases[f"sample, {name}"] = functools.partial(
+            _sample, params, vocab, dtype, state=state(vocab), order=order
+        )
+    for name, (order, vocab, dtype) in JOINT.items():
+        cases[f"sample, {name}"] = functools.partial(_sample, joint(), vocab, dtype, order=order)
+    for dtype in DTYPES:
+        masked = only(every_param(301), "temperature", *MASKS)
+        cases[f"sample, masks, {dtype}"] = functools.partial(_sample, masked, 301, dtype)
+    raw = only(joint(), "top_p")
+    cases["sample, raw"] = functools.partial(
+        _sample, raw, 1000, "bfloat16", logprobs_mode="raw_logprobs"
+    )
+    return cases
+
+
+def functions(dtype: str, vocab: int = 300) -> dict[str, Callable[[], Any]]:
+    """A call of every public function of logits, by name."""
+    x, p, q, s, here = logits(vocab, dtype), every_param(vocab), joint(), state(vocab), keys()
+    stream = Stream(4)
+    token, context = stream.integers(0, vocab, ROWS), stream.integers(-1, 9, ROWS, 3)
+    seen, written = s.counts > 0, s.lengths - s.prompt_lengths
+    mirostat = js.MirostatParams(tau=stream.real(0, 2, 5), eta=stream.real(0, 0.1, 1))
+    surprises = js.MirostatState(stream.real(-1, 0.5, 2, 6, 60))
+    adaptive_p = js.AdaptivePParams(target=stream.real(-1, 0, 0.3, 1))
+    memory = js.AdaptivePState(stream.real(0, 0.2, 0.9), stream.real(0, 1, 2))
+    words = js.packed_bitmask(p.allowed)
+    calls = {
+        "scaled_logits": (x, q.temperature),
+        "entropy_scaled_logits": (x, p.temperature_low, p.temperature_high, p.temperature_exponent),
+        "smoothed_logits": (x, p.smoothing_factor, p.smoothing_curve),
+        "top_k_logits": (x, q.top_k),
+        "top_p_logits": (x, q.top_p),
+        "min_p_logits": (x, q.min_p),
+        "typical_p_logits": (x, p.typical_p),
+        "epsilon_logits": (x, p.epsilon),
+        "eta_logits": (x, p.eta),
+        "top_a_logits": (x, p.top_a),
+        "top_n_sigma_logits": (x, p.top_n_sigma),
+        "tail_free_logits": (x, p.tail_free),
+        "top_h_logits": (x, p.top_h),
+        "p_less_logits": (x,),
+        "xtc_logits": (here, x, p.xtc_probability, p.xtc_threshold),
+        "repetition_penalized_logits": (x, seen, p.repetition_penalty),
+        "presence_penalized_logits": (x, s.counts, p.presence_penalty),
+        "frequency_penalized_logits": (x, s.counts, p.frequency_penalty),
+        "dry_penalized_logits": (
+            *(x, s.tokens, s.lengths, p.dry_multiplier, p.dry_base),
+            *(p.dry_allowed_length, p.dry_breakers),
+        ),
+        "no_repeat_ngram_logits": (x, s.tokens, s.lengths, p.no_repeat_ngram),
+        "biased_logits": (x, p.bias_token_ids, p.bias),
+        "allowed_logits": (x, p.allowed),
+        "bitmask_logits": (x, p.bitmask),
+        "suppressed_logits": (x, p.suppressed_token_ids),
+        "bad_words_logits": (x, s.tokens, s.lengths, p.bad_words, p.bad_word_lengths),
+        "min_tokens_logits": (x, p.stop_token_ids, written, p.min_tokens),
+        "guided_logits": (x, p.unconditional_logits, p.guidance_scale),
+        "green_list_logits": (x, here, context),
+        "synthid_logits": (x, here, context),
+        "greedy_sample": (x,),
+        "categorical_sample": (here, x),
+        "gumbel_watermark_sample": (here, x, context),
+        "mirostat_v1_sample": (here, x, mirostat, surprises),
+        "mirostat_v2_sample": (here, x, mirostat, surprises),
+        "adaptive_p_sample": (here, x, adaptive_p, memory),
+        "token_logprobs": (x, token),
+        "token_ranks": (x, token),
+        "replay_logprobs": (x, token, words),
+    }
+    cases = {name: functools.partial(getattr(js, name), *args) for name, args in calls.items()}
+    cases["top_logprobs"] = functools.partial(js.top_logprobs, x, num=70)
+    return cases
+
+
+def texts() -> dict[str, Callable[[], Any]]:
+    """A call of every public function without logits, and a long draw."""
+    stream = Stream(5)
+    tokens, length = stream.integers(0, 6, ROWS, 40), stream.integers(0, 41, ROWS)
+    seeds = [0, 1, 2**32, 2**32 + 1, 2**63, 2**64 - 1]
+    detected = {"width": 3}
+    many = jax.random.split(jax.random.key(6), 500)
+    text = logits(50_257, "bfloat16")[0]
+    return {
+        "packed_bitmask": lambda: js.packed_bitmask(every_param(300).allowed),
+        "init_state": lambda: state(300),
+        "update_state": lambda: js.update_state(state(300), tokens[:, 0], length % 2 == 0),
+        "reset_rows": lambda: js.reset_rows(
+            state(300), np.array([3, -1]), tokens[:2, :9], length[:2]
+        ),
+        "init_mirostat": lambda: js.init_mirostat(js.MirostatParams(tau=3.3), (2,)),
+        "init_adaptive_p": lambda: js.init_adaptive_p(js.AdaptivePParams(target=0.3), (2,)),
+        "last_tokens": lambda: js.last_tokens(tokens, length, **detected),
+        "context_repeated": lambda: js.context_repeated(tokens, length, **detected),
+        "detect_green_list": lambda: js.detect_green_list(keys()[0], tokens, length, **detected),
+        "detect_synthid": lambda: js.detect_synthid(keys()[0], tokens, length, **detected),
+        "detect_gumbel": lambda: js.detect_gumbel(keys()[0], tokens, length, **detected),
+        "request_keys": lambda: jax.random.key_data(js.request_keys(seeds, np.arange(6))),
+        "seed_words": lambda: js.seed_words(seeds),
+        "categorical_sample, 500 keys": lambda: js.categorical_sample(
+            many, jnp.broadcast_to(text, (500, text.size))
+        ),
+    }
+
+
+GROUPS = {
+    "samples": samples,
+    **{f"functions-{dtype}": functools.partial(functions, dtype) for dtype in DTYPES[:2]},
+    "texts": texts,
+}
+"""By the name of its file, what makes the cases of a group."""
+
+
+def results(result: Any) -> dict[str, np.ndarray]:
+    """The arrays of a result, by their place in it; of masks of the logits as bits."""
+    arrays = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(result):
+        array = np.asarray(leaf)
+        if array.dtype not in (np.float32, np.float64) and array.dtype.kind not in "iub":
+            array = array.view(np.int16)  # a file of NumPy's has no bfloat16
+        arrays[jax.tree_util.keystr(path)] = array
+    return arrays
+
+
+def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for group, cases in GROUPS.items():
+        arrays = {
+            f"{name}/{place}": array
+            for name, case in cases().items()
+            for place, array in results(case()).items()
+        }
+        np.savez_compressed(FOLDER / f"{group}.npz", **arrays)
+        print(f"{group}: {len(arrays)} arrays")
+
+
+if __name__ == "__main__":
+    main()

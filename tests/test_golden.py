@@ -1,0 +1,74 @@
+"""The golden results hold: on every version of JAX, with and without fused multiply-add."""
+
+import functools
+import itertools
+
+import golden_cases
+import jax
+import numpy as np
+import pytest
+from rows import slow
+
+import jaxsample as js
+
+FIRST = (
+    *("sample, in order, bfloat16", "sample, masks, float32", "request_keys", "init_state"),
+    *("top_p_logits", "tail_free_logits", "smoothed_logits", "biased_logits", "synthid_logits"),
+    *("categorical_sample", "token_logprobs", "mirostat_v2_sample"),
+)
+"""Run at each change, in float32; continuous integration runs all."""
+
+ESTIMATES = ("detect_green_list", "detect_synthid", "detect_gumbel")
+"""Their p-values come from special functions of XLA, which promise no last bit."""
+
+
+@functools.cache
+def cases(group):
+    return golden_cases.GROUPS[group]()
+
+
+@functools.cache
+def golden(group):
+    with np.load(golden_cases.FOLDER / f"{group}.npz") as file:
+        return dict(file)
+
+
+def names():
+    for group in golden_cases.GROUPS:
+        for name in cases(group):
+            first = name in FIRST and group != "functions-bfloat16"
+            yield (group, name) if first else slow(group, name)
+
+
+@pytest.mark.parametrize(("group", "name"), [*names()])
+def test_a_result_is_the_golden_one(group, name):
+    """Bit for bit."""
+    got = golden_cases.results(cases(group)[name]())
+    want = {
+        path.removeprefix(f"{name}/"): array
+        for path, array in golden(group).items()
+        if path.startswith(f"{name}/")
+    }
+    assert got.keys() == want.keys()
+    for place, array in want.items():
+        assert got[place].dtype == array.dtype
+        if name in ESTIMATES and array.dtype == np.float32:
+            np.testing.assert_allclose(got[place], array, rtol=1e-5)
+        else:
+            np.testing.assert_array_equal(got[place], array, err_msg=place)
+
+
+def test_every_public_function_has_a_golden_result():
+    public = {name for name in js.__all__ if name.islower()}
+    tested = set(itertools.chain(*map(cases, golden_cases.GROUPS)))
+    assert public - tested == {"sample"}  # its cases are named by what they hold
+    for group in golden_cases.GROUPS:
+        held = {path.split("/")[0] for path in golden(group)}
+        assert held == set(cases(group))
+
+
+def test_the_inputs_are_those_of_the_golden_results():
+    """By a sum of their bits: that they do not depend on the version of NumPy."""
+    rows = [golden_cases.logits(300, dtype).view(np.uint8) for dtype in golden_cases.DTYPES]
+    assert [int(x.astype(np.int64).sum()) for x in rows] == [1499989, 989330, 873841]
+    assert jax.random.key_data(golden_cases.keys())[7].tolist() == [0, 7]
