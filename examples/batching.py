@@ -26,6 +26,7 @@ from jaxsample import (
     SamplerState,
     SamplingParams,
     init_state,
+    request_keys,
     reset_rows,
     sample,
     update_state,
@@ -44,7 +45,7 @@ class Job(NamedTuple):
       prompt: int32 [context], padded.
       length: int32 [], the number of tokens in the prompt.
       max_tokens: int32 [].
-      seed: int32 [].
+      seed: uint32 [2], the words of `seed_words`.
       params: traced like all the others: no setting is ever compiled in, only which are None.
       script: int32 [context], if given, a text to write again without the sampler.
     """
@@ -140,7 +141,7 @@ def step(weights: Weights, slots: Slots, order: Order = DEFAULT_ORDER) -> Slots:
     """Writes a token in each active row."""
     jobs, state = slots.jobs, slots.state
     if jobs.script is None:
-        keys = jax.vmap(jax.random.fold_in)(jax.vmap(jax.random.key)(jobs.seed), state.lengths)
+        keys = request_keys(jobs.seed, state.lengths)
         drawn = sample(keys, slots.logits, jobs.params, state, order=order)
         tokens, logprobs = drawn.tokens, drawn.logprobs
     else:

@@ -16,7 +16,7 @@ from model import END
 from request import KINDS, NEUTRAL, Request
 from tokenizers import Tokenizer
 
-from jaxsample import SamplingParams
+from jaxsample import SamplingParams, seed_words
 
 _NAMED = {
     "entropy_temperature": ("temperature_low", "temperature_high", "temperature_exponent"),
@@ -39,7 +39,7 @@ def make_jobs(tokenizer: Tokenizer, requests: list[Request], context: int) -> li
             prompt=padded(prompt, context),
             length=np.int32(len(prompt)),
             max_tokens=np.int32(request.max_tokens),
-            seed=np.int32(request.seed),
+            seed=seed_words(request.seed),
             params=params,
         )
         for request, prompt, params in zip(

@@ -116,8 +116,9 @@ def _check_kind(name: str, kind: type, value: Any) -> None:
         raise ValueError(f"{name} must be {_KIND_NAMES[kind]}, got {json.dumps(value)}")
     if kind is str and value.encode(errors="ignore").decode() != value:
         raise ValueError(f"{name} must be valid Unicode, got {value!r}")
-    if kind in (int, float) and abs(value) >= 2**31:
-        raise ValueError(f"{name} must be below 2**31, got {value}")
+    bits = 64 if name == "seed" else 31
+    if kind in (int, float) and abs(value) >= 2**bits:
+        raise ValueError(f"{name} must be below 2**{bits}, got {value}")
 
 
 PLAIN = Request(prompt="")

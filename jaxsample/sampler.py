@@ -72,12 +72,14 @@ def sample(
         categorical_sample(key, min_p_logits(top_p_logits(top_k_logits(
             scaled_logits(logits, temperature), top_k), top_p), min_p))
 
-    (`xtc` takes its own draw from `fold_in(key, 1)` of each row's key.)
+    (`xtc` takes its own draw from `fold_in(key, 1)` of each row's key.) A token depends on the
+    key of its row, its logits, params and state alone, and is the same on every platform.
 
     Args:
       key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
-        (`jax.random.key`) or raw uint32. In a decoding loop, `fold_in(request_key, position)`.
-      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+        (`jax.random.key`) or raw uint32. In a decoding loop, of `request_keys(seeds, positions)`.
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. They are read as they
+        are, computed with in float32 and never rounded again.
       params: what to apply; fields that are None cost nothing.
       state: what the rows hold so far, for the rules that look back.
       order: static, the names of the stages; `DEFAULT_ORDER`, `VLLM_ORDER`, `HF_ORDER` and

@@ -398,8 +398,9 @@ def tail_free_logits(
 ) -> Array:
     """Cuts the ranking where its probabilities stop to bend.
 
-    With p sorted, `d[i] = abs((p[i] - p[i+1]) - (p[i+1] - p[i+2]))` over their sum: keeps the
-    tokens before the first i at which the running sum of d exceeds z, at least one.
+    With p the sorted probabilities of the tokens that are not masked,
+    `d[i] = abs((p[i] - p[i+1]) - (p[i+1] - p[i+2]))` over their sum: keeps the tokens before the
+    first i at which the running sum of d exceeds z, at least one.
 
     The one rule that is about neighbours in the ranking, and so the one that sorts a row; it does
     so only where a row of the batch asks for it.

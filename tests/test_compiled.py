@@ -158,19 +158,6 @@ def test_one_key_used_twice_is_reported():
         jax.jit(lambda key: js.categorical_sample(key, x) + js.categorical_sample(key, x))(key)
 
 
-@pytest.mark.slow
-def test_64_bit_mode_changes_nothing():
-    x = make("normal", 9, 5003)
-    keys = jax.vmap(jax.random.key)(jnp.arange(9, dtype=jnp.uint32))
-    params = SamplingParams(temperature=0.8, top_k=100, top_p=0.95, min_p=0.001)
-    want = sample(keys, x, params)
-    with jax.enable_x64(True):
-        got = sample(keys, x, params)
-        assert [a.dtype for a in got[:3]] == [a.dtype for a in want[:3]]
-    for a, b in zip(got[:3], want[:3], strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_a_decoding_loop_compiles_once():
     @jax.jit
     @chex.assert_max_traces(n=1)

@@ -18,8 +18,8 @@ def test_the_decoding_loop_runs_as_written():
 
     scope = {"model": model, "END": 0}
     exec(code, scope)
-    start, seeds = jnp.zeros((3, 50)), jnp.array([3, 4, 5])
-    tokens = np.asarray(scope["decode"]((), start, seeds, scope["params"], 20))
+    start, seeds, params = jnp.zeros((3, 50)), scope["seeds"], scope["params"]
+    tokens = np.asarray(scope["decode"]((), start, seeds, params, 20))
     assert tokens.shape == (3, 256)
     for row in tokens:  # nothing after the end, and something before it in one row at least
         assert (row[20:] == 0).all()

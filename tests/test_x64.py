@@ -4,7 +4,7 @@ import catalogue
 import jax
 import numpy as np
 import pytest
-from rows import every_kind, slow
+from rows import every_kind
 from test_stages import a_state, every_param
 
 import jaxsample as js
@@ -18,9 +18,7 @@ def assert_same(got, want):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in FIRST else slow(name) for name in catalogue.NAMES]
-)
+@pytest.mark.parametrize("name", catalogue.every(FIRST))
 def test_every_function(name):
     """Its parameters are float64 and int64 there."""
     x = every_kind(1, 300)

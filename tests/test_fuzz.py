@@ -1,0 +1,44 @@
+"""The fuzzer sees what is wrong and names the case; the cases that it has found stay right."""
+
+import sys
+
+import fuzz
+import fuzz_rules
+import numpy as np
+import pytest
+from rows import slow
+
+import jaxsample as js
+
+FOUND = [
+    slow("sample", 1),
+    slow("laws", 2),
+    slow("draws", 3),
+    ("rule", 4),
+]
+
+
+@pytest.mark.parametrize(("name", "seed"), FOUND)
+def test_a_case(name, seed):
+    fuzz.run(name, seed)
+
+
+def test_a_rule_that_does_nothing_is_seen(monkeypatch):
+    monkeypatch.setattr(js, "allowed_logits", lambda x, allowed: x)
+    with pytest.raises(AssertionError, match="kept"):
+        fuzz_rules.check("allowed_logits", np.random.default_rng(0), 33, "float32")
+
+
+def test_a_failure_is_a_line_that_runs_it_again(monkeypatch, capsys):
+    def fails(rng, order, vocab, dtype):
+        raise AssertionError("something is wrong")
+
+    monkeypatch.setattr(fuzz, "CHECKS", {"sample": (fails, 1)})
+    monkeypatch.setattr(sys, "argv", ["fuzz", "--minutes", "0.002", "--seed", "5"])
+    assert fuzz.main() == 1
+    printed = capsys.readouterr().out
+    line = next(line for line in printed.splitlines() if line.startswith('("sample", '))
+    name, seed = eval(line.rstrip(","))
+    with pytest.raises(AssertionError, match="something is wrong"):
+        fuzz.run(name, seed)
+    assert "tokens, " in printed
