@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxsample import _checks, _chunks, _elementary, _look, _moments, _ranking, _shards
 from jaxsample._chunks import Rows
+from jaxsample._elementary import product
 from jaxsample._kernels.choice import Implementation
 from jaxsample._shards import AxisName, Shards
 
@@ -215,8 +216,10 @@ def _smoothed_logits(
     best = _ranking.best(rows).token[..., None]
     row_max = jnp.where(bad, 0, _shards.take(logits, best, shards))
     distance = row_max - x
-    bend = (3 - curve) / 2 + _chunks.settle((curve - 1) / 2 * distance)
-    smoothed = _chunks.settle(row_max - _chunks.settle(factor * distance * distance * bend))
+    bend = (3 - curve) / 2 + product((curve - 1) / 2, distance)
+    # The maximum, which keeps +inf, is for the rounding, as in `product`.
+    fall = jnp.maximum(factor * distance * distance * bend, np.finfo(np.float32).min)
+    smoothed = _chunks.settle(row_max - fall)
     smoothed = jnp.where(finite & (factor != 0), smoothed, logits)
     return jnp.where(bad, jnp.nan, smoothed)
 

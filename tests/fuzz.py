@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-REPEATS = 8
+REPEATS = 20
 """Batches that a program is tried on, since it takes longer to compile than to run."""
 
 PROGRAMS_KEPT = 400

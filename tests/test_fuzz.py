@@ -38,7 +38,7 @@ def test_a_failure_is_a_line_that_runs_it_again(monkeypatch, capsys):
     assert fuzz.main() == 1
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if line.startswith('("sample", '))
-    name, seed = eval(line.rstrip(","))
+    ((name, seed),) = eval(line)  # as in FOUND
     with pytest.raises(AssertionError, match="something is wrong"):
         fuzz.run(name, seed)
     assert "tokens, " in printed

@@ -153,6 +153,12 @@ def test_the_neutral_values_of_dynamic_scaling(dtype):
         assert_same_bits(y, x.astype(np.float32))
 
 
+def test_smoothing_masks_what_falls_out_of_range():
+    lowest = np.finfo(np.float32).min  # as which some mask
+    y = smoothed_logits(np.float32([2.0, 1.0, lowest]), 0.3, 2.0)
+    np.testing.assert_array_equal(y, np.float32([2, 1.7, -np.inf]))
+
+
 def test_bad_rows_of_dynamic_scaling():
     x = make("normal", 6, 300)
     x[1, 3], x[2] = np.nan, -np.inf
