@@ -26,8 +26,8 @@ from tqdm import tqdm
 REPEATS = 20
 """Batches that a program is tried on, since it takes longer to compile than to run."""
 
-PROGRAMS_KEPT = 400
-"""Compiled programs each hold memory mappings, of which a process may have 65,530."""
+MAPPINGS = 30_000
+"""Of memory: compiled programs hold some each, and Linux grants a process 65,530."""
 
 CHECKS = {
     "sample": (fuzz_sample.check_sample, 0.45),
@@ -62,6 +62,12 @@ def rows_of(name: str) -> int:
     return fuzz_sample.DRAWS if name == "draws" else REPEATS * inputs.BATCH
 
 
+def mappings() -> int:
+    """The memory mappings of this process, where the system tells."""
+    maps = Path("/proc/self/maps")
+    return maps.read_text().count("\n") if maps.exists() else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.fuzz", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5, metavar="N", help="how long")
@@ -83,7 +89,7 @@ def main() -> int:
         cases[name] += 1
         bar.n = min(bar.total, round(bar.total - left))
         bar.set_postfix({**cases, "failures": len(found)})
-        if sum(cases.values()) % PROGRAMS_KEPT == 0:
+        if mappings() > MAPPINGS:
             jax.clear_caches()
     bar.close()
     for name, number in cases.items():

@@ -18,7 +18,11 @@ def assert_same(got, want):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", catalogue.every(FIRST))
+NAMES = [name for name in catalogue.every(FIRST) if "sample," not in str(name)]
+"""Calls of `sample` with other fields are below."""
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_function(name):
     """Its parameters are float64 and int64 there."""
     x = every_kind(1, 300)
