@@ -1,7 +1,8 @@
 """vLLM, which does not install here: its order and rules in NumPy float64, from its source's words.
 
 Masks, bias, penalties (repetition of prompt and output, the others of the output alone), then
-greedy rows take the largest logit; temperature, min-p, top-k and, on what is left, top-p.
+greedy rows take the largest logit; temperature, min-p, top-k and, on what is left, top-p. Bad words
+are matched with prompt and output, where vLLM matches the output alone: see docs/differences.md.
 """
 
 import numpy as np
