@@ -69,7 +69,7 @@ def seed_words(seeds: Any) -> np.ndarray:
 
     Raises:
       TypeError: no integers.
-      ValueError: a seed outside its range; the message names its place.
+      ValueError: a seed outside its range; the message names the seeds.
 
     >>> print(seed_words([1, 2**32 + 1]))
     [[0 1]

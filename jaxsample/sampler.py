@@ -73,7 +73,7 @@ def sample(
             scaled_logits(logits, temperature), top_k), top_p), min_p))
 
     (`xtc` takes its own draw from `fold_in(key, 1)` of each row's key.) A token depends on the
-    key of its row, its logits, params and state alone, and is the same on every platform.
+    key of its row, its logits, params and state alone.
 
     Args:
       key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
