@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import reference
-from scipy import stats
 from test_stages import composed, only
+from test_statistics import assert_follows
 
 import jaxsample as js
 
@@ -18,7 +18,7 @@ DROPS = {
 }
 USUAL = ("temperature", "top_k", "top_p", "min_p")
 DRAWS = 20_000
-LEAST_LIKELY = 1e-9
+ERROR_RATE = 1e-9
 """Of hundreds of thousands of draws of a right sampler, none is so unlikely."""
 
 
@@ -101,23 +101,8 @@ def check_draws(rng, order, vocab, dtype):
     if inputs.is_bad(left) or not 0 <= state.lengths <= inputs.ROOM:
         assert (tokens == -1).all()
     elif "xtc" not in stages(order):  # which drops by its own draw
-        assert_follows(tokens, reference.softmax(left))
+        assert_follows(tokens, reference.softmax(left), error_rate=ERROR_RATE)
 
 
 def _batched(state):
     return jax.tree.map(lambda a: a[None], state)
-
-
-def assert_follows(tokens, p):
-    """A chi-square test over the likeliest tokens, the others taken together."""
-    assert (p[tokens] > 0).all() or stats.poisson.sf(0, (p[tokens] == 0).sum()) == 0
-    observed, expected = np.bincount(tokens, minlength=p.size), p * tokens.size
-    large = expected >= 10
-    rare, expected_rare = observed[~large].sum(), expected[~large].sum()
-    assert stats.poisson.sf(rare - 1, expected_rare) > LEAST_LIKELY
-    assert stats.poisson.cdf(rare, expected_rare) > LEAST_LIKELY
-    observed, expected = observed[large], expected[large]
-    if expected.size > 1:
-        expected = expected * (observed.sum() / expected.sum())
-        statistic = np.sum((observed - expected) ** 2 / expected)
-        assert stats.chi2.sf(statistic, expected.size - 1) > LEAST_LIKELY

@@ -24,7 +24,7 @@ def draw(x, number, seed=0, batch=2000, **params):
     return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=batch))(keys))
 
 
-def assert_follows(tokens, p, bins=100):
+def assert_follows(tokens, p, bins=100, error_rate=ERROR_RATE):
     """A chi-square test over bins of tokens of similar probability."""
     assert (p[tokens] > 0).all()
     order = np.argsort(-p, kind="stable")
@@ -35,14 +35,14 @@ def assert_follows(tokens, p, bins=100):
     expected = np.bincount(group, weights=p, minlength=bins) * tokens.size
     large = expected >= 10  # what is rarer goes in one bin, and a rare bin is a Poisson draw
     rare, expected_rare = observed[~large].sum(), expected[~large].sum()
-    assert stats.poisson.sf(rare - 1, expected_rare) > ERROR_RATE
-    assert stats.poisson.cdf(rare, expected_rare) > ERROR_RATE
+    assert stats.poisson.sf(rare - 1, expected_rare) > error_rate
+    assert stats.poisson.cdf(rare, expected_rare) > error_rate
     observed, expected = observed[large], expected[large]
     if expected.size > 1:
         statistic = np.sum(
             (observed - expected * (observed.sum() / expected.sum())) ** 2 / expected
         )
-        assert stats.chi2.sf(statistic, expected.size - 1) > ERROR_RATE
+        assert stats.chi2.sf(statistic, expected.size - 1) > error_rate
 
 
 def test_the_test_sees_a_tail_that_is_drawn_too_often():
