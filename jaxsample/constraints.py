@@ -428,7 +428,9 @@ def _guided_logits(
         logprobs, bad_row = _log_softmax(logits, shards, implementation)
         bad |= bad_row[..., None]
         parts.append(logprobs)
-    c, u = (jnp.where(masked | bad, 0, part) for part in parts)
+    # A log-probability may lie beyond float32, and 0 times -inf is NaN.
+    lowest = jnp.finfo(jnp.float32).min
+    c, u = (jnp.where(masked | bad, 0, jnp.maximum(part, lowest)) for part in parts)
     step = _chunks.settle(jnp.where(bad, 1, scale) * (c - u))
     guided = _chunks.settle(u + step)
     guided = jnp.where(bad, jnp.nan, jnp.where(masked, -jnp.inf, guided))

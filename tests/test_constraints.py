@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference_constraints as reference
 from rows import DTYPES, every_kind, make
+from scipy.special import log_softmax
 
 from jaxsample.constraints import (
     allowed_logits,
@@ -217,6 +218,13 @@ def test_bad_parameters_make_their_row_nan_and_touch_no_other(name):
         got = np.asarray(function(x, *changed))
         assert np.isnan(got[4]).all(), (place, value)
         assert_same_bits(np.delete(got, 4, 0), np.delete(want, 4, 0))
+
+
+def test_guidance_by_log_probabilities_beyond_float32():
+    far, near = np.float32([[3e38, -3e38, 3e38]]), np.float32([[0, 1, 2]])
+    got = guided_logits(np.tile(far, (2, 1)), np.tile(near, (2, 1)), np.float32([0, 0.25]))
+    np.testing.assert_allclose(got[0], log_softmax(near[0]), rtol=1e-6)
+    assert np.isfinite(got[1]).all() and np.argmin(got[1]) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "guided"])

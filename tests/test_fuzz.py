@@ -15,6 +15,7 @@ FOUND = [
     slow("laws", 2),
     slow("draws", 3),
     ("rule", 4),
+    slow("rule", 1693762902),
 ]
 
 
