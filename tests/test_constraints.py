@@ -224,7 +224,8 @@ def test_guidance_by_log_probabilities_beyond_float32():
     far, near = np.float32([[3e38, -3e38, 3e38]]), np.float32([[0, 1, 2]])
     got = guided_logits(np.tile(far, (2, 1)), np.tile(near, (2, 1)), np.float32([0, 0.25]))
     np.testing.assert_allclose(got[0], log_softmax(near[0]), rtol=1e-6)
-    assert np.isfinite(got[1]).all() and np.argmin(got[1]) == 1
+    assert np.isfinite(got[1]).all()
+    assert np.argmin(got[1]) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "guided"])
