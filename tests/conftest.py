@@ -15,18 +15,25 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 def pytest_addoption(parser):
     parser.addoption(
+        "--unoptimised",
+        action="store_true",
+        help="compile in half the time, without optimised machine code and fused multiply-add",
+    )
+    parser.addoption(
         "--interpret-kernels",
         action="store_true",
-        help="look at logits with the kernels of a TPU, interpreted, wherever they can",
+        help="the same, with the kernels of a TPU, interpreted, wherever they can be used",
     )
 
 
 def pytest_configure(config):
-    if config.getoption("--interpret-kernels"):
+    interpret = config.getoption("--interpret-kernels")
+    if config.getoption("--unoptimised") or interpret:
         from unoptimised import OPTIONS
 
         flags = (f"--{name}={value}" for name, value in OPTIONS.items())
         os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *flags])
+    if interpret:
         _interpret_kernels(pytest.MonkeyPatch())
 
 

@@ -119,6 +119,7 @@ def test_bad_rows_leave_gradients_alone():
     assert (by_logits[0] != 0).any()
 
 
+@pytest.mark.slow
 def test_a_lone_bad_row_and_a_batch_of_them():
     x = jnp.full((4, 300), jnp.nan)
     out = sample(keys_of(4), x, SamplingParams(top_p=0.9))

@@ -102,6 +102,7 @@ def _no_clock(monkeypatch):
     monkeypatch.setitem(peers.PEERS, "nobody", peers.Peer(("nobody",), "bench.peers.nobody.draw"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_no_clock")
 def test_the_report_writes_data_text_and_plots(tmp_path, capsys):
     path = tmp_path / "times.json"

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import calls
-from rows import make, slow
+from rows import make
 from unoptimised import to_read
 
 import jaxsample as js
 from jaxsample import SamplingParams, sample
+
+pytestmark = pytest.mark.slow
 
 BATCH, VOCAB = 32, 128256
 
@@ -34,8 +36,6 @@ WRITERS = (
     "adaptive_p_sample",
 )
 NAMES = tuple(name for name in catalogue.NAMES if name not in WRITERS)
-# Of those that share their passes with others, continuous integration looks at all.
-SOME = [name if i < 11 else slow(name) for i, name in enumerate(NAMES)]
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def assert_not_sorted(compiled):
             assert max(sizes, default=0) < VOCAB // 8, line
 
 
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
 def test_no_row_is_sorted(compiled, name, dtype):
     assert_not_sorted(compiled(name, dtype))
 
@@ -78,8 +78,8 @@ WRITE_BFLOAT16 = (
 )
 
 
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
 def test_temporaries_are_a_fraction_of_the_logits(compiled, name, dtype):
     if jax.__version_info__ < (0, 10):
         pytest.skip("the CPU compiler before 0.10 does not fuse the passes")
@@ -139,7 +139,7 @@ def test_scalars_of_every_kind_share_one_program():
 
 
 @pytest.mark.parametrize(
-    "name", ["top_k_logits", *(slow(name) for name in NAMES if name != "top_k_logits")]
+    "name", ["top_k_logits", *(name for name in NAMES if name != "top_k_logits")]
 )
 def test_clean_under_every_checker(name):
     function, arguments = calls(jnp.asarray(make("masked", 3, 300)))[name]

@@ -273,6 +273,7 @@ def test_neutral_values_are_the_identity(dtype):
         assert_same_bits(function[name](x, *data), x.astype(np.float32) if computes else x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["biased", "bitmask", "min_tokens", "bad_words", "guided"])
 def test_rows_are_alone(name):
     """Any rank, no rows, `vmap` and `scan`: bit for bit the row by itself."""
@@ -290,6 +291,7 @@ def test_rows_are_alone(name):
     assert function(*(a[:0] for a in inputs)).shape == (0, VOCAB)
 
 
+@pytest.mark.slow
 def test_values_never_trace_again():
     x, (tokens, length), (words, lengths) = make("normal", 3, VOCAB), texts(3), vocabularies(3)
 

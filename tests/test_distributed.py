@@ -23,6 +23,8 @@ import distributed_decode  # noqa: E402
 import jobs  # noqa: E402
 from request import DEMO, Request  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 300
 """Seconds until anything must have come that is waited for: more than a busy machine takes."""
 SOON = 20
@@ -112,7 +114,6 @@ def digest_of(requests):
     return distributed_decode.digest(batching.serve(weights, config, work)[0])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("count", "requests"), [(4, SHORT), (2, VARIED)])
 def test_every_process_holds_the_tokens_of_a_single_one(start, tmp_path, count, requests):
     status, out = start("--processes", count, *flags_of(tmp_path, requests)).wait()
@@ -123,7 +124,6 @@ def test_every_process_holds_the_tokens_of_a_single_one(start, tmp_path, count, 
     assert out.count(", slot ") == len(requests)  # one process alone prints the texts
 
 
-@pytest.mark.slow
 def test_a_killed_process_of_a_cluster_ends_the_others(start, tmp_path):
     """Without a common parent, in the middle of decoding."""
     first, second = cluster(start, 2, *flags_of(tmp_path, LONG))
@@ -150,7 +150,6 @@ def test_a_killed_process_ends_those_started_with_it(start):
     assert not any(map(alive, pids))
 
 
-@pytest.mark.slow
 def test_without_process_0_the_others_end_too(start, tmp_path):
     first, *others = cluster(start, 4, *flags_of(tmp_path, LONG))
     first.find("tokens, sha256")
@@ -163,7 +162,6 @@ def test_without_process_0_the_others_end_too(start, tmp_path):
         )
 
 
-@pytest.mark.slow
 def test_a_silent_process_is_given_up(start, tmp_path):
     run = start("--processes", 2, "--patience", 5, *flags_of(tmp_path, LONG))
     run.find("tokens, sha256")
@@ -173,7 +171,6 @@ def test_a_silent_process_is_given_up(start, tmp_path):
     assert re.search("error: process 0 ended .+, as JAX ends one that has lost another", out)
 
 
-@pytest.mark.slow
 def test_no_process_outlives_its_parent(start):
     run = start("--processes", 2)
     pids = run.pids(2)

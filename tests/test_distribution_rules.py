@@ -144,6 +144,7 @@ def test_xtc_acts_as_often_as_asked():
         assert (got == (probability == 0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", VALUES)
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16"), slow("float16")])
 def test_neutral_values_are_the_identity_and_kept_logits_stay(rule, dtype):

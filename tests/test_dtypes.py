@@ -40,6 +40,7 @@ def test_the_temperature_does_not_round():
     assert len(np.unique(out.tokens)) == 4
 
 
+@pytest.mark.slow
 def test_the_greedy_token_of_a_close_pair():
     """300 pairs of neighbouring numbers of bfloat16, which many a temperature rounds to one."""
     low = np.linspace(16, 32, 300).astype(jnp.bfloat16)
@@ -145,6 +146,7 @@ def test_a_softmax_of_rounded_logits_would_be_seen():
     assert stats.chi2.sf(1e9, 99) < ERROR_RATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", NARROW)
 def test_the_draw_is_that_of_the_same_values_in_float32(dtype):
     """Bit for bit, with and without a search, and where the temperature comes last."""

@@ -110,6 +110,7 @@ def test_a_text_is_the_same_whatever_the_schedule():
     assert max(map(len, slots)) > 1
 
 
+@pytest.mark.slow
 def test_nothing_is_traced_for_another_request_or_setting():
     serve(VARIED)
     before = dict(batching.TRACES)
@@ -140,6 +141,7 @@ def test_bad_logits_end_a_text(capsys):
     assert "error: the logits are not finite, 0 tokens," in out
 
 
+@pytest.mark.slow
 def test_replaying_writes_the_same_texts():
     work = jobs.make_jobs(TOKENIZER, VARIED, CONFIG.context)
     texts, seconds = batching.serve(WEIGHTS, CONFIG, work)

@@ -11,6 +11,8 @@ from rows import every_kind
 
 from jaxsample import SamplingParams, sample
 
+pytestmark = pytest.mark.slow
+
 # Of whole tiles of a TPU, which rows of any number are not held to, and not.
 VOCABS = (1000, 8192)
 
@@ -69,7 +71,6 @@ def drawn(vocab):
     return given, draw(*given)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("vocab", "batch"), [(1000, 1), (1000, 90), (8192, 9)])
 def test_the_tokens_are_the_same(vocab, batch):
     given, want = jax.tree.map(lambda a: a[:batch], drawn(vocab))

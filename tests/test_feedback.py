@@ -127,6 +127,7 @@ def drawn(sampler, x, params, state, steps):
     return jax.jit(lambda x, state: jax.lax.scan(step, (state, x), keys)[1])(x, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [mirostat_v2_sample, slow(mirostat_v1_sample)])
 def test_mirostat_steers_the_mean_surprise_to_tau(sampler):
     """Within 0.05 bits over 2,000 tokens of Zipf laws, and unlikelier tokens for a higher tau."""
@@ -142,6 +143,7 @@ def test_mirostat_steers_the_mean_surprise_to_tau(sampler):
     assert (np.diff(np.asarray(tokens).mean(axis=0)) > 0).all()
 
 
+@pytest.mark.slow
 def test_adaptive_p_steers_the_mean_probability_to_the_target():
     """Within 0.03 over 2,000 tokens, and nearer than without a memory."""
     p = np.random.default_rng(0).dirichlet(np.ones(4), size=50)
@@ -206,6 +208,7 @@ def test_a_row_is_drawn_alike_wherever_it_stands(sampler):
     assert_equal(sampler(keys, padded, *arguments), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_key_is_split_over_the_rows(sampler):
     x = make("normal", 3, 257)
@@ -379,6 +382,7 @@ def test_params_are_pytrees():
     assert halved == AdaptivePParams(target=0.25, decay=0.4)
 
 
+@pytest.mark.slow
 def test_equal_logits_are_ranked_by_id():
     x = np.zeros(1000, np.float32)
     x[10] = 2

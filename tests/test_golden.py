@@ -7,16 +7,10 @@ import golden_cases
 import jax
 import numpy as np
 import pytest
-from rows import slow
 
 import jaxsample as js
 
-FIRST = (
-    *("sample, in order, bfloat16", "sample, masks, float32", "request_keys", "init_state"),
-    *("top_p_logits", "tail_free_logits", "smoothed_logits", "biased_logits", "synthid_logits"),
-    *("categorical_sample", "token_logprobs", "mirostat_v2_sample"),
-)
-"""Run at each change, in float32; continuous integration runs all."""
+pytestmark = pytest.mark.slow
 
 ROUNDED = ("detect_green_list", "detect_synthid", "detect_gumbel", "synthid_logits")
 """Special functions of XLA promise no last bit; a tournament of 30 layers adds its roundings up."""
@@ -34,13 +28,10 @@ def golden(group):
 
 
 def names():
-    for group in golden_cases.GROUPS:
-        for name in cases(group):
-            first = name in FIRST and group != "functions-bfloat16"
-            yield (group, name) if first else slow(group, name)
+    return [(group, name) for group in golden_cases.GROUPS for name in cases(group)]
 
 
-@pytest.mark.parametrize(("group", "name"), [*names()])
+@pytest.mark.parametrize(("group", "name"), names())
 def test_a_result_is_the_golden_one(group, name):
     """Bit for bit; numbers that rest on sums of weights within a unit in the last place.
 

@@ -10,13 +10,15 @@ import pytest
 import rows
 from catalogue import NAMES, calls
 from jax.sharding import AxisType, PartitionSpec
-from rows import SHORT_TURN, several_devices, slow
+from rows import SHORT_TURN, several_devices
 from unoptimised import compiled
 
 import jaxsample as js
 from jaxsample import SamplingParams, _bits, _chunks, _kept
 from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
+
+pytestmark = pytest.mark.slow
 
 VOCAB = SHORT_TURN * kernels.LANES + 3617  # two turns, the second short and odd
 
@@ -45,7 +47,6 @@ def in_both_ways(function, *arguments):
 
 
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "scaled"), [("float32", False), ("float32", True), ("bfloat16", True)]
 )
@@ -70,14 +71,12 @@ def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
         assert not np.isfinite(np.max(found[0], axis=1))[bad].any()
 
 
-@pytest.mark.slow
 def test_bins_hold_the_first_tokens_of_each():
     """In turns as long as on a TPU."""
     assert_bins_hold_the_first(kernels.TURN + 3617)
 
 
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.slow
 def test_bins_of_few_tokens():
     assert_bins_hold_the_first(5)
 
@@ -101,7 +100,7 @@ def assert_bins_hold_the_first(vocab):
             assert bins.last[row, bin_] == held[-1]
 
 
-@pytest.mark.parametrize("rows", [3, slow(150)])
+@pytest.mark.parametrize("rows", [3, 150])
 def test_the_first_of_many_keys(rows):
     rng = np.random.default_rng(0)
     keys = rng.integers(-(2**31), 2**31, (rows, 512)).astype(np.int32)
@@ -122,7 +121,7 @@ def test_greedy(dtype):
 
 
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_categorical(dtype):
     x = semantic(dtype)
     in_both_ways(js.categorical_sample, jax.vmap(jax.random.key)(jnp.arange(len(x))), x)
@@ -130,7 +129,7 @@ def test_categorical(dtype):
 
 @pytest.mark.usefixtures("short_turns")
 @pytest.mark.parametrize(
-    ("dtype", "masked"), [("float32", False), slow("float32", True), slow("bfloat16", True)]
+    ("dtype", "masked"), [("float32", False), ("float32", True), ("bfloat16", True)]
 )
 def test_temperature_alone(dtype, masked):
     x = semantic(dtype)
@@ -160,7 +159,6 @@ def test_bits_go_to_the_lanes_of_their_tokens():
 
 
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "masked"), [("float32", True), ("bfloat16", False), ("bfloat16", True)]
 )
@@ -186,7 +184,7 @@ OTHERS = [name for name in NAMES if name not in TESTED and has_kernels(name)]
 
 
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.parametrize("name", [n if n == "scaled_logits" else slow(n) for n in OTHERS])
+@pytest.mark.parametrize("name", OTHERS)
 def test_every_other_function(name):
     function, arguments = calls(semantic("float32"))[name]
     in_both_ways(function, *arguments)
@@ -197,7 +195,6 @@ def drawn(keys, x, implementation):
 
 
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("vocab", "function"),
     [(1, js.categorical_sample), (300, js.categorical_sample), (1, drawn), (63, drawn)],
@@ -209,7 +206,6 @@ def test_few_tokens(vocab, function):
 
 
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.slow
 def test_more_of_the_best_tokens_than_a_bin_holds():
     """Then, and where ties may hide others, the blocks are looked through, for those rows alone."""
     x = np.array(rows.make("normal", 8, 3 * VOCAB))
@@ -248,7 +244,6 @@ def test_who_gets_a_kernel():
     assert kernels_in(forced, shape(16, kernels.MIN_VOCAB - 1)) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("implementation", "number"), [("xla", 0), (None, 4)])
 def test_every_stage_of_sample_has_kernels_or_none(implementation, number):
     """For p-less, XTC, the temperature between them, and what is drawn."""
@@ -270,7 +265,6 @@ def test_sharded_programs_get_none_but_inside_shard_map():
     assert kernels_in(jax.shard_map(js.greedy_sample, mesh=mesh, in_specs=spec, out_specs=spec), x)
 
 
-@pytest.mark.slow
 def test_gradients_and_vmap_pass_by():
     x = jnp.asarray(rows.make("normal", 8, kernels.MIN_VOCAB))
     keys = jax.vmap(jax.random.key)(jnp.arange(8))
@@ -290,7 +284,6 @@ def test_gradients_and_vmap_pass_by():
     same(split, sampled(keys, x))
 
 
-@pytest.mark.slow
 def test_export_holds_the_kernels_of_a_tpu():
     def sampled(data, x):
         return js.sample(jax.random.wrap_key_data(data), x, SamplingParams(top_k=40)).tokens

@@ -110,9 +110,11 @@ def test_fused_is_composed_with_stages_left_out(names):
     m=st.floats(0, 1, width=32),
 )
 def test_fused_is_composed_for_any_parameters(kind, seed, temperature, k, p, m):
-    x = make(kind, 4, 300, "float32", seed)
-    params = SamplingParams(temperature=temperature, top_k=k, top_p=p, min_p=m)
-    assert_fused_is_composed(keys_of(4, seed), x, params)
+    x = make(kind, 64, 5003, "float32", seed)  # the shape of `batch`, whose programs these are
+    values = {"temperature": temperature, "top_p": p, "min_p": m}
+    each = {name: np.full(64, value, np.float32) for name, value in values.items()}
+    params = SamplingParams(**each, top_k=np.full(64, k, np.int32))
+    assert_fused_is_composed(keys_of(64, seed), x, params)
 
 
 def draws(keys, x, params):
@@ -141,7 +143,7 @@ def batch(request):
     return keys, x, params, draws(keys, x, params)
 
 
-@pytest.mark.parametrize("size", [slow(1), 7, slow(64)])
+@pytest.mark.parametrize("size", [slow(1), slow(7), slow(64)])
 def test_the_batch_does_not_matter(batch, size):
     keys, x, params, want = batch
     for start in range(0, 64, size)[:4]:

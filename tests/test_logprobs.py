@@ -75,6 +75,7 @@ PIPELINES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PIPELINES)
 def test_gradients_equal_finite_differences(name):
     pipeline = PIPELINES[name]

@@ -101,6 +101,7 @@ def test_every_rule_is_among_them():
     assert {name.removesuffix("_logits").removesuffix("_penalized") for name in rules} == set(NAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("p", "z", "kept"),
     [

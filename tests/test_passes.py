@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import ON_GPU, make, slow
+from rows import ON_GPU, make
 from unoptimised import to_read
 
 import jaxsample as js
 from jaxsample import SamplingParams, _search
+
+pytestmark = pytest.mark.slow
 
 BATCH, VOCAB = 8, 128256  # of 4 x 50,176, a compiler for GPUs writes the weights down
 ELEMENTS = BATCH * VOCAB
@@ -80,9 +82,7 @@ def works():
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 10), reason="compilers before do not fuse the passes"
 )
-@pytest.mark.parametrize(
-    "name", [slow(name) if name in ("joint, vmap", "penalties") else name for name in works()]
-)
+@pytest.mark.parametrize("name", works())
 def test_passes_over_the_logits(name):
     most, function, *arguments = works()[name]
     assert passes(function, *arguments) == most
@@ -107,10 +107,10 @@ def turns(monkeypatch, function, *arguments):
     ("most", "dtype", "shape"),
     [
         (18, "float32", lambda x: x),
-        slow(18, "float32", lambda x: 1000 + x),
-        slow(22, "float32", lambda x: 1e-3 * x),
+        (18, "float32", lambda x: 1000 + x),
+        (22, "float32", lambda x: 1e-3 * x),
         (15, "bfloat16", lambda x: x),
-        slow(26, "float32", lambda x: 0 * x + 1.7),  # all equal
+        (26, "float32", lambda x: 0 * x + 1.7),  # all equal
         (44, "float32", lambda x: np.maximum(x, 0)),  # half of them equal, and 0
     ],
 )

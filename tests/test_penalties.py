@@ -248,6 +248,7 @@ def test_bad_and_masked_logits_stay(name):
     assert (y[x[:, 0] == -np.inf] == -np.inf).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["repetition", "frequency", "dry", "ngram"])
 def test_rows_are_alone(name):
     """Per-row parameters, any rank, no rows, `vmap` and `scan`: bit for bit the row by itself."""

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from catalogue import calls
 from jax import lax
-from rows import every_kind, exhaustive, slow
+from rows import every_kind, exhaustive
 from unoptimised import compiled
 
 from jaxsample import SamplingParams, _bits, _lookup, _selection, sample
 
-FIRST = ("categorical_sample",)
+pytestmark = pytest.mark.slow
+
 SOME = (
+    "categorical_sample",
     *("top_p_logits", "greedy_sample", "top_logprobs", "token_ranks", "sample, full call"),
     *("sample, masks", "sample, temperature"),
     *("top_n_sigma_logits", "packed_bitmask", "xtc_logits", "typical_p_logits"),
@@ -67,7 +69,7 @@ def catalogue():
     return calls(logits(24, 8192))
 
 
-@pytest.mark.parametrize("name", [*FIRST, *(slow(name) for name in SOME)])
+@pytest.mark.parametrize("name", SOME)
 def test_functions(monkeypatch, name):
     function, arguments = catalogue()[name]
     found, ways = on_tpu(monkeypatch, function, *arguments)
@@ -82,7 +84,7 @@ SHAPES += [(8, 5003, "float32"), (8, 4096 + 192, "bfloat16"), (8, 65, "float32")
 
 @pytest.mark.parametrize(
     ("rows", "vocab", "dtype"),
-    [slow(*s) if i % 3 == 0 else exhaustive(*s) for i, s in enumerate(SHAPES)],
+    [s if i % 3 == 0 else exhaustive(*s) for i, s in enumerate(SHAPES)],
 )
 def test_shapes(monkeypatch, rows, vocab, dtype):
     x = logits(rows, vocab, dtype)
@@ -101,7 +103,7 @@ def test_shapes(monkeypatch, rows, vocab, dtype):
     assert_same(found, compiled(call)(keys, x, params))
 
 
-@pytest.mark.parametrize(("length", "k"), [(2004, 64), slow(65, 64), slow(1000, 100), slow(130, 1)])
+@pytest.mark.parametrize(("length", "k"), [(2004, 64), (65, 64), (1000, 100), (130, 1)])
 def test_selection(monkeypatch, length, k):
     distinct = np.random.default_rng(0).normal(size=(2, 3, length)).astype(np.float32)
     few = np.where(np.arange(length) < k // 2, distinct, -np.inf)

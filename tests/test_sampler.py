@@ -54,6 +54,7 @@ def test_parameters_other_than_the_temperature_have_no_gradient():
     assert gradient.min_p == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "uint8", "uint16", "uint32"])
 def test_integers_of_any_width(dtype):
     x = jnp.asarray(make("normal", 2, 300))
@@ -98,6 +99,7 @@ def test_num_kept_counts_the_tokens_that_can_be_drawn():
         np.testing.assert_array_equal(sample(KEY, x, params).num_kept, finite)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_turns")
 @pytest.mark.parametrize("implementation", ["xla", slow("pallas")])
 @pytest.mark.parametrize("order", [("temperature", "top_k"), ("top_k", "temperature")])

@@ -65,6 +65,7 @@ COLD = {
 """Rows, temperatures that take a logit or the gaps between them out of range, and the token."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", COLD)
 def test_a_temperature_under_which_a_logit_overflows_is_greedy(dtype):
     rows, temperature, token = zip(*COLD[dtype], strict=True)
@@ -159,6 +160,7 @@ def test_smoothing_masks_what_falls_out_of_range():
     np.testing.assert_array_equal(y, np.float32([2, 1.7, -np.inf]))
 
 
+@pytest.mark.slow
 def test_bad_rows_of_dynamic_scaling():
     x = make("normal", 6, 300)
     x[1, 3], x[2] = np.nan, -np.inf

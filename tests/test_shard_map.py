@@ -12,7 +12,7 @@ from catalogue import calls, every
 from hlo import bytes_moved
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from rows import exhaustive, several_devices, slow
+from rows import exhaustive, several_devices
 from test_sharding import MESHES, MOST_BYTES_A_ROW, VOCAB, mesh_of, rows_of
 from test_stages import a_state, every_param, only
 from unoptimised import to_read
@@ -20,9 +20,8 @@ from unoptimised import to_read
 import jaxsample as js
 from jaxsample import SamplingParams
 
-pytestmark = several_devices
+pytestmark = [several_devices, pytest.mark.slow]
 
-FIRST = ("greedy_sample", "categorical_sample", "token_logprobs")
 SEARCHED = ("top_p_logits", "sample", "mirostat_v2_sample")
 RESCALED = ("top_k", "xtc", "temperature")
 SHAPES = ("vocab", "both")
@@ -78,7 +77,7 @@ def assert_same(one, several):
             np.testing.assert_array_equal(*(jnp.signbit(jnp.nan_to_num(v)) for v in (a, b)))
 
 
-@pytest.mark.parametrize("name", every(FIRST))
+@pytest.mark.parametrize("name", every())
 def test_devices_that_share_a_row_get_what_one_gets(name):
     x = rows_of(VOCAB)
     function, arguments = called(name, x)
@@ -91,8 +90,8 @@ def test_devices_that_share_a_row_get_what_one_gets(name):
     ("name", "dtype"),
     [
         ("greedy_sample", "bfloat16"),
-        slow("categorical_sample", "float16"),
-        slow("sample", "bfloat16"),
+        ("categorical_sample", "float16"),
+        ("sample", "bfloat16"),
     ],
 )
 def test_in_every_dtype(name, dtype):
@@ -106,7 +105,7 @@ def test_in_every_dtype(name, dtype):
     ("order", "options"),
     [
         exhaustive(js.DEFAULT_ORDER, {}),
-        slow(RESCALED, {"num_logprobs": 5, "logprobs_mode": "raw_logprobs"}),
+        (RESCALED, {"num_logprobs": 5, "logprobs_mode": "raw_logprobs"}),
     ],
 )
 def test_every_stage_of_sample(order, options):
@@ -120,7 +119,7 @@ def test_every_stage_of_sample(order, options):
     assert_same(one, inside(function, x, arguments, "both")(*arguments))
 
 
-@pytest.mark.parametrize("name", [slow(n) for n in ("sample", "no_repeat_ngram_logits")])
+@pytest.mark.parametrize("name", ["sample", "no_repeat_ngram_logits"])
 def test_parameters_of_all_rows_need_no_axis(name):
     x = rows_of(VOCAB)
     function, arguments = called(name, x, scalars=True)
@@ -149,7 +148,6 @@ def test_vmap_inside(name):
     assert_same(one, inside(mapped, x, arguments, "both")(*arguments))
 
 
-@pytest.mark.slow
 def test_vmap_outside():
     x = rows_of(VOCAB)
     mesh, own = mesh_of(*MESHES["vocab"]), P("vocab")
@@ -158,14 +156,12 @@ def test_vmap_outside():
     assert_same(jax.jit(js.top_k_logits)(x, 100), jax.jit(mapped)(x))
 
 
-@pytest.mark.slow
 def test_parts_of_one_size_on_more_and_fewer_devices():
     for shape, vocab in (("vocab", 8192), ("four", 4096), ("two", 2048)):
         x = rows_of(vocab)
         assert_same(js.greedy_sample(x), inside(js.greedy_sample, x, (x,), shape)(x))
 
 
-@pytest.mark.slow
 def test_the_example_runs_as_written():
     text = (Path(__file__).parents[1] / "README.md").read_text()
     code = re.search(r"\*\*Inside `shard_map`\*\*.*?```python\n(.*?)```", text, re.DOTALL)[1]
@@ -199,9 +195,7 @@ def test_a_bad_value_on_one_device_is_bad_on_all(device):
     assert [shard.data.tolist() for shard in tokens.addressable_shards] == [[-1, 0]] * 8
 
 
-@pytest.mark.parametrize(
-    "name", ["greedy_sample", *(slow(n) for n in ("categorical_sample", "sample", "top_p_logits"))]
-)
+@pytest.mark.parametrize("name", ["greedy_sample", "categorical_sample", "sample", "top_p_logits"])
 def test_devices_tell_each_other_little(name):
     x = rows_of(131072)
     function, arguments = called(name, x)
@@ -231,7 +225,7 @@ def tournament(x, **options):
     return js.token_logprobs(logits, jnp.full(x.shape[:-1], 2049), **options)
 
 
-@pytest.mark.parametrize("function", [replayed, *(slow(f) for f in (top, drawn, tournament))])
+@pytest.mark.parametrize("function", [replayed, top, drawn, tournament])
 def test_gradients_are_those_of_the_whole_row(function):
     x = rows_of(VOCAB)[:1]
     want = jax.jit(jax.grad(lambda x: jnp.sum(function(x))))(x)

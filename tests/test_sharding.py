@@ -63,6 +63,7 @@ def assert_same(one, several):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name in FIRST else slow(name) for name in NAMES])
 def test_no_device_asks_for_the_rows_of_another(name):
     one, several, compiled = both_ways(name, "vocab")
@@ -103,6 +104,7 @@ def test_transforms_stay_where_their_logits_are():
     assert several.sharding.spec == P("batch", "vocab")
 
 
+@pytest.mark.slow
 def test_explicit_sharding_says_what_to_annotate():
     x = rows_of(4096)
     keys = jax.random.split(jax.random.key(0), len(x))

@@ -212,6 +212,7 @@ def test_sample_is_its_functions_in_any_order(order):
 MASKS = ("suppressed", "bitmask", "bad_words", "allowed", "min_tokens")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("masks", "rules", "vocab", "dtype"),
     [
@@ -387,6 +388,7 @@ def test_top_logprobs_and_ranks():
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_rollout_is_replayed_from_its_kept_set():
     x = jnp.asarray(make("normal", 6, VOCAB))
     keys = jax.random.split(jax.random.key(1), 6)

@@ -145,6 +145,7 @@ def loop_step(key, logits, params, state):
     return out.tokens, update_state(state, out.tokens)
 
 
+@pytest.mark.slow
 def test_rows_come_and_go_in_one_program():
     """A request's tokens are the same whenever it comes and whatever it shares the batch with."""
     step = jax.jit(loop_step)

@@ -39,6 +39,7 @@ def spell(text):
     return TOKENIZER.decode(text.tokens.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seed", "temperature"), [slow(0, 0.8), (4, 0.0), (8, 50.0)])
 def test_every_constrained_text_is_json_of_its_schema(seed, temperature):
     texts = write(range(seed, seed + 4), temperature=temperature)

@@ -58,6 +58,7 @@ def test_an_oracle_without_slack_on_exact_probabilities():
         assert kept(top_p_logits(np.log(p), share)).sum() == length, share
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16"), slow("float16")])
 def test_what_is_kept_stays_bit_for_bit(dtype):
     x = every_kind(2, 1000, dtype)
@@ -67,6 +68,7 @@ def test_what_is_kept_stays_bit_for_bit(dtype):
         np.testing.assert_array_equal(np.asarray(y)[mask].view(np.uint8), x[mask].view(np.uint8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_neutral_values_are_the_identity(dtype):
     x = every_kind(2, 5003, dtype)
@@ -117,6 +119,7 @@ def test_rows_of_any_rank():
     assert top_k_logits(x[:0], 100).shape == (0, 257)
 
 
+@pytest.mark.slow
 def test_gradients_pass_to_kept_logits_only():
     x = jnp.asarray(make("normal", 2, 500))
     for transform in (

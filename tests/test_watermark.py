@@ -272,6 +272,7 @@ def test_masked_columns_behind_the_vocabulary_do_not_matter(batch):
     assert_same({name: a[..., :1003] if a.ndim > 1 else a for name, a in got.items()}, want)
 
 
+@pytest.mark.slow
 def test_each_row_may_have_its_own_key_and_parameters(batch):
     x, context, want = batch
     keys = jnp.broadcast_to(KEY, 16)
@@ -425,6 +426,7 @@ def draw(x, number, mark):
     return np.bincount(np.asarray(draws(keys)), minlength=x.size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["synthid", "gumbel"])
 def test_unbiased_on_average_over_keys(name):
     x = np.log(np.arange(1, 21, dtype=np.float32) ** 2)
