@@ -78,6 +78,14 @@ def integers(name: str, value: ArrayLike) -> Array:
     return narrowed(held(name, value, "iu"))
 
 
+def text(value: ArrayLike, name: str) -> Array:
+    """Token ids `[..., L]`, int32."""
+    array = integers(name, value)
+    if array.ndim == 0:
+        raise ValueError(f"{name} must have shape [..., L], got ()")
+    return array
+
+
 def flags(name: str, value: ArrayLike, rows: Array) -> Array:
     """A bool parameter, a scalar or broadcastable to the rows of `rows [..., vocab]`."""
     return _parameter(name, value, rows, "b", jnp.bool_, "a bool")
@@ -116,6 +124,16 @@ def per_item(
         exception_type=ValueError,
     )
     return jnp.broadcast_to(narrowed(array), (*lead, array.shape[-1]))
+
+
+def per_list(name: str, value: ArrayLike, rows: Array, kinds: str) -> Array:
+    """An array `[..., lists, n]` of any lengths, broadcast to the rows of `rows`, as `per_item`."""
+    array = value if isinstance(value, Array) else np.asarray(value)
+    if array.ndim < 2:
+        raise ValueError(f"{name} must have shape [..., {name}, n], got {array.shape}")
+    *lead, count, longest = array.shape
+    flat = per_item(name, array.reshape(*lead, count * longest), rows, kinds)
+    return flat.reshape(*flat.shape[:-1], count, longest)
 
 
 def bitmask(name: str, value: ArrayLike, rows: Array) -> Array:

@@ -5,14 +5,16 @@ lie, in their own dtype, and turns each value into the float32 logit of the rule
 the way, so that nothing of the size of the logits is ever written.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from jaxsample import _bits, _mass, _shards, _tiles
 from jaxsample._bits import WORD
@@ -32,19 +34,27 @@ _SLICES = 8
 """Of a chunk, that are combined first."""
 
 
-class Source(NamedTuple):
-    """Logits as they were given, which passes read.
+Implementation = Literal["xla", "pallas"] | None
+"""No kernels, kernels wherever a program runs, or kernels where they are estimated to be faster."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Logits as they were given, which passes read, and how they are to be read.
 
     Attributes:
       logits: `[..., vocab]`.
       mask: int32 `[..., words]`, the tokens that may come, packed and filled up to whole chunks;
         None: all may.
       shards: the devices that share each row; `logits` and `mask` are of one.
+      implementation: of the first pass.
     """
 
     logits: Array
-    mask: Array | None
-    shards: Shards | None
+    mask: Array | None = None
+    shards: Shards | None = None
+    implementation: Implementation = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def vocab(self) -> int:
@@ -54,6 +64,14 @@ class Source(NamedTuple):
     def ids(self) -> Array:
         """The ids of the tokens, int32 in the shape of `logits`."""
         return _shards.ids(self.logits, self.shards)
+
+    @property
+    def axis_name(self) -> AxisName:
+        return None if self.shards is None else self.shards.axis_names
+
+    def per_row(self, parameter: ArrayLike) -> Array:
+        """Returns a parameter broadcast to one value a row."""
+        return jnp.broadcast_to(parameter, self.logits.shape[:-1])
 
     def masked(self) -> Array:
         """The raw values, -inf where a token may not come."""
@@ -67,12 +85,25 @@ class Source(NamedTuple):
         return x if self.shards is None else self.shards.whole(x)
 
 
-def source(logits: Array, mask: Array | None = None, shards: Shards | None = None) -> Source:
-    """Logits, of which a packed mask `[..., ceil(vocab / 32)]` tells what may come."""
+def opened(
+    logits: ArrayLike,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+    mask: Array | None = None,
+) -> Source:
+    """Returns logits as passes read them, of which a packed mask tells the tokens that may come.
+
+    Args:
+      logits: `[..., vocab]`, checked.
+      axis_name: the mesh axes over which the vocabulary is sharded, or None.
+      implementation: of the first pass.
+      mask: int32 `[..., ceil(vocab / 32)]`, or None.
+    """
+    logits = jnp.asarray(logits)
     if mask is not None:
         missing = -(-logits.shape[-1] // CHUNK) * (CHUNK // WORD) - mask.shape[-1]
         mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, missing)])
-    return Source(logits, mask, shards)
+    return Source(logits, mask, shards(logits, axis_name), implementation)
 
 
 class Rows(NamedTuple):
@@ -145,15 +176,6 @@ def shards(logits: Array, axis_name: AxisName) -> Shards | None:
             f"{found.number}: pad the vocabulary of the model's head with -inf"
         )
     return found
-
-
-def look_over(logits: Array, shards: Shards | None = None) -> Rows:
-    """Reads the logits once, for what every rule needs to know, as other passes read them.
-
-    A TPU lays rows out for them once; where nothing else reads chunks, `_look` has a kernel.
-    """
-    given = source(logits, shards=shards)
-    return looked_over(given, block_keys(given))
 
 
 def block_keys(source: Source, size: int = BLOCK) -> Array:
@@ -254,7 +276,7 @@ def _fold(
     size: int,
     whole: bool = True,
 ) -> Array:
-    values, mask, shards = source
+    values, mask, shards = source.logits, source.mask, source.shards
     if shards is not None:
         start = shards.start(values.shape[-1])
 
@@ -262,7 +284,7 @@ def _fold(
             return element(x, start + ids, *rest)
 
         given = tuple(map(shards.own, per_chunk))
-        own = _fold(Source(values, mask, None), own_element, reduce, given, size)
+        own = _fold(Source(values, mask), own_element, reduce, given, size)
         return shards.whole(own) if whole else own
 
     lead, vocab = values.shape[:-1], values.shape[-1]
@@ -390,9 +412,9 @@ def tally(rows: Rows) -> Scale:
 
 def take_blocks(rows: Rows, blocks: Array, size: int) -> Array:
     """The raw values of whole chunks of a size, by index: `[..., n]` to `[..., n, size]`."""
-    logits, mask, shards = rows.source
+    logits, mask, shards = rows.source.logits, rows.source.mask, rows.source.shards
     if shards is not None:
-        own = rows._replace(source=Source(logits, mask, None))
+        own = rows._replace(source=Source(logits, mask))
         number = logits.shape[-1] // size
         return shards.look_up(lambda i: take_blocks(own, i, size), blocks, number)
     raw = _take_blocks(logits, blocks, size)
@@ -426,7 +448,7 @@ def _take_blocks(logits: Array, blocks: Array, size: int) -> Array:
 
 def take_rest(rows: Rows, size: int) -> Array:
     """The raw values behind the last whole chunk of a size, `[..., vocab % size]`."""
-    logits, mask, _ = rows.source
+    logits, mask = rows.source.logits, rows.source.mask
     whole, short = divmod(logits.shape[-1], size)
     rest = logits[..., whole * size :]
     if mask is None:

@@ -30,41 +30,40 @@ class Seed(NamedTuple):
     second: Array
 
 
-def keys(value: Any, rows: Array) -> Array:
+def keys(name: str, value: Any, rows: Array) -> Array:
     """Threefry keys, one a row: a single key serves all the rows, an array of keys is kept."""
     array = jnp.asarray(value)
     typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     single = array.ndim == (0 if typed else 1)
     lone = jnp.zeros(1)  # over one row `[vocab]` a single key is not split
-    return jnp.broadcast_to(_checks.keys(value, lone if single else rows), rows.shape[:-1])
+    keys = _checks.keys(value, lone if single else rows, name)
+    return jnp.broadcast_to(keys, rows.shape[:-1])
 
 
-def context(value: ArrayLike, rows: Array) -> Array:
+def context(name: str, value: ArrayLike, rows: Array) -> Array:
     """The last tokens `[..., width]` of each row, int32."""
-    array = _checks.per_item("context", value, rows, "iu")
+    array = _checks.per_item(name, value, rows, "iu")
     if array.shape[-1] == 0:
-        raise ValueError(f"context must hold at least one token a row, got shape {array.shape}")
+        raise ValueError(f"{name} must hold at least one token a row, got shape {array.shape}")
     return array
 
 
 def history(tokens: ArrayLike, length: ArrayLike) -> tuple[Array, Array]:
     """Tokens `[..., L]` and how many of them there are, int32 `[...]`; -1 if outside [0, L]."""
-    array = _checks.integers("tokens", tokens)
-    if array.ndim == 0:
-        raise ValueError("tokens must have shape [..., L], got ()")
-    count = _checks.to_rows(_checks.integer("length", length, array), array)
+    array = jnp.asarray(tokens)
+    count = jnp.broadcast_to(length, array.shape[:-1])
     return array, jnp.where((count >= 0) & (count <= array.shape[-1]), count, -1)
 
 
-def width(value: Any) -> int:
+def width(name: str, value: Any, _: Array) -> int:
     """The static number of tokens of a context."""
-    return _checks.static_integer("width", value, 1, _checks.MAX_VOCAB)
+    return _checks.static_integer(name, value, 1, _checks.MAX_VOCAB)
 
 
-def scheme(value: str) -> str:
+def scheme(name: str, value: str, _: Array) -> str:
     """One of the schemes of the green list."""
     if value not in SCHEMES:
-        raise ValueError(f"scheme must be one of {SCHEMES}, got {value!r}")
+        raise ValueError(f"{name} must be one of {SCHEMES}, got {value!r}")
     return value
 
 

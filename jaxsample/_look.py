@@ -12,14 +12,14 @@ from jaxsample import _chunks, _kept, _ranking
 from jaxsample._chunks import CHUNK, Rows, Source
 from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
-from jaxsample._kernels.choice import Implementation, choose
+from jaxsample._kernels.choice import choose
 from jaxsample._kernels.rows import Bins
 from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
 
 
-def look_over(source: Source, implementation: Implementation = None) -> Rows:
-    """`_chunks.look_over`, of logits without a mask."""
+def look_over(source: Source) -> Rows:
+    """Reads the logits once, for the maxima of the blocks; of logits without a mask."""
 
     def kernel(source: Source, *, interpret: bool) -> tuple[Array]:
         maxima = kernels.block_maxima(_flat(source.logits), interpret=interpret)
@@ -28,16 +28,13 @@ def look_over(source: Source, implementation: Implementation = None) -> Rows:
     def otherwise(source: Source) -> tuple[Array]:
         return (_chunks.block_keys(source),)
 
-    (keys,) = choose(kernel, otherwise, implementation, source)
+    source = lax.stop_gradient(source)
+    (keys,) = choose(kernel, otherwise, source)
     return _chunks.looked_over(source, keys)
 
 
 def look_over_and_weigh(
-    source: Source,
-    rate: Array | None = None,
-    implementation: Implementation = None,
-    *,
-    counted: bool = False,
+    source: Source, rate: Array | None = None, *, counted: bool = False
 ) -> tuple[Rows, Scale, list[Array]]:
     """Also `_chunks.weigh` of all tokens, by probability, and how many are not masked, if counted.
 
@@ -45,7 +42,7 @@ def look_over_and_weigh(
     """
 
     def kernel(source: Source, rate: Array | None, *, interpret: bool) -> tuple[Array, ...]:
-        logits, mask, _ = source
+        logits, mask = source.logits, source.mask
         maxima, sums, *counts = kernels.chunk_maxima_and_sums(
             _flat(logits),
             None if rate is None else rate.reshape(-1),
@@ -67,18 +64,17 @@ def look_over_and_weigh(
             return keys, *_kept.weigh_to(rows, scale, None)
         return keys, _chunks.weigh(rows, scale)
 
-    keys, *kept = choose(kernel, otherwise, implementation, source, rate)
+    source = lax.stop_gradient(source)
+    keys, *kept = choose(kernel, otherwise, source, rate)
     rows = _chunks.looked_over(source, keys, rate)
     return rows, _chunks.probability(rows), kept
 
 
-def look_over_and_rank(
-    source: Source, rate: Array | None = None, implementation: Implementation = None
-) -> tuple[Rows, Cut]:
+def look_over_and_rank(source: Source, rate: Array | None = None) -> tuple[Rows, Cut]:
     """Also the candidates, `_kept.candidates`."""
 
     def kernel(source: Source, rate: Array | None, *, interpret: bool) -> tuple[Array, ...]:
-        logits, mask, _ = source
+        logits, mask = source.logits, source.mask
         mask = None if mask is None else _flat(mask)
         maxima, bins = kernels.block_maxima_and_bins(_flat(logits), mask, interpret=interpret)
         keys = _keys(maxima, source)
@@ -92,7 +88,8 @@ def look_over_and_rank(
         keys = _chunks.block_keys(source)
         return keys, *_kept.candidates(_chunks.looked_over(source, keys, rate))
 
-    keys, *top = choose(kernel, otherwise, implementation, source, rate)
+    source = lax.stop_gradient(source)
+    keys, *top = choose(kernel, otherwise, source, rate)
     return _chunks.looked_over(source, keys, rate), Cut(*top)
 
 

@@ -140,8 +140,8 @@ def first(
 
 def rank(rows: Rows, tokens: Array) -> Array:
     """The number of tokens before one of each row that is not masked, int32 `[...]`."""
-    logits, _, shards = rows.source
-    logit = rows.read(_shards.take(logits, tokens[..., None], shards))[..., 0]
+    taken = _shards.take(rows.source.logits, tokens[..., None], rows.source.shards)
+    logit = rows.read(taken)[..., 0]
     cut = before(Cut(logit, tokens))
 
     def counted(raw: Array, ids: Array, *_: Array) -> Array:

@@ -1,6 +1,5 @@
 """Logits to logits: what may be said, and what had better be, whatever the model thinks of it."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -9,9 +8,22 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _bits, _checks, _chunks, _history, _look, _normalizer, _shards, _sparse
-from jaxsample._kernels.choice import Implementation
-from jaxsample._shards import AxisName, Shards
+from jaxsample import _bits, _chunks, _history, _look, _normalizer, _shards, _sparse
+from jaxsample._chunks import Implementation, Source, opened
+from jaxsample._public import (
+    BAD_WORDS,
+    BIAS,
+    BITMASK,
+    COUNT,
+    FINITE,
+    IDS,
+    LOGITS,
+    MASK,
+    TOKENS,
+    WORD_LENGTHS,
+    public,
+)
+from jaxsample._shards import AxisName
 
 
 class Banned(NamedTuple):
@@ -28,6 +40,7 @@ class Banned(NamedTuple):
     bad: Array
 
 
+@public(token_ids=IDS, bias=BIAS)
 def biased_logits(
     logits: ArrayLike, token_ids: ArrayLike, bias: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
@@ -55,25 +68,18 @@ def biased_logits(
     >>> print(biased_logits(jnp.zeros(4), jnp.array([2, 0, -1]), jnp.array([1.5, -jnp.inf, 0.0])))
     [-inf   0.   1.5  0. ]
     """
-    logits = _checks.logits(logits)
-    token_ids = _checks.per_item("token_ids", token_ids, logits, "iu")
-    width = token_ids.shape[-1]
-    bias = _checks.per_item("bias", bias, logits, "iuf")
-    if bias.shape[-1] != width:
-        raise ValueError(f"bias must have shape [..., {width}], as token_ids, got {bias.shape}")
-    shards = _chunks.shards(logits, axis_name)
-    return _biased_logits(logits, token_ids, bias.astype(jnp.float32), shards)
-
-
-@jax.jit
-def _biased_logits(logits: Array, token_ids: Array, bias: Array, shards: Shards | None) -> Array:
-    vocab, used = _shards.vocab(logits, shards), token_ids >= 0
-    bad = jnp.any((token_ids >= vocab) | (used & ~(bias < jnp.inf)), axis=-1)
-    logits = jnp.where(bad[..., None], jnp.nan, logits.astype(jnp.float32))
-    ids, total = _summed(jnp.where(used, token_ids, vocab), jnp.where(used, bias, 0))
-    places = _shards.places(logits, ids, shards)
-    new = _chunks.settle(_shards.take(logits, places) + total)
-    return _sparse.replace(logits, jnp.where(total == 0, vocab, places), new)
+    x, ids, each = opened(logits, axis_name), jnp.asarray(token_ids), jnp.asarray(bias)
+    if each.shape != ids.shape:
+        raise ValueError(
+            f"bias must have shape [..., {ids.shape[-1]}], as token_ids, got {each.shape}"
+        )
+    vocab, used, each = x.vocab, ids >= 0, each.astype(jnp.float32)
+    bad = jnp.any((ids >= vocab) | (used & ~BIAS.inside(each)), axis=-1)
+    wide = jnp.where(bad[..., None], jnp.nan, x.logits.astype(jnp.float32))
+    ids, total = _summed(jnp.where(used, ids, vocab), jnp.where(used, each, 0))
+    places = _shards.places(wide, ids, x.shards)
+    new = _chunks.settle(_shards.take(wide, places) + total)
+    return _sparse.replace(wide, jnp.where(total == 0, vocab, places), new)
 
 
 def _summed(ids: Array, bias: Array) -> tuple[Array, Array]:
@@ -89,6 +95,7 @@ def _summed(ids: Array, bias: Array) -> tuple[Array, Array]:
     return ids, jnp.where(last, total, 0)
 
 
+@public(allowed=MASK)
 def allowed_logits(logits: ArrayLike, allowed: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Masks the tokens that are not allowed.
 
@@ -108,16 +115,10 @@ def allowed_logits(logits: ArrayLike, allowed: ArrayLike, *, axis_name: AxisName
     >>> print(allowed_logits(jnp.array([1.0, 2.0, 3.0]), jnp.array([True, False, True])))
     [  1. -inf   3.]
     """
-    logits = _checks.logits(logits)
-    _chunks.shards(logits, axis_name)
-    return _allowed_logits(logits, _checks.per_token("allowed", allowed, logits, "b"))
+    return _bits.masked(opened(logits, axis_name).logits, jnp.asarray(allowed))
 
 
-@jax.jit
-def _allowed_logits(logits: Array, allowed: Array) -> Array:
-    return _bits.masked(logits, allowed)
-
-
+@public(bitmask=BITMASK)
 def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Masks the tokens whose bit is 0: token t is bit `t % 32`, from the least, of word `t // 32`.
 
@@ -141,14 +142,8 @@ def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike, *, axis_name: AxisName
     >>> print(bitmask_logits(np.float32([1, 2, 3]), np.int32([0b101])))
     [  1. -inf   3.]
     """
-    logits = _checks.logits(logits)
-    _chunks.shards(logits, axis_name)
-    return _bitmask_logits(logits, _checks.bitmask("bitmask", bitmask, logits))
-
-
-@jax.jit
-def _bitmask_logits(logits: Array, bitmask: Array) -> Array:
-    return _bits.masked(logits, _bits.unpacked(bitmask, logits.shape[-1]))
+    x = opened(logits, axis_name)
+    return _bits.masked(x.logits, _bits.unpacked(jnp.asarray(bitmask), x.logits.shape[-1]))
 
 
 def packed_bitmask(allowed: ArrayLike) -> Array:
@@ -178,6 +173,7 @@ def packed_bitmask(allowed: ArrayLike) -> Array:
 _packed_bitmask = jax.jit(_bits.packed)
 
 
+@public(token_ids=IDS)
 def suppressed_logits(
     logits: ArrayLike, token_ids: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
@@ -201,22 +197,17 @@ def suppressed_logits(
     >>> print(suppressed_logits(jnp.array([1.0, 2.0, 3.0]), jnp.array([1, -1])))
     [  1. -inf   3.]
     """
-    logits = _checks.logits(logits)
-    return without(logits, suppressed(logits, token_ids, axis_name), axis_name)
+    x = opened(logits, axis_name)
+    return without(x, suppressed(x, jnp.asarray(token_ids)))
 
 
-def suppressed(logits: Array, token_ids: ArrayLike, axis_name: AxisName) -> Banned:
-    """What `suppressed_logits` masks."""
-    token_ids = _checks.per_item("token_ids", token_ids, logits, "iu")
-    return _suppressed(logits, token_ids, _chunks.shards(logits, axis_name))
-
-
-@jax.jit
-def _suppressed(logits: Array, token_ids: Array, shards: Shards | None) -> Banned:
-    bad = jnp.any(token_ids >= _shards.vocab(logits, shards), axis=-1)
+def suppressed(x: Source, token_ids: Array) -> Banned:
+    """The tokens that `suppressed_logits` masks."""
+    bad = jnp.any(token_ids >= x.vocab, axis=-1)
     return Banned(token_ids, jnp.full(token_ids.shape, True), bad)
 
 
+@public(stop_token_ids=IDS, length=COUNT, min_tokens=COUNT)
 def min_tokens_logits(
     logits: ArrayLike,
     stop_token_ids: ArrayLike,
@@ -248,39 +239,22 @@ def min_tokens_logits(
     [[  0.   0. -inf]
      [  0.   0.   0.]]
     """
-    logits = _checks.logits(logits)
-    banned = before_min_tokens(logits, stop_token_ids, length, min_tokens, axis_name)
-    return without(logits, banned, axis_name)
+    x = opened(logits, axis_name)
+    return without(x, before_min_tokens(x, jnp.asarray(stop_token_ids), length, min_tokens))
 
 
 def before_min_tokens(
-    logits: Array,
-    stop_token_ids: ArrayLike,
-    length: ArrayLike,
-    min_tokens: ArrayLike,
-    axis_name: AxisName,
+    x: Source, stop_token_ids: Array, length: ArrayLike, min_tokens: ArrayLike
 ) -> Banned:
-    """What `min_tokens_logits` masks."""
-    return _before_min_tokens(
-        logits,
-        _checks.per_item("stop_token_ids", stop_token_ids, logits, "iu"),
-        _checks.integer("length", length, logits),
-        _checks.integer("min_tokens", min_tokens, logits),
-        _chunks.shards(logits, axis_name),
-    )
-
-
-@jax.jit
-def _before_min_tokens(
-    logits: Array, stop_token_ids: Array, length: Array, min_tokens: Array, shards: Shards | None
-) -> Banned:
-    length, min_tokens = (_checks.to_rows(x, logits) for x in (length, min_tokens))
-    bad = jnp.any(stop_token_ids >= _shards.vocab(logits, shards), axis=-1)
-    bad |= (length < 0) | (min_tokens < 0)
+    """The tokens that `min_tokens_logits` masks."""
+    length, min_tokens = x.per_row(length), x.per_row(min_tokens)
+    bad = jnp.any(stop_token_ids >= x.vocab, axis=-1)
+    bad |= ~(COUNT.inside(length) & COUNT.inside(min_tokens))
     early = jnp.broadcast_to((length < min_tokens)[..., None], stop_token_ids.shape)
     return Banned(stop_token_ids, early, bad)
 
 
+@public(tokens=TOKENS, length=COUNT, words=BAD_WORDS, word_lengths=WORD_LENGTHS)
 def bad_words_logits(
     logits: ArrayLike,
     tokens: ArrayLike,
@@ -317,59 +291,34 @@ def bad_words_logits(
     >>> print(bad_words_logits(jnp.zeros(4), jnp.array([0, 1]), 2, words, jnp.array([2, 1, 2])))
     [  0.   0. -inf -inf]
     """
-    logits = _checks.logits(logits)
-    banned = bad_words(logits, tokens, length, words, word_lengths, axis_name)
-    return without(logits, banned, axis_name)
+    x = opened(logits, axis_name)
+    text, listed, lengths = map(jnp.asarray, (tokens, words, word_lengths))
+    return without(x, bad_words(x, text, length, listed, lengths))
 
 
 def bad_words(
-    logits: Array,
-    tokens: ArrayLike,
-    length: ArrayLike,
-    words: ArrayLike,
-    word_lengths: ArrayLike,
-    axis_name: AxisName,
+    x: Source, tokens: Array, length: ArrayLike, words: Array, word_lengths: Array
 ) -> Banned:
-    """What `bad_words_logits` masks."""
-    tokens = _checks.per_item("tokens", tokens, logits, "iu")
-    length = _checks.integer("length", length, logits)
-    words = words if isinstance(words, Array) else np.asarray(words)
-    if words.ndim < 2:
-        raise ValueError(f"words must have shape [..., words, n], got {words.shape}")
-    *lead, count, longest = words.shape
-    words = _checks.per_item("words", words.reshape(*lead, count * longest), logits, "iu")
-    word_lengths = _checks.per_item("word_lengths", word_lengths, logits, "iu")
+    """The tokens that `bad_words_logits` masks."""
+    count, longest = words.shape[-2:]
     if word_lengths.shape[-1] != count:
         raise ValueError(f"word_lengths must have shape [..., {count}], got {word_lengths.shape}")
-    words = words.reshape(*words.shape[:-1], count, longest)
-    shards = _chunks.shards(logits, axis_name)
-    return _bad_words(logits, tokens, length, words, word_lengths, shards)
-
-
-@jax.jit
-def _bad_words(
-    logits: Array,
-    tokens: Array,
-    length: Array,
-    words: Array,
-    word_lengths: Array,
-    shards: Shards | None,
-) -> Banned:
-    length, place = _checks.to_rows(length, logits), _chunks.positions(words)
-    unknown = (words < 0) | (words >= _shards.vocab(logits, shards))
+    length, place = x.per_row(length), _chunks.positions(words)
+    unknown = (words < 0) | (words >= x.vocab)
     bad = _history.is_bad(tokens, length)
-    bad |= jnp.any((word_lengths < 0) | (word_lengths > words.shape[-1]), axis=-1)
+    bad |= jnp.any((word_lengths < 0) | (word_lengths > longest), axis=-1)
     bad |= jnp.any(unknown & (place < word_lengths[..., None]), axis=(-2, -1))
 
     prefix = word_lengths - 1
     start = length[..., None] - prefix
-    where = (start[..., None] + place).reshape(*length.shape, words.shape[-2] * words.shape[-1])
+    where = (start[..., None] + place).reshape(*length.shape, count * longest)
     written = _shards.take(tokens, where).reshape(words.shape)
     begun = jnp.all((words == written) | (place >= prefix[..., None]), axis=-1)
     last = _chunks.at(words, prefix)
     return Banned(last, begun & (prefix >= 0) & (start >= 0), bad)
 
 
+@public(rows="conditional", unconditional=LOGITS, scale=FINITE)
 def guided_logits(
     conditional: ArrayLike,
     unconditional: ArrayLike,
@@ -405,51 +354,32 @@ def guided_logits(
     >>> print(jnp.exp(guided_logits(c, u, 2.0)))
     [0.312 1.25 ]
     """
-    conditional = _checks.logits(conditional, "conditional")
-    unconditional = _checks.per_token("unconditional", unconditional, conditional, "f")
-    scale = _checks.real("scale", scale, conditional)
-    shards = _chunks.shards(conditional, axis_name)
-    return _guided_logits(conditional, unconditional, scale, shards, implementation)
-
-
-@functools.partial(jax.jit, static_argnames="implementation")
-def _guided_logits(
-    conditional: Array,
-    unconditional: Array,
-    scale: Array,
-    shards: Shards | None,
-    implementation: Implementation,
-) -> Array:
-    scale = _checks.to_rows(scale, conditional)[..., None]
-    bad = ~jnp.isfinite(scale)
-    masked = (conditional == -jnp.inf) | (unconditional == -jnp.inf)
-    parts = []
+    weight = opened(conditional, axis_name).per_row(scale)[..., None]
+    bad = ~FINITE.inside(weight)
+    masked, parts = jnp.array(False), []
     for logits in (conditional, unconditional):
-        logprobs, bad_row = _log_softmax(logits, shards, implementation)
+        x = opened(logits, axis_name, implementation)
+        logprobs, bad_row = _log_softmax(x)
         bad |= bad_row[..., None]
+        masked |= x.logits == -jnp.inf
         parts.append(logprobs)
     # A log-probability may lie beyond float32, and 0 times -inf is NaN.
     lowest = jnp.finfo(jnp.float32).min
     c, u = (jnp.where(masked | bad, 0, jnp.maximum(part, lowest)) for part in parts)
-    step = _chunks.settle(jnp.where(bad, 1, scale) * (c - u))
+    step = _chunks.settle(jnp.where(bad, 1, weight) * (c - u))
     guided = _chunks.settle(u + step)
     guided = jnp.where(bad, jnp.nan, jnp.where(masked, -jnp.inf, guided))
-    return jnp.where(scale == 1, conditional.astype(jnp.float32), guided)
+    return jnp.where(weight == 1, jnp.asarray(conditional).astype(jnp.float32), guided)
 
 
-def _log_softmax(
-    logits: Array, shards: Shards | None, implementation: Implementation
-) -> tuple[Array, Array]:
+def _log_softmax(x: Source) -> tuple[Array, Array]:
     """The log-probabilities `[..., vocab]`, float32, and the bad rows `[...]`."""
-    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation)
+    rows, scale, (sums,) = _look.look_over_and_weigh(x)
     mass = _chunks.added_up(sums, scale)
-    return _normalizer.logprobs(rows, mass, logits, logits), rows.bad
+    return _normalizer.logprobs(rows, mass, x.logits, x.logits), rows.bad
 
 
-@functools.partial(jax.jit, static_argnames="axis_name")
-def without(logits: Array, banned: Banned, axis_name: AxisName) -> Array:
-    """The logits without what is banned; NaN on bad rows."""
-    shards = _chunks.shards(logits, axis_name)
-    logits = jnp.where(banned.bad[..., None], jnp.nan, logits)
-    return _sparse.ban(logits, _shards.places(logits, banned.ids, shards), banned.where)
+def without(x: Source, banned: Banned) -> Array:
+    """The logits without the banned tokens; NaN on bad rows."""
+    logits = jnp.where(banned.bad[..., None], jnp.nan, x.logits)
+    return _sparse.ban(logits, _shards.places(logits, banned.ids, x.shards), banned.where)

@@ -6,16 +6,15 @@ independent. For the same reason texts that share their commonest n-grams score 
 the more so the narrower the context; float32 tells p-values down to 1e-38.
 """
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import betainc, gammaincc, ndtr
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _keyed
+from jaxsample import _keyed
+from jaxsample._public import COUNT, INSIDE_0_1, public, static_integer
 
 
 class GreenListDetection(NamedTuple):
@@ -48,6 +47,14 @@ class ScoreDetection(NamedTuple):
     scored: Array
 
 
+@public(
+    rows="tokens",
+    key=_keyed.keys,
+    length=COUNT,
+    gamma=INSIDE_0_1,
+    width=_keyed.width,
+    scheme=_keyed.scheme,
+)
 def detect_green_list(
     key: ArrayLike,
     tokens: ArrayLike,
@@ -84,35 +91,28 @@ def detect_green_list(
     >>> print(found.green / found.scored, found.p_value > 0.01)
     0.2 True
     """
-    tokens, length = _keyed.history(tokens, length)
-    return _detect_green_list(
-        _keyed.keys(key, tokens),
-        tokens,
-        length,
-        _checks.real("gamma", gamma, tokens),
-        _keyed.width(width),
-        _keyed.scheme(scheme),
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("width", "scheme"))
-def _detect_green_list(
-    keys: Array, tokens: Array, length: Array, gamma: Array, width: int, scheme: str
-) -> GreenListDetection:
-    gamma = _checks.to_rows(gamma, tokens)
-    bad = ~((gamma > 0) & (gamma < 1)) | (length < 0)
-    gamma = jnp.where(bad, 0.5, gamma)
-    contexts, candidates, valid = _keyed.grams(tokens, length, width)
-    words = _keyed.green_word(keys[..., None], contexts, candidates, scheme)
+    text, number = _keyed.history(tokens, length)
+    share = jnp.broadcast_to(gamma, number.shape)
+    bad = ~INSIDE_0_1.inside(share) | (number < 0)
+    share = jnp.where(bad, 0.5, share)
+    contexts, candidates, valid = _keyed.grams(text, number, width)
+    words = _keyed.green_word(jnp.asarray(key)[..., None], contexts, candidates, scheme)
     words, first = _keyed.first_of_each(valid, words, words)
     scored = _count(first)
-    green = _count(first & _keyed.green(words, gamma[..., None]))
+    green = _count(first & _keyed.green(words, share[..., None]))
     n, k = scored.astype(jnp.float32), green.astype(jnp.float32)
-    z = (k - gamma * n) / jnp.sqrt(jnp.maximum(n, 1) * gamma * (1 - gamma))
-    tail = jnp.where(green > 0, betainc(jnp.maximum(k, 1), n - k + 1, gamma), 1)
+    z = (k - share * n) / jnp.sqrt(jnp.maximum(n, 1) * share * (1 - share))
+    tail = jnp.where(green > 0, betainc(jnp.maximum(k, 1), n - k + 1, share), 1)
     return GreenListDetection(*_unless(bad, (z, tail, green, scored)))
 
 
+@public(
+    rows="tokens",
+    key=_keyed.keys,
+    length=COUNT,
+    depth=static_integer(1, _keyed.BITS),
+    width=_keyed.width,
+)
 def detect_synthid(
     key: ArrayLike, tokens: ArrayLike, length: ArrayLike, *, depth: int = 30, width: int
 ) -> ScoreDetection:
@@ -147,22 +147,9 @@ def detect_synthid(
     >>> print(found.score, found.p_value > 0.01)
     0.5 True
     """
-    tokens, length = _keyed.history(tokens, length)
-    return _detect_synthid(
-        _keyed.keys(key, tokens),
-        tokens,
-        length,
-        _checks.static_integer("depth", depth, 1, _keyed.BITS),
-        _keyed.width(width),
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("depth", "width"))
-def _detect_synthid(
-    keys: Array, tokens: Array, length: Array, depth: int, width: int
-) -> ScoreDetection:
-    contexts, candidates, valid = _keyed.grams(tokens, length, width)
-    seed = _keyed.fold(keys[..., None], contexts)
+    text, number = _keyed.history(tokens, length)
+    contexts, candidates, valid = _keyed.grams(text, number, width)
+    seed = _keyed.fold(jnp.asarray(key)[..., None], contexts)
     words, first = _keyed.first_of_each(valid, seed.first, _keyed.word(seed, candidates))
     scored = _count(first)
     # Linear from 10 to 1, as integers: the sums are exact.
@@ -178,9 +165,10 @@ def _detect_synthid(
     some = scored > 0
     score = jnp.where(some, total.astype(jnp.float32) / (n * sum(weights)), 0.5)
     tail = jnp.where(some, ndtr(-excess / deviation), 1)
-    return ScoreDetection(*_unless(length < 0, (score, tail, scored)))
+    return ScoreDetection(*_unless(number < 0, (score, tail, scored)))
 
 
+@public(rows="tokens", key=_keyed.keys, length=COUNT, width=_keyed.width)
 def detect_gumbel(
     key: ArrayLike, tokens: ArrayLike, length: ArrayLike, *, width: int
 ) -> ScoreDetection:
@@ -212,25 +200,15 @@ def detect_gumbel(
     >>> print(found.score / 998, found.p_value > 0.01)
     1.0 True
     """
-    tokens, length = _keyed.history(tokens, length)
-    return _detect_gumbel(
-        _keyed.keys(key, tokens),
-        tokens,
-        length,
-        _keyed.width(width),
-    )
-
-
-@functools.partial(jax.jit, static_argnames="width")
-def _detect_gumbel(keys: Array, tokens: Array, length: Array, width: int) -> ScoreDetection:
-    contexts, candidates, valid = _keyed.grams(tokens, length, width)
-    seed = _keyed.fold(keys[..., None], contexts)
+    text, number = _keyed.history(tokens, length)
+    contexts, candidates, valid = _keyed.grams(text, number, width)
+    seed = _keyed.fold(jnp.asarray(key)[..., None], contexts)
     words = _keyed.word(seed, candidates)
     surprise, first = _keyed.first_of_each(valid, words, -jnp.log(_keyed.uniform(seed, words)))
     score = jnp.sum(jnp.where(first, surprise, 0), axis=-1)
     scored = _count(first)
     tail = gammaincc(jnp.maximum(scored, 1).astype(jnp.float32), score)
-    return ScoreDetection(*_unless(length < 0, (score, jnp.where(scored > 0, tail, 1), scored)))
+    return ScoreDetection(*_unless(number < 0, (score, jnp.where(scored > 0, tail, 1), scored)))
 
 
 def _count(mask: Array) -> Array:

@@ -5,7 +5,6 @@ carry through a `scan` or a `while_loop`. States and parameters have no gradient
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -27,12 +26,12 @@ from jaxsample import (
     _ranking,
     _shards,
 )
-from jaxsample._chunks import Rows
+from jaxsample._chunks import Implementation, Rows, Source, opened
 from jaxsample._elementary import LOG2_E
 from jaxsample._kept import Rules
-from jaxsample._kernels.choice import Implementation
+from jaxsample._public import FINITE, NOT_NEGATIVE, Parameter, keys, public
 from jaxsample._ranking import Cut
-from jaxsample._shards import AxisName, Shards
+from jaxsample._shards import AxisName
 from jaxsample.sampling import categorical_sample
 
 
@@ -61,8 +60,8 @@ class MirostatParams:
           TypeError: a field that holds no real numbers.
           ValueError: a value outside its range; the message names the field, the row and the range.
         """
-        _checks.in_range("tau", self.tau, "iuf", "finite and at least 0", _finite_from_0)
-        _checks.in_range("eta", self.eta, "iuf", "finite and at least 0", _finite_from_0)
+        NOT_NEGATIVE.validate("tau", self.tau)
+        NOT_NEGATIVE.validate("eta", self.eta)
 
 
 class MirostatState(NamedTuple):
@@ -96,6 +95,18 @@ def init_mirostat(params: MirostatParams, rows_shape: tuple[int, ...] = ()) -> M
     return MirostatState(2 * _checks.to_rows(_checks.real("tau", params.tau, rows), rows))
 
 
+def _mirostat_params(name: str, value: Any, logits: Array) -> MirostatParams:
+    _check_type(name, value, MirostatParams)
+    tau, eta = (NOT_NEGATIVE(field, getattr(value, field), logits) for field in ("tau", "eta"))
+    return MirostatParams(tau=tau, eta=eta)
+
+
+def _mirostat_state(name: str, value: Any, logits: Array) -> MirostatState:
+    _check_type(name, value, MirostatState)
+    return MirostatState(FINITE("mu", value.mu, logits))
+
+
+@public(key=keys, params=_mirostat_params, state=_mirostat_state)
 def mirostat_v1_sample(
     key: ArrayLike,
     logits: ArrayLike,
@@ -145,9 +156,11 @@ def mirostat_v1_sample(
     >>> print(tokens, state.mu)  # k = 2^2.8 / log(1000) = 1.008: one token, without surprise
     0 3.1
     """
-    return _mirostat_sample(_zipf_prefix, key, logits, params, state, axis_name)
+    # It counts tokens, too: by estimate a kernel would be one read more.
+    return _mirostat(_zipf_prefix, key, opened(logits, axis_name, "xla"), params, state)
 
 
+@public(key=keys, params=_mirostat_params, state=_mirostat_state)
 def mirostat_v2_sample(
     key: ArrayLike,
     logits: ArrayLike,
@@ -194,7 +207,8 @@ def mirostat_v2_sample(
     >>> print(tokens, state.mu)  # only one token has at most 1.8 bits
     1 1.89
     """
-    return _mirostat_sample(_unsurprising, key, logits, params, state, axis_name, implementation)
+    x = opened(logits, axis_name, implementation)
+    return _mirostat(_unsurprising, key, x, params, state)
 
 
 @jax.tree_util.register_dataclass
@@ -222,8 +236,8 @@ class AdaptivePParams:
           TypeError: a field that holds no real numbers.
           ValueError: a value outside its range; the message names the field, the row and the range.
         """
-        _checks.in_range("target", self.target, "iuf", "at most 1", _up_to_1)
-        _checks.in_range("decay", self.decay, "iuf", f"in [0, {_MAX_DECAY:.2f}]", _decays)
+        _TARGET.validate("target", self.target)
+        _DECAY.validate("decay", self.decay)
 
 
 class AdaptivePState(NamedTuple):
@@ -266,6 +280,19 @@ def init_adaptive_p(params: AdaptivePParams, rows_shape: tuple[int, ...] = ()) -
     return AdaptivePState(jnp.maximum(target, 0) * total_weight, total_weight)
 
 
+def _adaptive_p_params(name: str, value: Any, logits: Array) -> AdaptivePParams:
+    _check_type(name, value, AdaptivePParams)
+    target, decay = _TARGET("target", value.target, logits), _DECAY("decay", value.decay, logits)
+    return AdaptivePParams(target=target, decay=decay)
+
+
+def _adaptive_p_state(name: str, value: Any, logits: Array) -> AdaptivePState:
+    _check_type(name, value, AdaptivePState)
+    fields = value._asdict().items()
+    return AdaptivePState(**{field: FINITE(field, of_it, logits) for field, of_it in fields})
+
+
+@public(key=keys, params=_adaptive_p_params, state=_adaptive_p_state)
 def adaptive_p_sample(
     key: ArrayLike,
     logits: ArrayLike,
@@ -316,15 +343,35 @@ def adaptive_p_sample(
     >>> print(tokens, *state)
     1 0.25 1.0
     """
-    logits = _checks.logits(logits)
-    _check_type("params", params, AdaptivePParams)
-    _check_type("state", state, AdaptivePState)
-    real = {
-        name: _checks.real(name, value, logits)
-        for name, value in {**vars(params), **state._asdict()}.items()
-    }
-    shards = _chunks.shards(logits, axis_name)
-    return _adaptive_p(_checks.keys(key, logits), logits, shards, implementation, **real)
+    x = lax.stop_gradient(opened(logits, axis_name, implementation))
+    target, decay = map(x.per_row, lax.stop_gradient((params.target, params.decay)))
+    state = AdaptivePState(*map(x.per_row, lax.stop_gradient(state)))
+    bad = ~(_TARGET.inside(target) & _DECAY.inside(decay))
+    bad |= ~(jnp.isfinite(state.weighted_sum) & NOT_NEGATIVE.inside(state.total_weight))
+    rows, scale, (sums,) = _look.look_over_and_weigh(x)
+    mass = _chunks.added_up(sums, scale)
+
+    average = state.weighted_sum / jnp.where(state.total_weight > 0, state.total_weight, 1)
+    goal = jnp.where(state.total_weight > 0, 2 * target - average, target)
+    goal = lax.optimization_barrier(jnp.clip(goal, 0, 1))
+    logprobs = _normalizer.logprobs(rows, mass, x.logits, x.logits)
+    distance = _chunks.settle(
+        jnp.abs(_elementary.exp2(logprobs * LOG2_E) - goal[..., None]) * (1 / _WIDTH)
+    )
+    adapted = _PEAK - _chunks.settle(_SHARPNESS * distance * distance / (1 + distance))
+    adapted = jnp.where(x.logits == -jnp.inf, -jnp.inf, adapted)
+    adapted = jnp.where((target < 0)[..., None], x.logits.astype(jnp.float32), adapted)
+    adapted = jnp.where(bad[..., None], jnp.nan, adapted)
+    # Written down: each pass of the draw would compute it anew, and round it in its own way.
+    tokens = categorical_sample(key, lax.optimization_barrier(adapted), axis_name=axis_name)
+
+    chosen = _shards.take(x.logits, tokens[..., None], x.shards)
+    chosen = _normalizer.logprobs(rows, mass, x.logits, chosen)[..., 0]
+    p = _chunks.settle(_elementary.exp2(chosen * LOG2_E))
+    weighted_sum, total_weight = (_chunks.settle(decay * past) for past in state)
+    following = AdaptivePState(p + weighted_sum, 1 + total_weight)
+    stays = (tokens < 0) | (target < 0)
+    return tokens, jax.tree.map(lambda old, new: jnp.where(stays, old, new), state, following)
 
 
 _ZIPF_TOKENS = 100
@@ -333,77 +380,46 @@ _STEEPEST = 1e6
 _FLATTEST = 1e-6
 """An exponent as good as 0, with which any k is the whole vocabulary or one token."""
 
-_Keep = Callable[[Array, Array, Shards | None, Implementation], tuple[Rows, Cut]]
+_Keep = Callable[[Source, Array], tuple[Rows, Cut]]
 
 _MAX_DECAY = np.float32(0.99)
+_DECAY = Parameter(
+    "iuf", f"in [0, {_MAX_DECAY:.2f}]", lambda decay: (decay >= 0) & (decay <= _MAX_DECAY)
+)
+_TARGET = Parameter("iuf", "at most 1", lambda target: target <= 1)
 _PEAK, _SHARPNESS, _WIDTH = 5, 10, 0.3
 
 
-def _mirostat_sample(
-    keep: _Keep,
-    key: ArrayLike,
-    logits: ArrayLike,
-    params: MirostatParams,
-    state: MirostatState,
-    axis_name: AxisName,
-    implementation: Implementation = None,
-) -> tuple[Array, MirostatState]:
-    logits = _checks.logits(logits)
-    _check_type("params", params, MirostatParams)
-    _check_type("state", state, MirostatState)
-    tau = _checks.real("tau", params.tau, logits)
-    eta = _checks.real("eta", params.eta, logits)
-    mu = _checks.real("mu", state.mu, logits)
-    shards = _chunks.shards(logits, axis_name)
-    keys = _checks.keys(key, logits)
-    return _mirostat(keep, keys, logits, tau, eta, mu, shards, implementation)
-
-
-@functools.partial(jax.jit, static_argnames=("keep", "implementation"))
 def _mirostat(
-    keep: _Keep,
-    keys: Array,
-    logits: Array,
-    tau: Array,
-    eta: Array,
-    mu: Array,
-    shards: Shards | None,
-    implementation: Implementation,
+    keep: _Keep, key: ArrayLike, x: Source, params: MirostatParams, state: MirostatState
 ) -> tuple[Array, MirostatState]:
-    logits, *params = lax.stop_gradient((logits, tau, eta, mu))
-    tau, eta, mu = (_checks.to_rows(param, logits) for param in params)
-    bad = ~(_finite_from_0(tau) & _finite_from_0(eta) & jnp.isfinite(mu))
-    rows, cut = _chunks.read_again(*keep(logits, jnp.where(bad, 0, mu), shards, implementation))
+    x = lax.stop_gradient(x)
+    tau, eta, mu = map(x.per_row, lax.stop_gradient((params.tau, params.eta, state.mu)))
+    bad = ~(NOT_NEGATIVE.inside(tau) & NOT_NEGATIVE.inside(eta) & jnp.isfinite(mu))
+    rows, cut = _chunks.read_again(*keep(x, jnp.where(bad, 0, mu)))
     bad |= rows.bad
-    tokens, mass, _ = _draw.draw_to(_draw.spend(keys), rows, cut)
+    tokens, mass, _ = _draw.draw_to(_draw.spend(jnp.asarray(key)), rows, cut)
 
-    chosen = _shards.take(logits, tokens[..., None], shards)
-    logprobs = _normalizer.logprobs(rows, mass, logits, chosen)[..., 0]
+    chosen = _shards.take(x.logits, tokens[..., None], x.shards)
+    logprobs = _normalizer.logprobs(rows, mass, x.logits, chosen)[..., 0]
     surprise = _chunks.settle(-logprobs * LOG2_E)
     next_mu = mu - _chunks.settle(eta * (surprise - tau))
     return jnp.where(bad, -1, tokens), MirostatState(jnp.where(bad, mu, next_mu))
 
 
-def _unsurprising(
-    logits: Array, mu: Array, shards: Shards | None, implementation: Implementation
-) -> tuple[Rows, Cut]:
+def _unsurprising(x: Source, mu: Array) -> tuple[Rows, Cut]:
     """The rows, and the cut behind the last token whose surprise could be at most mu bits."""
-    rows, scale, (sums,) = _look.look_over_and_weigh(
-        _chunks.source(logits, shards=shards), None, implementation
-    )
+    rows, scale, (sums,) = _look.look_over_and_weigh(x)
     log_mass = _mass.log(_chunks.added_up(sums, scale))
     floor = rows.row_max + log_mass - _chunks.settle(mu / LOG2_E)
     likely = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
     return rows, _ranking.select(floor > rows.row_max, _ranking.best(rows), likely)
 
 
-def _zipf_prefix(
-    logits: Array, mu: Array, shards: Shards | None, implementation: Implementation
-) -> tuple[Rows, Cut]:
+def _zipf_prefix(x: Source, mu: Array) -> tuple[Rows, Cut]:
     """The rows, and the cut behind the rank at which a Zipf law like theirs has a surprise of mu
     bits."""
-    del implementation  # it counts tokens, too: by estimate a kernel would be one read more
-    rows = _chunks.look_over(logits, shards)
+    rows = _look.look_over(x)
     units = _chunks.weigh(rows, _chunks.tally(rows))
     log_vocab = _elementary.log(jnp.maximum(jnp.sum(units, axis=-1), 2).astype(jnp.float32))
     top = _ranking.candidates(rows, _ZIPF_TOKENS)
@@ -438,63 +454,6 @@ def _tree_sum(x: Array) -> Array:
         size //= 2
         x = x[..., :size] + x[..., size:]
     return x[..., 0]
-
-
-@functools.partial(jax.jit, static_argnames="implementation")
-def _adaptive_p(
-    keys: Array,
-    logits: Array,
-    shards: Shards | None,
-    implementation: Implementation,
-    target: Array,
-    decay: Array,
-    weighted_sum: Array,
-    total_weight: Array,
-) -> tuple[Array, AdaptivePState]:
-    logits, *params = lax.stop_gradient((logits, target, decay, weighted_sum, total_weight))
-    target, decay, *memory = (_checks.to_rows(param, logits) for param in params)
-    state = AdaptivePState(*memory)
-    bad = ~(_up_to_1(target) & _decays(decay))
-    bad |= ~(jnp.isfinite(state.weighted_sum) & _finite_from_0(state.total_weight))
-    rows, scale, (sums,) = _look.look_over_and_weigh(
-        _chunks.source(logits, shards=shards), None, implementation
-    )
-    mass = _chunks.added_up(sums, scale)
-
-    average = state.weighted_sum / jnp.where(state.total_weight > 0, state.total_weight, 1)
-    goal = jnp.where(state.total_weight > 0, 2 * target - average, target)
-    goal = lax.optimization_barrier(jnp.clip(goal, 0, 1))
-    logprobs = _normalizer.logprobs(rows, mass, logits, logits)
-    distance = _chunks.settle(
-        jnp.abs(_elementary.exp2(logprobs * LOG2_E) - goal[..., None]) * (1 / _WIDTH)
-    )
-    adapted = _PEAK - _chunks.settle(_SHARPNESS * distance * distance / (1 + distance))
-    adapted = jnp.where(logits == -jnp.inf, -jnp.inf, adapted)
-    adapted = jnp.where((target < 0)[..., None], logits.astype(jnp.float32), adapted)
-    adapted = jnp.where(bad[..., None], jnp.nan, adapted)
-    # Written down: each pass of the draw would compute it anew, and round it in its own way.
-    axis_name = None if shards is None else shards.axis_names
-    tokens = categorical_sample(keys, lax.optimization_barrier(adapted), axis_name=axis_name)
-
-    chosen = _shards.take(logits, tokens[..., None], shards)
-    chosen = _normalizer.logprobs(rows, mass, logits, chosen)[..., 0]
-    p = _chunks.settle(_elementary.exp2(chosen * LOG2_E))
-    weighted_sum, total_weight = (_chunks.settle(decay * x) for x in state)
-    following = AdaptivePState(p + weighted_sum, 1 + total_weight)
-    stays = (tokens < 0) | (target < 0)
-    return tokens, jax.tree.map(lambda old, new: jnp.where(stays, old, new), state, following)
-
-
-def _finite_from_0(x: Any) -> Any:
-    return (x >= 0) & (x < np.inf)
-
-
-def _up_to_1(x: Any) -> Any:
-    return x <= 1
-
-
-def _decays(x: Any) -> Any:
-    return (x >= 0) & (x <= _MAX_DECAY)
 
 
 def _check_type(name: str, value: object, expected: type) -> None:

@@ -1,16 +1,16 @@
 """Log-probabilities and ranks of tokens under the softmax of the logits."""
 
-import functools
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsample import _bits, _checks, _chunks, _look, _normalizer, _ranking, _shards
-from jaxsample._kernels.choice import Implementation
-from jaxsample._shards import AxisName, Shards
+from jaxsample._checks import MAX_VOCAB
+from jaxsample._chunks import Implementation, Source, opened
+from jaxsample._public import BITMASK, public, static_integer, token
+from jaxsample._shards import AxisName
 
 
 class TopLogprobs(NamedTuple):
@@ -25,6 +25,7 @@ class TopLogprobs(NamedTuple):
     tokens: Array
 
 
+@public(tokens=token)
 def token_logprobs(
     logits: ArrayLike,
     tokens: ArrayLike,
@@ -55,35 +56,23 @@ def token_logprobs(
     >>> print(token_logprobs(jnp.array([1.0, 2.0]), 1))
     -0.313
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _token_logprobs(
-        logits, _checks.tokens("tokens", tokens, logits), None, shards, implementation
-    )
+    return _logprobs(opened(logits, axis_name, implementation), jnp.asarray(tokens), None)
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def _token_logprobs(
-    logits: Array,
-    tokens: Array,
-    kept_mask: Array | None,
-    shards: Shards | None,
-    implementation: Implementation,
-) -> Array:
-    source = _chunks.source(logits, kept_mask, shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(
-        lax.stop_gradient(source), None, implementation
-    )
+def _logprobs(x: Source, tokens: Array, kept_mask: Array | None) -> Array:
+    """The log-probabilities of tokens `[...]`, of a packed mask's tokens or of all."""
+    rows, scale, (sums,) = _look.look_over_and_weigh(x)
     mass, ids = _chunks.added_up(sums, scale), tokens[..., None]
-    chosen = _shards.take(logits, ids, shards)
+    chosen = _shards.take(x.logits, ids, x.shards)
     if kept_mask is not None:
-        words = _shards.take(kept_mask, ids // _bits.WORD, shards)
+        words = _shards.take(kept_mask, ids // _bits.WORD, x.shards)
         chosen = jnp.where(_bits.is_set(words, ids % _bits.WORD), chosen, -jnp.inf)
-    logprobs = _normalizer.logprobs(rows, mass, source.masked(), chosen)[..., 0]
+    logprobs = _normalizer.logprobs(rows, mass, x.masked(), chosen)[..., 0]
     inside = (tokens >= 0) & (tokens < rows.vocab)
     return jnp.where(inside, logprobs, jnp.nan)
 
 
+@public(num=static_integer(1, MAX_VOCAB))
 def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> TopLogprobs:
     """The `num` likeliest tokens and their log-probabilities, in the order of the ranking.
 
@@ -107,23 +96,18 @@ def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> 
     >>> print(jnp.exp(logprobs), tokens)
     [0.5 0.3] [1 2]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    most = _shards.vocab(logits, shards)
-    return _top_logprobs(logits, _checks.static_integer("num", num, 1, most), shards)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _top_logprobs(logits: Array, num: int, shards: Shards | None) -> TopLogprobs:
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards)
+    x = opened(logits, axis_name, "xla")
+    num = _checks.static_integer("num", num, 1, x.vocab)
+    rows = _look.look_over(x)
     top = _ranking.candidates(rows, num)
     mass = _chunks.mass(rows, _chunks.probability(rows))
-    chosen = _shards.take(logits, top.token, shards)
-    logprobs = _normalizer.logprobs(rows, mass, logits, chosen)
+    chosen = _shards.take(x.logits, top.token, x.shards)
+    logprobs = _normalizer.logprobs(rows, mass, x.logits, chosen)
     masked = rows.bad[..., None] | (top.logit == -jnp.inf)
     return TopLogprobs(logprobs, jnp.where(masked, -1, top.token))
 
 
+@public(tokens=token)
 def token_ranks(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """The place of a token of each row in the ranking: by logit, equal logits by lower id.
 
@@ -144,19 +128,13 @@ def token_ranks(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = N
     >>> print(token_ranks(jnp.array([[1.0, 3.0, 3.0]] * 3), jnp.arange(3)))
     [2 0 1]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _token_ranks(logits, _checks.tokens("tokens", tokens, logits), shards)
+    rows = _look.look_over(opened(logits, axis_name, "xla"))
+    ids = jnp.asarray(tokens)
+    inside = (ids >= 0) & (ids < rows.vocab)
+    return jnp.where(inside & ~rows.bad, _ranking.rank(rows, ids), -1)
 
 
-@jax.jit
-def _token_ranks(logits: Array, tokens: Array, shards: Shards | None) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards)
-    inside = (tokens >= 0) & (tokens < rows.vocab)
-    ranks = _ranking.rank(rows, tokens)
-    return jnp.where(inside & ~rows.bad, ranks, -1)
-
-
+@public(tokens=token, kept_mask=BITMASK)
 def replay_logprobs(
     logits: ArrayLike,
     tokens: ArrayLike,
@@ -190,9 +168,6 @@ def replay_logprobs(
     >>> print(replay_logprobs(jnp.array([1.0, 2.0, 3.0]), 1, jnp.array([0b011])))
     -0.313
     """
-    logits = _checks.logits(logits)
-    tokens = _checks.tokens("tokens", tokens, logits)
-    kept_mask = _checks.bitmask("kept_mask", kept_mask, logits)
-    return _token_logprobs(
-        logits, tokens, kept_mask, _chunks.shards(logits, axis_name), implementation
-    )
+    mask = jnp.asarray(kept_mask)
+    x = opened(logits, axis_name, implementation, mask)
+    return _logprobs(x, jnp.asarray(tokens), mask)

@@ -1,57 +1,35 @@
 """What each row of a batch asks for: every rule a field."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _checks
+from jaxsample._public import (
+    BAD_WORDS,
+    BIAS,
+    BITMASK,
+    COUNT,
+    COUNT_FROM_1,
+    FINITE,
+    FLAG,
+    FROM_1,
+    IDS,
+    LOGITS,
+    MASK,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    TOP_K,
+    WORD_LENGTHS,
+    Parameter,
+)
 
 
-class _Field(NamedTuple):
-    """What a field may hold.
-
-    Attributes:
-      kinds: of the dtypes, as `_checks.held` has them.
-      allowed: the range, in words.
-      inside: which values lie in it.
-      axes: the axes behind the rows: none, "n" (a list), "vocab" or "vocab / 32".
-    """
-
-    kinds: str
-    allowed: str
-    inside: Callable[[np.ndarray], np.ndarray]
-    axes: tuple[str, ...] = ()
-
-
-def _real(allowed: str, inside: Callable[[np.ndarray], np.ndarray]) -> _Field:
-    return _Field("iuf", allowed, lambda x: inside(x) & np.isfinite(x))
-
-
-def _integer(least: int, *axes: str) -> _Field:
-    return _Field("iu", f"at least {least}", lambda x: x >= least, axes)
-
-
-def _anything(kinds: str, *axes: str) -> _Field:
-    return _Field(kinds, "anything", lambda x: np.full(x.shape, True), axes)
-
-
-_FINITE = _real("finite", lambda x: np.full(x.shape, True))
-_SHARE = _real("in [0, 1]", lambda x: (x >= 0) & (x <= 1))
-_NOT_NEGATIVE = _real("finite and at least 0", lambda x: x >= 0)
-
-
-def _ids(*axes: str) -> _Field:
-    # The vocabulary is not known here: those below it are found bad with the logits.
-    return _Field("iu", f"below {_checks.MAX_VOCAB}", lambda x: x < _checks.MAX_VOCAB, axes)
-
-
-def _field(field: _Field) -> Any:
-    return dataclasses.field(default=None, metadata={"holds": field})
+def _field(parameter: Parameter) -> Any:
+    return dataclasses.field(default=None, metadata={"parameter": parameter})
 
 
 @jax.tree_util.register_dataclass
@@ -103,46 +81,44 @@ class SamplingParams:
     ValueError: top_p[1] must be in [0, 1], got 1.2
     """
 
-    unconditional_logits: ArrayLike | None = _field(_anything("f", "vocab"))
-    guidance_scale: ArrayLike | None = _field(_FINITE)
-    allowed: ArrayLike | None = _field(_anything("b", "vocab"))
-    bitmask: ArrayLike | None = _field(_anything(_checks.WORDS, "vocab / 32"))
-    suppressed_token_ids: ArrayLike | None = _field(_ids("n"))
-    bad_words: ArrayLike | None = _field(_ids("words", "n"))
-    bad_word_lengths: ArrayLike | None = _field(_integer(0, "words"))
-    stop_token_ids: ArrayLike | None = _field(_ids("n"))
-    min_tokens: ArrayLike | None = _field(_integer(0))
-    no_repeat_ngram: ArrayLike | None = _field(_integer(0))
-    repetition_penalty: ArrayLike | None = _field(_real("finite and above 0", lambda x: x > 0))
-    presence_penalty: ArrayLike | None = _field(_FINITE)
-    frequency_penalty: ArrayLike | None = _field(_FINITE)
-    dry_multiplier: ArrayLike | None = _field(_NOT_NEGATIVE)
-    dry_base: ArrayLike | None = _field(_real("finite and at least 1", lambda x: x >= 1))
-    dry_allowed_length: ArrayLike | None = _field(_integer(1))
-    dry_breakers: ArrayLike | None = _field(_ids("n"))
-    bias_token_ids: ArrayLike | None = _field(_ids("n"))
-    bias: ArrayLike | None = _field(
-        _Field("iuf", "finite or -inf", lambda x: x < np.inf, axes=("n",))
-    )
-    temperature: ArrayLike | None = _field(_NOT_NEGATIVE)
-    temperature_low: ArrayLike | None = _field(_NOT_NEGATIVE)
-    temperature_high: ArrayLike | None = _field(_NOT_NEGATIVE)
-    temperature_exponent: ArrayLike | None = _field(_NOT_NEGATIVE)
-    smoothing_factor: ArrayLike | None = _field(_NOT_NEGATIVE)
-    smoothing_curve: ArrayLike | None = _field(_real("finite and at least 1", lambda x: x >= 1))
-    top_k: ArrayLike | None = _field(_integer(-1))
-    top_p: ArrayLike | None = _field(_SHARE)
-    min_p: ArrayLike | None = _field(_SHARE)
-    typical_p: ArrayLike | None = _field(_SHARE)
-    epsilon: ArrayLike | None = _field(_SHARE)
-    eta: ArrayLike | None = _field(_SHARE)
-    top_a: ArrayLike | None = _field(_SHARE)
-    top_n_sigma: ArrayLike | None = _field(_FINITE)
-    tail_free: ArrayLike | None = _field(_SHARE)
-    top_h: ArrayLike | None = _field(_SHARE)
-    p_less: ArrayLike | None = _field(_anything("b"))
-    xtc_probability: ArrayLike | None = _field(_SHARE)
-    xtc_threshold: ArrayLike | None = _field(_SHARE)
+    unconditional_logits: ArrayLike | None = _field(LOGITS)
+    guidance_scale: ArrayLike | None = _field(FINITE)
+    allowed: ArrayLike | None = _field(MASK)
+    bitmask: ArrayLike | None = _field(BITMASK)
+    suppressed_token_ids: ArrayLike | None = _field(IDS)
+    bad_words: ArrayLike | None = _field(BAD_WORDS)
+    bad_word_lengths: ArrayLike | None = _field(WORD_LENGTHS)
+    stop_token_ids: ArrayLike | None = _field(IDS)
+    min_tokens: ArrayLike | None = _field(COUNT)
+    no_repeat_ngram: ArrayLike | None = _field(COUNT)
+    repetition_penalty: ArrayLike | None = _field(POSITIVE)
+    presence_penalty: ArrayLike | None = _field(FINITE)
+    frequency_penalty: ArrayLike | None = _field(FINITE)
+    dry_multiplier: ArrayLike | None = _field(NOT_NEGATIVE)
+    dry_base: ArrayLike | None = _field(FROM_1)
+    dry_allowed_length: ArrayLike | None = _field(COUNT_FROM_1)
+    dry_breakers: ArrayLike | None = _field(IDS)
+    bias_token_ids: ArrayLike | None = _field(IDS)
+    bias: ArrayLike | None = _field(BIAS)
+    temperature: ArrayLike | None = _field(NOT_NEGATIVE)
+    temperature_low: ArrayLike | None = _field(NOT_NEGATIVE)
+    temperature_high: ArrayLike | None = _field(NOT_NEGATIVE)
+    temperature_exponent: ArrayLike | None = _field(NOT_NEGATIVE)
+    smoothing_factor: ArrayLike | None = _field(NOT_NEGATIVE)
+    smoothing_curve: ArrayLike | None = _field(FROM_1)
+    top_k: ArrayLike | None = _field(TOP_K)
+    top_p: ArrayLike | None = _field(SHARE)
+    min_p: ArrayLike | None = _field(SHARE)
+    typical_p: ArrayLike | None = _field(SHARE)
+    epsilon: ArrayLike | None = _field(SHARE)
+    eta: ArrayLike | None = _field(SHARE)
+    top_a: ArrayLike | None = _field(SHARE)
+    top_n_sigma: ArrayLike | None = _field(FINITE)
+    tail_free: ArrayLike | None = _field(SHARE)
+    top_h: ArrayLike | None = _field(SHARE)
+    p_less: ArrayLike | None = _field(FLAG)
+    xtc_probability: ArrayLike | None = _field(SHARE)
+    xtc_threshold: ArrayLike | None = _field(SHARE)
 
     def validate(self) -> None:
         """Checks the values, which no traced code can, on the host.
@@ -151,28 +127,20 @@ class SamplingParams:
           TypeError: a field of the wrong kind of numbers.
           ValueError: a value outside its range; the message names the field, the row and the range.
         """
-        for name, holds, value in _given(self):
-            _checks.in_range(name, value, holds.kinds, holds.allowed, holds.inside)
-            if np.ndim(value) < len(holds.axes):
-                shape = ", ".join(holds.axes)
-                raise ValueError(f"{name} must have shape [..., {shape}], got {np.shape(value)}")
+        for name, parameter, value in given(self):
+            parameter.validate(name, value)
 
 
-def at_the_door(params: SamplingParams, logits: Array) -> SamplingParams:
+def given(params: SamplingParams) -> list[tuple[str, Parameter, Any]]:
+    """The fields that are not None: their names, parameters and values."""
+    fields = [(f.name, f.metadata["parameter"]) for f in dataclasses.fields(params)]
+    found = [(name, parameter, getattr(params, name)) for name, parameter in fields]
+    return [(name, parameter, value) for name, parameter, value in found if value is not None]
+
+
+def converted(name: str, params: SamplingParams, logits: Array) -> SamplingParams:
     """The params with every field an array of known dtype, so that no number compiles anew."""
-    changes = {name: _array(name, holds, x, logits) for name, holds, x in _given(params)}
+    if not isinstance(params, SamplingParams):
+        raise TypeError(f"{name} must be a SamplingParams, got {type(params).__name__}")
+    changes = {field: parameter.narrowed(field, x, logits) for field, parameter, x in given(params)}
     return dataclasses.replace(params, **changes)
-
-
-def _given(params: SamplingParams) -> list[tuple[str, _Field, Any]]:
-    fields = [(f.name, f.metadata["holds"]) for f in dataclasses.fields(params)]
-    given = [(name, holds, getattr(params, name)) for name, holds in fields]
-    return [(name, holds, value) for name, holds, value in given if value is not None]
-
-
-def _array(name: str, holds: _Field, value: ArrayLike, logits: Array) -> Any:
-    if holds.axes:  # the function of the rule looks at the shape
-        array = _checks.held(name, value, holds.kinds)
-        return array if holds.kinds in ("f", _checks.WORDS) else _checks.narrowed(array)
-    checks = {"b": _checks.flags, "iu": _checks.integer, "iuf": _checks.real}
-    return checks[holds.kinds](name, value, logits)

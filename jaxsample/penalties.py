@@ -4,19 +4,34 @@ Repetition, presence and frequency look at what each token counts; DRY and no-re
 history, `tokens [..., L]` of which the first `length [...]` are valid.
 """
 
-import jax
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _history, _shards, _sparse
-from jaxsample._shards import AxisName, Shards
+from jaxsample import _chunks, _history, _shards, _sparse
+from jaxsample._chunks import Source, opened
+from jaxsample._public import (
+    COUNT,
+    COUNT_FROM_1,
+    COUNTS,
+    FINITE,
+    FROM_1,
+    IDS,
+    MASK,
+    NOT_NEGATIVE,
+    POSITIVE,
+    TOKENS,
+    public,
+)
+from jaxsample._shards import AxisName
 
 _LARGEST = float(np.finfo(np.float32).max)
-_NONE = np.zeros(0, np.int32)
 
 
+@public(seen=MASK, penalty=POSITIVE)
 def repetition_penalized_logits(
     logits: ArrayLike, seen: ArrayLike, penalty: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
@@ -44,26 +59,20 @@ def repetition_penalized_logits(
     >>> print(repetition_penalized_logits(jnp.array([3.0, -1.0, 2.0]), seen, 1.5))
     [ 2.  -1.5  2. ]
     """
-    logits = _checks.logits(logits)
-    _chunks.shards(logits, axis_name)
-    seen = _checks.per_token("seen", seen, logits, "b")
-    return _repetition_penalized_logits(logits, seen, _checks.real("penalty", penalty, logits))
-
-
-@jax.jit
-def _repetition_penalized_logits(logits: Array, seen: Array, penalty: Array) -> Array:
-    penalty = _checks.to_rows(penalty, logits)
-    bad = ~((penalty > 0) & jnp.isfinite(penalty))
+    x = opened(logits, axis_name)
+    penalty = x.per_row(penalty)
+    bad = ~POSITIVE.inside(penalty)
     penalty = jnp.where(bad, 1, penalty)
     rate = (1 / penalty)[..., None]
     # Others stay out of the product: its derivative by the penalty would be inf * 0.
-    logits = logits.astype(jnp.float32)
-    touched = seen & jnp.isfinite(logits) & (penalty != 1)[..., None]
-    x = jnp.where(touched, logits, 0)
-    moved = _chunks.settle(x * jnp.where(x < 0, penalty[..., None], rate))
-    return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, moved, logits))
+    wide = x.logits.astype(jnp.float32)
+    touched = jnp.asarray(seen) & jnp.isfinite(wide) & (penalty != 1)[..., None]
+    some = jnp.where(touched, wide, 0)
+    moved = _chunks.settle(some * jnp.where(some < 0, penalty[..., None], rate))
+    return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, moved, wide))
 
 
+@public(counts=COUNTS, penalty=FINITE)
 def presence_penalized_logits(
     logits: ArrayLike, counts: ArrayLike, penalty: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
@@ -89,17 +98,11 @@ def presence_penalized_logits(
     >>> print(presence_penalized_logits(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 4]), 0.5))
     [3.  1.5 0.5]
     """
-    logits = _checks.logits(logits)
-    _chunks.shards(logits, axis_name)
-    counts = _checks.per_token("counts", counts, logits, "iu")
-    return _presence_penalized_logits(logits, counts, _checks.real("penalty", penalty, logits))
+    x = opened(logits, axis_name)
+    return _counted_less(x, (jnp.asarray(counts) > 0).astype(jnp.float32), x.per_row(penalty))
 
 
-@jax.jit
-def _presence_penalized_logits(logits: Array, counts: Array, penalty: Array) -> Array:
-    return _counted_less(logits, (counts > 0).astype(jnp.float32), penalty)
-
-
+@public(counts=COUNTS, penalty=FINITE)
 def frequency_penalized_logits(
     logits: ArrayLike, counts: ArrayLike, penalty: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
@@ -126,28 +129,33 @@ def frequency_penalized_logits(
     >>> print(frequency_penalized_logits(jnp.array([3.0, 2.0, 1.0]), jnp.array([0, 1, 4]), 0.5))
     [ 3.   1.5 -1. ]
     """
-    logits = _checks.logits(logits)
-    _chunks.shards(logits, axis_name)
-    counts = _checks.per_token("counts", counts, logits, "iu")
-    return _frequency_penalized_logits(logits, counts, _checks.real("penalty", penalty, logits))
+    x = opened(logits, axis_name)
+    return _counted_less(x, jnp.maximum(counts, 0).astype(jnp.float32), x.per_row(penalty))
 
 
-@jax.jit
-def _frequency_penalized_logits(logits: Array, counts: Array, penalty: Array) -> Array:
-    return _counted_less(logits, jnp.maximum(counts, 0).astype(jnp.float32), penalty)
-
-
-def _counted_less(logits: Array, counts: Array, penalty: Array) -> Array:
-    penalty = _checks.to_rows(penalty, logits)
-    bad = ~jnp.isfinite(penalty)
+def _counted_less(x: Source, counts: Array, penalty: Array) -> Array:
+    """The logits, less a penalty `[...]` for each of the float32 counts `[..., vocab]`."""
+    bad = ~FINITE.inside(penalty)
     penalty = jnp.where(bad, 0, penalty)[..., None]
     touched = (counts > 0) & (penalty != 0)
-    logits = logits.astype(jnp.float32)
+    wide = x.logits.astype(jnp.float32)
     amount = _chunks.settle(penalty * counts)  # kept from contraction with the sum
-    less = _chunks.settle(logits - amount)
-    return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, less, logits))
+    less = _chunks.settle(wide - amount)
+    return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, less, wide))
 
 
+def _breakers(name: str, value: Any, logits: Array) -> Array:
+    return IDS(name, np.zeros(0, np.int32) if value is None else value, logits)
+
+
+@public(
+    tokens=TOKENS,
+    length=COUNT,
+    multiplier=NOT_NEGATIVE,
+    base=FROM_1,
+    allowed_length=COUNT_FROM_1,
+    breakers=_breakers,
+)
 def dry_penalized_logits(
     logits: ArrayLike,
     tokens: ArrayLike,
@@ -193,55 +201,30 @@ def dry_penalized_logits(
     >>> print(dry_penalized_logits(jnp.zeros(5), history, 6, 0.8))
     [ 0.   0.   0.  -0.8  0. ]
     """
-    logits = _checks.logits(logits)
-    return _dry_penalized_logits(
-        logits,
-        _checks.per_item("tokens", tokens, logits, "iu"),
-        _checks.integer("length", length, logits),
-        _checks.real("multiplier", multiplier, logits),
-        _checks.real("base", base, logits),
-        _checks.integer("allowed_length", allowed_length, logits),
-        _checks.per_item("breakers", _NONE if breakers is None else breakers, logits, "iu"),
-        _chunks.shards(logits, axis_name),
-    )
-
-
-@jax.jit
-def _dry_penalized_logits(
-    logits: Array,
-    tokens: Array,
-    length: Array,
-    multiplier: Array,
-    base: Array,
-    allowed: Array,
-    breakers: Array,
-    shards: Shards | None,
-) -> Array:
-    length, multiplier, base, allowed = (
-        _checks.to_rows(x, logits) for x in (length, multiplier, base, allowed)
-    )
-    vocab, size = _shards.vocab(logits, shards), tokens.shape[-1]
-    place = _chunks.positions(tokens)
-    bad = _history.is_bad(tokens, length) | (allowed < 1) | jnp.any(breakers >= vocab, axis=-1)
-    bad |= ~((multiplier >= 0) & jnp.isfinite(multiplier) & (base >= 1) & jnp.isfinite(base))
+    x, text, breaking = opened(logits, axis_name), jnp.asarray(tokens), jnp.asarray(breakers)
+    length, multiplier, base, allowed = map(x.per_row, (length, multiplier, base, allowed_length))
+    vocab, size = x.vocab, text.shape[-1]
+    place = _chunks.positions(text)
+    bad = _history.is_bad(text, length) | jnp.any(breaking >= vocab, axis=-1)
+    bad |= ~(NOT_NEGATIVE.inside(multiplier) & FROM_1.inside(base) & COUNT_FROM_1.inside(allowed))
     multiplier, base = jnp.where(bad, 0, multiplier), jnp.where(bad, 1, base)
 
-    real = (breakers >= 0)[..., None, :]
-    breaks = jnp.any((tokens[..., None] == breakers[..., None, :]) & real, axis=-1)
+    real = (breaking >= 0)[..., None, :]
+    breaks = jnp.any((text[..., None] == breaking[..., None, :]) & real, axis=-1)
     valid = place < length[..., None]
     behind = jnp.max(jnp.where(breaks & valid, place + 1, 0), axis=-1, initial=0)
     # Longer matches would not change the penalty: it has reached the largest float by then.
     useful = jnp.minimum(90 / jnp.log(lax.stop_gradient(base)) + 2, size).astype(jnp.int32)
     limit = jnp.minimum(length - behind, jnp.minimum(allowed, size) + useful)
-    matches = _history.matches(tokens, length, jnp.where(multiplier > 0, limit, 0))
+    matches = _history.matches(text, length, jnp.where(multiplier > 0, limit, 0))
 
     repeats = valid & ~breaks & (matches >= allowed[..., None]) & (multiplier > 0)[..., None]
     power = _power(base[..., None], jnp.where(repeats, matches - allowed[..., None], 0), size)
     amount = jnp.minimum(multiplier[..., None] * power, _LARGEST)
-    logits = jnp.where(bad[..., None], jnp.nan, logits.astype(jnp.float32))
-    ids = jnp.where(repeats & (tokens >= 0), tokens, vocab)
-    places = _shards.places(logits, ids, shards)
-    return _sparse.lower(logits, places, _chunks.settle(_shards.take(logits, places) - amount))
+    wide = jnp.where(bad[..., None], jnp.nan, x.logits.astype(jnp.float32))
+    ids = jnp.where(repeats & (text >= 0), text, vocab)
+    places = _shards.places(wide, ids, x.shards)
+    return _sparse.lower(wide, places, _chunks.settle(_shards.take(wide, places) - amount))
 
 
 def _power(base: Array, exponent: Array, largest: int) -> Array:
@@ -254,6 +237,7 @@ def _power(base: Array, exponent: Array, largest: int) -> Array:
     return result
 
 
+@public(tokens=TOKENS, length=COUNT, n=COUNT)
 def no_repeat_ngram_logits(
     logits: ArrayLike,
     tokens: ArrayLike,
@@ -288,24 +272,11 @@ def no_repeat_ngram_logits(
     >>> print(no_repeat_ngram_logits(jnp.zeros(4), jnp.array([1, 2, 3, 1, 2]), 5, 3))
     [  0.   0.   0. -inf]
     """
-    logits = _checks.logits(logits)
-    return _no_repeat_ngram_logits(
-        logits,
-        _checks.per_item("tokens", tokens, logits, "iu"),
-        _checks.integer("length", length, logits),
-        _checks.integer("n", n, logits),
-        _chunks.shards(logits, axis_name),
-    )
-
-
-@jax.jit
-def _no_repeat_ngram_logits(
-    logits: Array, tokens: Array, length: Array, n: Array, shards: Shards | None
-) -> Array:
-    length, n = _checks.to_rows(length, logits), _checks.to_rows(n, logits)
-    bad = _history.is_bad(tokens, length) | (n < 0)
-    matches = _history.matches(tokens, length, jnp.where(bad, 0, n - 1))
-    repeats = (matches >= (n - 1)[..., None]) & (_chunks.positions(tokens) < length[..., None])
-    logits = jnp.where(bad[..., None], jnp.nan, logits)
-    places = _shards.places(logits, tokens, shards)
-    return _sparse.ban(logits, places, repeats & (n > 0)[..., None])
+    x, text = opened(logits, axis_name), jnp.asarray(tokens)
+    length, n = x.per_row(length), x.per_row(n)
+    bad = _history.is_bad(text, length) | ~COUNT.inside(n)
+    matches = _history.matches(text, length, jnp.where(bad, 0, n - 1))
+    repeats = (matches >= (n - 1)[..., None]) & (_chunks.positions(text) < length[..., None])
+    wide = jnp.where(bad[..., None], jnp.nan, x.logits)
+    places = _shards.places(wide, text, x.shards)
+    return _sparse.ban(wide, places, repeats & (n > 0)[..., None])

@@ -1,23 +1,22 @@
 """Every rule in one call: the stages that the params ask for, in order, then the draw."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsample import _checks, _chunks, _draw, _kept, _look, _normalizer, _ranking, _shards
-from jaxsample._chunks import Rows, Source
+from jaxsample._checks import MAX_VOCAB
+from jaxsample._chunks import Implementation, Rows, Source, opened
 from jaxsample._kept import Kept, Rules
-from jaxsample._kernels.choice import Implementation
+from jaxsample._public import keys, public, static_integer
 from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName
 from jaxsample.constraints import packed_bitmask
 from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs
-from jaxsample.params import SamplingParams, at_the_door
+from jaxsample.params import SamplingParams, converted
 from jaxsample.scaling import divisor_of
 from jaxsample.stages import DEFAULT_ORDER, Order, applied, mask_of, planned, rules_of
 from jaxsample.state import SamplerState
@@ -49,6 +48,34 @@ class SampleOutput(NamedTuple):
     kept_mask: Array | None = None
 
 
+def _state(name: str, value: Any, logits: Array) -> SamplerState | None:
+    if not isinstance(value, SamplerState | None):
+        raise TypeError(f"{name} must be a SamplerState or None, got {type(value).__name__}")
+    if value is not None and value.counts.shape != logits.shape:
+        raise ValueError(
+            f"{name} must be of logits of shape {value.counts.shape}, got {logits.shape}"
+        )
+    return value
+
+
+def _mode(name: str, value: Any, _: Array) -> str:
+    if value not in _MODES:
+        raise ValueError(f"{name} must be one of {_MODES}, got {value!r}")
+    return str(value)
+
+
+def _bool(name: str, value: Any, _: Array) -> bool:
+    return bool(value)
+
+
+@public(
+    key=keys,
+    params=converted,
+    state=_state,
+    num_logprobs=static_integer(0, MAX_VOCAB),
+    logprobs_mode=_mode,
+    return_kept=_bool,
+)
 def sample(
     key: ArrayLike,
     logits: ArrayLike,
@@ -109,112 +136,67 @@ def sample(
     >>> print(out.num_kept, out.tokens[1], out.logprobs[1])
     [2 1] 2 0.0
     """
-    logits = _checks.logits(logits)
-    if not isinstance(params, SamplingParams):
-        raise TypeError(f"params must be a SamplingParams, got {type(params).__name__}")
-    if not isinstance(state, SamplerState | None):
-        raise TypeError(f"state must be a SamplerState or None, got {type(state).__name__}")
-    if state is not None and state.counts.shape != logits.shape:
-        raise ValueError(
-            f"state must be of logits of shape {state.counts.shape}, got {logits.shape}"
-        )
-    if logprobs_mode not in _MODES:
-        raise ValueError(f"logprobs_mode must be one of {_MODES}, got {logprobs_mode!r}")
-    vocab = _shards.vocab(logits, _chunks.shards(logits, axis_name))
-    num_logprobs = _checks.static_integer("num_logprobs", num_logprobs, 0, vocab)
-    params = at_the_door(params, logits)
-    planned(params, state, order)  # raises before anything is traced
-    return _sample(
-        _checks.keys(key, logits),
-        logits,
-        params,
-        state,
-        order=order,
-        num_logprobs=num_logprobs,
-        raw=logprobs_mode == "raw_logprobs",
-        return_kept=bool(return_kept),
-        axis_name=axis_name,
-        implementation=implementation,
-    )
-
-
-_STATIC = ("order", "num_logprobs", "raw", "return_kept", "axis_name", "implementation")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _sample(
-    keys: Array,
-    logits: Array,
-    params: SamplingParams,
-    state: SamplerState | None,
-    *,
-    order: Order,
-    num_logprobs: int,
-    raw: bool,
-    return_kept: bool,
-    axis_name: AxisName,
-    implementation: Implementation,
-) -> SampleOutput:
-    plan = planned(params, state, order)
-    processed = applied(plan.first, keys, logits, params, state, axis_name, implementation)
-    mask, bad = mask_of(plan.masks, keys, processed, params, state, axis_name)
+    x = opened(logits, axis_name, implementation)
+    num_logprobs = _checks.static_integer("num_logprobs", num_logprobs, 0, x.vocab)
+    keys, plan = jnp.asarray(key), planned(params, state, order)
+    processed = applied(plan.first, keys, x, params, state)
+    mask, bad = mask_of(plan.masks, keys, processed, params, state)
     if state is not None:
         bad |= (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
     temperature: Any = params.temperature if plan.scales or plan.scales_after else None
-    rules = rules_of(plan.last, logits, params)
-    num = 0 if raw else num_logprobs
+    raw = logprobs_mode == "raw_logprobs"
     out = _drawn(
         keys,
-        _chunks.source(processed, mask, _chunks.shards(logits, axis_name)),
+        opened(processed.logits, axis_name, implementation, mask),
         temperature,
-        rules,
+        rules_of(plan.last, x, params),
         plan.scales_after,
         bad,
-        num,
+        0 if raw else num_logprobs,
         return_kept,
-        implementation,
     )
-    if not raw:
+    return _with_raw_logprobs(out, x, num_logprobs) if raw else out
+
+
+def _with_raw_logprobs(out: SampleOutput, x: Source, num_logprobs: int) -> SampleOutput:
+    """The output with log-probabilities and ranks of the logits as they were given."""
+    out = out._replace(
+        logprobs=token_logprobs(
+            x.logits, out.tokens, axis_name=x.axis_name, implementation=x.implementation
+        )
+    )
+    if not num_logprobs:
         return out
-    logprobs = token_logprobs(
-        logits, out.tokens, axis_name=axis_name, implementation=implementation
-    )
-    out = out._replace(logprobs=logprobs)
-    if num_logprobs:
-        top = top_logprobs(logits, num=num_logprobs, axis_name=axis_name)
-        bad = (out.tokens < 0)[..., None]
-        top = TopLogprobs(jnp.where(bad, jnp.nan, top.logprobs), jnp.where(bad, -1, top.tokens))
-        ranks = token_ranks(logits, out.tokens, axis_name=axis_name)
-        out = out._replace(ranks=ranks, top_logprobs=top)
-    return out
+    top = top_logprobs(x.logits, num=num_logprobs, axis_name=x.axis_name)
+    bad = (out.tokens < 0)[..., None]
+    top = TopLogprobs(jnp.where(bad, jnp.nan, top.logprobs), jnp.where(bad, -1, top.tokens))
+    ranks = token_ranks(x.logits, out.tokens, axis_name=x.axis_name)
+    return out._replace(ranks=ranks, top_logprobs=top)
 
 
 def _drawn(
     keys: Array,
-    source: Source,
+    x: Source,
     temperature: Array | None,
     rules: Rules,
     scales_after: bool,
     bad: Array,
     num_logprobs: int,
     return_kept: bool,
-    implementation: Implementation,
 ) -> SampleOutput:
     """The draw from logits that are scaled and cut on the way, in either order, and not written."""
-    logits, _, shards = source
     divisor: Any = None
     rate: Any = None
     greedy: Any = None
     if temperature is not None:
-        divisor, greedy, outside = divisor_of(_checks.to_rows(temperature, logits))
+        divisor, greedy, outside = divisor_of(x.per_row(temperature))
         rate = 1 / lax.stop_gradient(divisor)  # what is kept and drawn has no gradient
         bad |= outside
-    rules, outside = _kept.checked(_shards.vocab(logits, shards), rules)
+    rules, outside = _kept.checked(x.vocab, rules)
 
     noise = _draw.spend(keys)
-    given = (lax.stop_gradient(source), None if scales_after else rate, implementation)
     if rules.values:
-        rows, top = _look.look_over_and_rank(*given)
+        rows, top = _look.look_over_and_rank(x, None if scales_after else rate)
         scaled = _chunks.scaled_after(rows, rate) if scales_after else rows
         if temperature is not None:
             greedy |= scaled.overflows
@@ -227,7 +209,7 @@ def _drawn(
         ranked = None if scales_after else top
     else:
         ranked = None
-        rows, scale, kept = _look.look_over_and_weigh(*given, counted=True)
+        rows, scale, kept = _look.look_over_and_weigh(x, rate, counted=True)
         if temperature is not None:
             greedy |= rows.overflows
         drawn, cut = _draw.draw_all(noise, rows, scale, Kept(*kept), greedy)
@@ -235,14 +217,14 @@ def _drawn(
     tokens = drawn.tokens
 
     # Only the gradient reads `kept_logits`: their mass is known.
-    masked = source.masked()
+    masked = x.masked()
     keep = _ranking.is_kept(rows.read_to_cut(masked), rows.ids, cut)
     keep &= (rows.read(masked) > -jnp.inf) & ~rows.bad[..., None]
     scaled = rows.divided_by(divisor)
-    kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, logits, 0)), -jnp.inf)
+    kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, x.logits, 0)), -jnp.inf)
 
     def logprobs_of(tokens: Array) -> Array:
-        chosen = _shards.take(logits, tokens, shards)
+        chosen = _shards.take(x.logits, tokens, x.shards)
         chosen = scaled.read(jnp.where(rows.bad[..., None], 0, chosen))
         return _normalizer.logprobs(rows, drawn.mass, kept_logits, chosen)
 

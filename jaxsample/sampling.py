@@ -1,17 +1,16 @@
 """Logits to a token."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _draw, _look, _ranking
-from jaxsample._kernels.choice import Implementation
-from jaxsample._shards import AxisName, Shards
+from jaxsample import _draw, _look, _ranking
+from jaxsample._chunks import Implementation, opened
+from jaxsample._public import keys, public
+from jaxsample._shards import AxisName
 
 
+@public()
 def greedy_sample(
     logits: ArrayLike, *, axis_name: AxisName = None, implementation: Implementation = None
 ) -> Array:
@@ -34,17 +33,11 @@ def greedy_sample(
     >>> print(greedy_sample(jnp.array([[0.0, 2.0, 2.0], [0.0, jnp.nan, 1.0]])))
     [ 1 -1]
     """
-    logits = _checks.logits(logits)
-    return _greedy_sample(logits, _chunks.shards(logits, axis_name), implementation)
-
-
-@functools.partial(jax.jit, static_argnames="implementation")
-def _greedy_sample(logits: Array, shards: Shards | None, implementation: Implementation) -> Array:
-    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows = _look.look_over(source, implementation)
+    rows = _look.look_over(opened(logits, axis_name, implementation))
     return jnp.where(rows.bad, -1, _ranking.best(rows).token)
 
 
+@public(key=keys)
 def categorical_sample(
     key: ArrayLike,
     logits: ArrayLike,
@@ -82,16 +75,8 @@ def categorical_sample(
     >>> print(tokens.mean())
     0.73
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _categorical_sample(_checks.keys(key, logits), logits, shards, implementation)
-
-
-@functools.partial(jax.jit, static_argnames="implementation")
-def _categorical_sample(
-    keys: Array, logits: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation)
-    tokens = _draw.draw(_draw.spend(keys), rows, scale, sums, _ranking.everything(rows))
+    x = opened(logits, axis_name, implementation)
+    rows, scale, (sums,) = _look.look_over_and_weigh(x)
+    noise = _draw.spend(jnp.asarray(key))
+    tokens = _draw.draw(noise, rows, scale, sums, _ranking.everything(rows))
     return jnp.where(rows.bad, -1, tokens)

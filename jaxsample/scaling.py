@@ -2,19 +2,19 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _elementary, _look, _moments, _ranking, _shards
-from jaxsample._chunks import Rows
+from jaxsample import _chunks, _elementary, _look, _moments, _ranking, _shards
+from jaxsample._chunks import Implementation, Rows, Source, opened
 from jaxsample._elementary import product
-from jaxsample._kernels.choice import Implementation
-from jaxsample._shards import AxisName, Shards
+from jaxsample._public import FROM_1, NOT_NEGATIVE, public
+from jaxsample._shards import AxisName
 
 
+@public(temperature=NOT_NEGATIVE)
 def scaled_logits(
     logits: ArrayLike,
     temperature: ArrayLike,
@@ -53,34 +53,24 @@ def scaled_logits(
     0.27 0.73
     0.12 0.88
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _scaled_logits(
-        logits, _checks.real("temperature", temperature, logits), shards, implementation
-    )
+    x = opened(logits, axis_name, implementation)
+    return _scaled(x, _look.look_over(x), x.per_row(temperature))
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def _scaled_logits(
-    logits: Array, temperature: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    rows = _look.look_over(_chunks.source(lax.stop_gradient(logits), shards=shards), implementation)
-    return _scaled(logits, rows, _checks.to_rows(temperature, logits))
-
-
-def _scaled(logits: Array, rows: Rows, temperature: Array) -> Array:
+def _scaled(x: Source, rows: Rows, temperature: Array) -> Array:
     """The logits, which were looked over as they are, divided by a temperature a row."""
     divisor, greedy, bad = divisor_of(temperature)
     rows = _chunks.scaled_after(rows, 1 / lax.stop_gradient(divisor))
     best = rows.ids == _ranking.best(rows).token[..., None]
     keep = ~(greedy | rows.overflows)[..., None] | best
     bad = (bad | rows.bad)[..., None]
-    keep &= (logits > -jnp.inf) & ~bad
+    keep &= (x.logits > -jnp.inf) & ~bad
     # Other logits stay out of the product: its derivative by the temperature would be inf * 0.
-    scaled = rows.divided_by(divisor).read(jnp.where(keep, logits, 0))
+    scaled = rows.divided_by(divisor).read(jnp.where(keep, x.logits, 0))
     return jnp.where(bad, jnp.nan, jnp.where(keep, scaled, -jnp.inf))
 
 
+@public(low=NOT_NEGATIVE, high=NOT_NEGATIVE, exponent=NOT_NEGATIVE)
 def entropy_scaled_logits(
     logits: ArrayLike,
     low: ArrayLike,
@@ -121,40 +111,22 @@ def entropy_scaled_logits(
     [[  0.5   0.5]
      [  0.  160. ]]
     """
-    logits = _checks.logits(logits)
-    low, high, exponent = (
-        _checks.real(name, value, logits)
-        for name, value in (("low", low), ("high", high), ("exponent", exponent))
-    )
-    return _entropy_scaled_logits(
-        logits, low, high, exponent, _chunks.shards(logits, axis_name), implementation
-    )
-
-
-@functools.partial(jax.jit, static_argnames="implementation")
-def _entropy_scaled_logits(
-    logits: Array,
-    low: Array,
-    high: Array,
-    exponent: Array,
-    shards: Shards | None,
-    implementation: Implementation,
-) -> Array:
-    low, high, exponent = (_checks.to_rows(a, logits) for a in (low, high, exponent))
-    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums, number) = _look.look_over_and_weigh(
-        source, None, implementation, counted=True
-    )
+    x = opened(logits, axis_name, implementation)
+    low, high, exponent = map(x.per_row, (low, high, exponent))
+    rows, scale, (sums, number) = _look.look_over_and_weigh(x, counted=True)
     entropy, _ = _moments.entropy(rows, scale, sums)
     most = _elementary.log(number.astype(jnp.float32))
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
     power = _elementary.exp2(exponent * (_elementary.log(share) * _elementary.LOG2_E))
     share = lax.stop_gradient(jnp.where(exponent == 0, 1, power))
     temperature = low + _chunks.settle((high - low) * share)
-    bad = ~((low >= 0) & (high >= 0) & (exponent >= 0)) | jnp.isinf(low + high + exponent)
-    return _scaled(logits, rows, jnp.where(bad, jnp.nan, temperature))
+    good = [NOT_NEGATIVE.inside(parameter) for parameter in (low, high, exponent)]
+    return _scaled(
+        x, rows, jnp.where(functools.reduce(jnp.logical_and, good), temperature, jnp.nan)
+    )
 
 
+@public(factor=NOT_NEGATIVE, curve=FROM_1)
 def smoothed_logits(
     logits: ArrayLike,
     factor: ArrayLike,
@@ -191,36 +163,20 @@ def smoothed_logits(
     >>> print(smoothed_logits(jnp.array([5.0, 4.5, 2.0]), 1.0))
     [ 5.    4.75 -4.  ]
     """
-    logits = _checks.logits(logits)
-    factor = _checks.real("factor", factor, logits)
-    curve = _checks.real("curve", curve, logits)
-    return _smoothed_logits(
-        logits, factor, curve, _chunks.shards(logits, axis_name), implementation
-    )
-
-
-@functools.partial(jax.jit, static_argnames="implementation")
-def _smoothed_logits(
-    logits: Array,
-    factor: Array,
-    curve: Array,
-    shards: Shards | None,
-    implementation: Implementation,
-) -> Array:
-    factor, curve = (_checks.to_rows(a, logits)[..., None] for a in (factor, curve))
-    rows = _look.look_over(_chunks.source(lax.stop_gradient(logits), shards=shards), implementation)
-    bad = ~((factor >= 0) & (curve >= 1)) | jnp.isinf(factor + curve) | rows.bad[..., None]
-    logits = logits.astype(jnp.float32)
-    finite = (logits > -jnp.inf) & ~bad
-    x = jnp.where(finite, logits, 0)
+    x = opened(logits, axis_name, implementation)
+    factor, curve = (x.per_row(parameter)[..., None] for parameter in (factor, curve))
+    rows = _look.look_over(x)
+    bad = ~(NOT_NEGATIVE.inside(factor) & FROM_1.inside(curve)) | rows.bad[..., None]
+    wide = x.logits.astype(jnp.float32)
+    finite = (wide > -jnp.inf) & ~bad
     best = _ranking.best(rows).token[..., None]
-    row_max = jnp.where(bad, 0, _shards.take(logits, best, shards))
-    distance = row_max - x
+    row_max = jnp.where(bad, 0, _shards.take(wide, best, x.shards))
+    distance = row_max - jnp.where(finite, wide, 0)
     bend = (3 - curve) / 2 + product((curve - 1) / 2, distance)
     # The maximum, which keeps +inf, is for the rounding, as in `product`.
     fall = jnp.maximum(factor * distance * distance * bend, np.finfo(np.float32).min)
     smoothed = _chunks.settle(row_max - fall)
-    smoothed = jnp.where(finite & (factor != 0), smoothed, logits)
+    smoothed = jnp.where(finite & (factor != 0), smoothed, wide)
     return jnp.where(bad, jnp.nan, smoothed)
 
 
@@ -228,5 +184,5 @@ def divisor_of(temperature: Array) -> tuple[Array, Array, Array]:
     """What each temperature divides logits by, whether it is greedy, whether it is bad."""
     # Where subnormal numbers are flushed to 0 they are greedy, so let them be everywhere.
     greedy = (temperature >= 0) & (temperature < np.finfo(np.float32).tiny)
-    bad = ~(temperature >= 0) | jnp.isinf(temperature)
+    bad = ~NOT_NEGATIVE.inside(temperature)
     return jnp.where(greedy | bad, 1, temperature), greedy, bad

@@ -1,5 +1,7 @@
 """The stages of `sample`, a name for each rule, and the orders in which systems apply them."""
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsample import _bits, _checks, _chunks, _shards
+from jaxsample import _bits, _checks, _shards
+from jaxsample._chunks import Source
 from jaxsample._kept import Rules
-from jaxsample._kernels.choice import Implementation
-from jaxsample._shards import AxisName
+from jaxsample._public import BAD_WORDS, IDS, WORD_LENGTHS
 from jaxsample.constraints import (
     Banned,
     allowed_logits,
@@ -144,24 +146,29 @@ class _Input(NamedTuple):
 
     Attributes:
       keys: one a row.
-      logits: as the stages before left them.
+      x: the logits, as the stages before left them.
       given: the params of the stage that are not None.
       state: the `SamplerState`, or None for a stage that does not look back.
-      axis_name: over which the vocabulary is sharded, or None.
-      implementation: of what looks at all of the distribution.
     """
 
     keys: Array
-    logits: Array
+    x: Source
     given: dict[str, Any]
     state: Any
-    axis_name: AxisName
-    implementation: Implementation
+
+    @property
+    def logits(self) -> Array:
+        return self.x.logits
+
+    @property
+    def axis(self) -> dict[str, Any]:
+        """The options of a rule that looks at each token alone."""
+        return {"axis_name": self.x.axis_name}
 
     @property
     def looks(self) -> dict[str, Any]:
         """The options of a rule that looks at all of the distribution."""
-        return {"axis_name": self.axis_name, "implementation": self.implementation}
+        return {**self.axis, "implementation": self.x.implementation}
 
 
 class _Stage(NamedTuple):
@@ -194,7 +201,7 @@ def _of(
     """The stage of a rule that takes the logits and then its fields."""
 
     def apply(i: _Input) -> Array:
-        options = i.looks if looks else {"axis_name": i.axis_name}
+        options = i.looks if looks else i.axis
         return rule(i.logits, *(i.given[f] for f in fields), **options)
 
     return _Stage(apply, fields, drops=drops, mask=mask)
@@ -209,7 +216,7 @@ def _bans(banned: Callable[[_Input], Banned], *fields: str, remembers: bool = Fa
     """The stage that masks a few tokens."""
 
     def apply(i: _Input) -> Array:
-        return without(i.logits, banned(i), i.axis_name)
+        return without(i.x, banned(i))
 
     return _Stage(apply, fields, remembers=remembers, mask=banned)
 
@@ -223,50 +230,44 @@ def _bitmask(i: _Input) -> Array:
 
 
 def _suppressed(i: _Input) -> Banned:
-    return suppressed(i.logits, i.given["suppressed_token_ids"], i.axis_name)
+    return suppressed(i.x, IDS("suppressed_token_ids", i.given["suppressed_token_ids"], i.logits))
 
 
 def _bad_words(i: _Input) -> Banned:
-    words, lengths = i.given["bad_words"], i.given["bad_word_lengths"]
-    return bad_words(i.logits, i.state.tokens, i.state.lengths, words, lengths, i.axis_name)
+    words = BAD_WORDS("bad_words", i.given["bad_words"], i.logits)
+    lengths = WORD_LENGTHS("bad_word_lengths", i.given["bad_word_lengths"], i.logits)
+    return bad_words(i.x, i.state.tokens, i.state.lengths, words, lengths)
 
 
 def _min_tokens(i: _Input) -> Banned:
     written = i.state.lengths - i.state.prompt_lengths
-    return before_min_tokens(
-        i.logits, i.given["stop_token_ids"], written, i.given["min_tokens"], i.axis_name
-    )
+    stops = IDS("stop_token_ids", i.given["stop_token_ids"], i.logits)
+    return before_min_tokens(i.x, stops, written, i.given["min_tokens"])
 
 
 def _no_repeat_ngram(i: _Input) -> Array:
     n = i.given["no_repeat_ngram"]
-    return no_repeat_ngram_logits(
-        i.logits, i.state.tokens, i.state.lengths, n, axis_name=i.axis_name
-    )
+    return no_repeat_ngram_logits(i.logits, i.state.tokens, i.state.lengths, n, **i.axis)
 
 
 def _repetition(i: _Input) -> Array:
     seen = _bits.unpacked(i.state.prompt_mask, i.logits.shape[-1]) | (i.state.counts > 0)
-    return repetition_penalized_logits(
-        i.logits, seen, i.given["repetition_penalty"], axis_name=i.axis_name
-    )
+    return repetition_penalized_logits(i.logits, seen, i.given["repetition_penalty"], **i.axis)
 
 
 def _frequency(i: _Input) -> Array:
-    return frequency_penalized_logits(
-        i.logits, i.state.counts, i.given["frequency_penalty"], axis_name=i.axis_name
-    )
+    penalty = i.given["frequency_penalty"]
+    return frequency_penalized_logits(i.logits, i.state.counts, penalty, **i.axis)
 
 
 def _presence(i: _Input) -> Array:
-    return presence_penalized_logits(
-        i.logits, i.state.counts, i.given["presence_penalty"], axis_name=i.axis_name
-    )
+    penalty = i.given["presence_penalty"]
+    return presence_penalized_logits(i.logits, i.state.counts, penalty, **i.axis)
 
 
 def _dry(i: _Input) -> Array:
     return dry_penalized_logits(
-        i.logits, i.state.tokens, i.state.lengths, **_named(i, "dry_"), axis_name=i.axis_name
+        i.logits, i.state.tokens, i.state.lengths, **_named(i, "dry_"), **i.axis
     )
 
 
@@ -279,7 +280,7 @@ def _smoothing(i: _Input) -> Array:
 
 
 def _p_less(i: _Input) -> Array:
-    on = _checks.to_rows(i.given["p_less"], i.logits)
+    on = i.x.per_row(i.given["p_less"])
     return jnp.where(on[..., None], p_less_logits(i.logits, **i.looks), i.logits)
 
 
@@ -376,71 +377,59 @@ def planned(params: SamplingParams, state: SamplerState | None, order: Order) ->
 def applied(
     groups: tuple[tuple[str, ...], ...],
     keys: Array,
-    logits: Array,
+    x: Source,
     params: SamplingParams,
     state: SamplerState | None,
-    axis_name: AxisName,
-    implementation: Implementation,
-) -> Array:
+) -> Source:
     """The logits after some groups of stages."""
     for is_prefix, some in itertools.groupby(groups, _PREFIX.issuperset):
         if is_prefix:
-            rules = rules_of(tuple(some), logits, params)
-            logits = cut_by(logits, rules, _chunks.shards(logits, axis_name), implementation)
+            cut = cut_by(x, rules_of(tuple(some), x, params))
+            x = dataclasses.replace(x, logits=cut)
             continue
         for group in some:
-            given = (keys, logits, params, state, axis_name, implementation)
-            results = [_STAGES[name].apply(_input(name, *given)) for name in group]
+            results = [_STAGES[name].apply(_input(name, keys, x, params, state)) for name in group]
             # Logits are kept as they are or -inf, and the least is what all of them keep.
-            logits = results[0]
-            for result in results[1:]:
-                logits = jnp.minimum(logits, result)
-    return logits
+            x = dataclasses.replace(x, logits=functools.reduce(jnp.minimum, results))
+    return x
 
 
 def _input(
-    name: str,
-    keys: Array,
-    logits: Array,
-    params: SamplingParams,
-    state: SamplerState | None,
-    axis_name: AxisName,
-    implementation: Implementation = None,
+    name: str, keys: Array, x: Source, params: SamplingParams, state: SamplerState | None
 ) -> _Input:
     stage = _STAGES[name]
     fields = {field: getattr(params, field) for field in (*stage.fields, *stage.optional)}
     given = {field: value for field, value in fields.items() if value is not None}
-    return _Input(keys, logits, given, state, axis_name, implementation)
+    return _Input(keys, x, given, state)
 
 
 def mask_of(
     names: tuple[str, ...],
     keys: Array,
-    logits: Array,
+    x: Source,
     params: SamplingParams,
     state: SamplerState | None,
-    axis_name: AxisName,
 ) -> tuple[Array | None, Array]:
     """The tokens that some stages leave, packed, and the rows `[...]` with a bad parameter."""
     words, bad = None, jnp.array(False)
     for name in names:
         mask: Any = _STAGES[name].mask
-        left = mask(_input(name, keys, logits, params, state, axis_name))
+        left = mask(_input(name, keys, x, params, state))
         if not isinstance(left, Banned):
             words = left if words is None else words & left
             continue
         if words is None:
-            *lead, vocab = logits.shape
+            *lead, vocab = x.logits.shape
             words = jnp.full((*lead, -(-vocab // _bits.WORD)), -1, jnp.int32)
-        places = _shards.places(logits, left.ids, _chunks.shards(logits, axis_name))
+        places = _shards.places(x.logits, left.ids, x.shards)
         words, bad = _bits.cleared(words, places, left.where), bad | left.bad
     return words, bad
 
 
-def rules_of(groups: tuple[tuple[str, ...], ...], logits: Array, params: SamplingParams) -> Rules:
+def rules_of(groups: tuple[tuple[str, ...], ...], x: Source, params: SamplingParams) -> Rules:
     """The rules of groups of top-k, top-p and min-p."""
     names = itertools.chain(*groups)
-    values = {name: _checks.to_rows(getattr(params, name), logits) for name in names}
+    values = {name: x.per_row(getattr(params, name)) for name in names}
     return Rules(values, groups)
 
 

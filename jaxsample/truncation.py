@@ -4,22 +4,20 @@ The ranking is by logit, equal logits by lower token id. Dropped logits become -
 stay as they are. What is kept is a constant under differentiation.
 """
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _cuts, _draw, _elementary, _kept, _look, _moments, _ranking
-from jaxsample._chunks import Rows
+from jaxsample import _chunks, _cuts, _draw, _elementary, _kept, _look, _moments, _ranking
+from jaxsample._chunks import Implementation, Rows, Source, opened
 from jaxsample._kept import Rules
-from jaxsample._kernels.choice import Implementation
+from jaxsample._public import FINITE, SHARE, TOP_K, keys, public
 from jaxsample._ranking import Cut
-from jaxsample._shards import AxisName, Shards
+from jaxsample._shards import AxisName
 
 
+@public(k=TOP_K)
 def top_k_logits(
     logits: ArrayLike,
     k: ArrayLike,
@@ -51,20 +49,11 @@ def top_k_logits(
     >>> print(top_k_logits(jnp.array([1.0, 3.0, 2.0, 2.0]), 2))
     [-inf   3.   2. -inf]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _top_k_logits(logits, _checks.integer("k", k, logits), shards, implementation)
+    x = opened(logits, axis_name, implementation)
+    return cut_by(x, Rules({"top_k": x.per_row(k)}, (("top_k",),)))
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def _top_k_logits(
-    logits: Array, k: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    return cut_by(
-        logits, Rules({"top_k": _checks.to_rows(k, logits)}, (("top_k",),)), shards, implementation
-    )
-
-
+@public(p=SHARE)
 def top_p_logits(
     logits: ArrayLike,
     p: ArrayLike,
@@ -96,20 +85,11 @@ def top_p_logits(
     >>> print(top_p_logits(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.7))
     [-0.69 -1.2   -inf]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _top_p_logits(logits, _checks.real("p", p, logits), shards, implementation)
+    x = opened(logits, axis_name, implementation)
+    return cut_by(x, Rules({"top_p": x.per_row(p)}, (("top_p",),)))
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def _top_p_logits(
-    logits: Array, p: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    return cut_by(
-        logits, Rules({"top_p": _checks.to_rows(p, logits)}, (("top_p",),)), shards, implementation
-    )
-
-
+@public(p=SHARE)
 def min_p_logits(
     logits: ArrayLike,
     p: ArrayLike,
@@ -141,19 +121,13 @@ def min_p_logits(
     >>> print(min_p_logits(jnp.array([0.0, 2.0, 1.0]), 0.3))
     [-inf   2.   1.]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _min_p_logits(logits, _checks.real("p", p, logits), shards, implementation)
+    x = opened(logits, axis_name, implementation)
+    share, bad = SHARE.of_rows(p, x)
+    rows = _look.look_over(x)
+    return _cut_off(x, rows, _kept.min_p_cut(rows, share), bad)
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def _min_p_logits(
-    logits: Array, p: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    rows, p, bad = _opened(logits, p, shards, implementation)
-    return _cut_off(logits, rows, _kept.min_p_cut(rows, p), bad)
-
-
+@public(p=SHARE)
 def typical_p_logits(
     logits: ArrayLike,
     p: ArrayLike,
@@ -189,24 +163,16 @@ def typical_p_logits(
     >>> print(typical_p_logits(jnp.log(jnp.array([0.5, 0.3, 0.1, 0.1])), 0.2))
     [ -inf -1.2  -inf  -inf]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _typical_p_logits(logits, _checks.real("p", p, logits), shards, implementation)
-
-
-@functools.partial(jax.jit, static_argnames="implementation")
-def _typical_p_logits(
-    logits: Array, p: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    p, bad = _share(logits, p)
-    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation)
-    centre, cut = _cuts.typical(rows, scale, sums, p)
-    away = _cuts.typicality(rows.read(logits), centre)
+    x = opened(logits, axis_name, implementation)
+    share, bad = SHARE.of_rows(p, x)
+    rows, scale, (sums,) = _look.look_over_and_weigh(x)
+    centre, cut = _cuts.typical(rows, scale, sums, share)
+    away = _cuts.typicality(rows.read(x.logits), centre)
     keep = _ranking.is_kept(away, rows.ids, cut)
-    return _keep(logits, rows, keep | (p == 1)[..., None], bad)
+    return _keep(x, rows, keep | (share == 1)[..., None], bad)
 
 
+@public(epsilon=SHARE)
 def epsilon_logits(
     logits: ArrayLike,
     epsilon: ArrayLike,
@@ -239,20 +205,13 @@ def epsilon_logits(
     >>> print(epsilon_logits(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.25))
     [-0.69 -1.2   -inf]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _epsilon_logits(logits, _checks.real("epsilon", epsilon, logits), shards, implementation)
+    x = opened(logits, axis_name, implementation)
+    share, bad = SHARE.of_rows(epsilon, x)
+    rows, log_sum = _normalized(x)
+    return _from(x, rows, log_sum + _elementary.log(share), bad)
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def _epsilon_logits(
-    logits: Array, epsilon: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    epsilon, bad = _share(logits, epsilon)
-    rows, log_sum = _normalized(logits, shards, implementation)
-    return _from(logits, rows, log_sum + _elementary.log(epsilon), bad)
-
-
+@public(epsilon=SHARE)
 def eta_logits(
     logits: ArrayLike,
     epsilon: ArrayLike,
@@ -288,23 +247,15 @@ def eta_logits(
     >>> print(eta_logits(jnp.log(jnp.array([0.5, 0.3, 0.2])), 0.25))
     [-0.69 -1.2  -1.6 ]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _eta_logits(logits, _checks.real("epsilon", epsilon, logits), shards, implementation)
-
-
-@functools.partial(jax.jit, static_argnames="implementation")
-def _eta_logits(
-    logits: Array, epsilon: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    epsilon, bad = _share(logits, epsilon)
-    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation)
+    x = opened(logits, axis_name, implementation)
+    share, bad = SHARE.of_rows(epsilon, x)
+    rows, scale, (sums,) = _look.look_over_and_weigh(x)
     entropy, log_sum = _moments.entropy(rows, scale, sums)
-    least = _elementary.log(epsilon)
-    return _from(logits, rows, log_sum + jnp.minimum(least, 0.5 * least - entropy), bad)
+    least = _elementary.log(share)
+    return _from(x, rows, log_sum + jnp.minimum(least, 0.5 * least - entropy), bad)
 
 
+@public(a=SHARE)
 def top_a_logits(
     logits: ArrayLike,
     a: ArrayLike,
@@ -336,20 +287,13 @@ def top_a_logits(
     >>> print(top_a_logits(jnp.log(jnp.array([0.6, 0.3, 0.1])), 0.5))
     [-0.51 -1.2   -inf]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _top_a_logits(logits, _checks.real("a", a, logits), shards, implementation)
+    x = opened(logits, axis_name, implementation)
+    share, bad = SHARE.of_rows(a, x)
+    rows, log_sum = _normalized(x)
+    return _from(x, rows, _elementary.log(share) - log_sum, bad)
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def _top_a_logits(
-    logits: Array, a: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    a, bad = _share(logits, a)
-    rows, log_sum = _normalized(logits, shards, implementation)
-    return _from(logits, rows, _elementary.log(a) - log_sum, bad)
-
-
+@public(n=FINITE)
 def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the tokens within n standard deviations of the largest logit.
 
@@ -376,19 +320,14 @@ def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike, *, axis_name: AxisName =
     >>> print(top_n_sigma_logits(jnp.array([4.0, 3.0, 0.0, 1.0]), 1.0))
     [  4.   3. -inf -inf]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _top_n_sigma_logits(logits, _checks.real("n", n, logits), shards)
+    x = opened(logits, axis_name, "xla")
+    number, bad = FINITE.of_rows(n, x)
+    rows = _look.look_over(x)
+    floor = jnp.where(number > 0, -number * _moments.deviation(rows), -jnp.inf)
+    return _from(x, rows, floor, bad)
 
 
-@jax.jit
-def _top_n_sigma_logits(logits: Array, n: Array, shards: Shards | None) -> Array:
-    n = _checks.to_rows(lax.stop_gradient(n), logits)
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards)
-    floor = jnp.where(n > 0, -n * _moments.deviation(rows), -jnp.inf)
-    return _from(logits, rows, floor, ~jnp.isfinite(n))
-
-
+@public(z=SHARE)
 def tail_free_logits(
     logits: ArrayLike,
     z: ArrayLike,
@@ -428,21 +367,15 @@ def tail_free_logits(
     >>> print(tail_free_logits(jnp.log(jnp.array([0.5, 0.3, 0.15, 0.04, 0.01])), 0.6))
     [-0.69 -1.2  -inf  -inf  -inf]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _tail_free_logits(logits, _checks.real("z", z, logits), shards, implementation)
-
-
-@functools.partial(jax.jit, static_argnames="implementation")
-def _tail_free_logits(
-    logits: Array, z: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    rows, z, bad = _opened(logits, z, shards, implementation)
-    length = jnp.where(bad, rows.vocab, _cuts.tail_free(rows, z))
-    kept = cut_by(logits, Rules({"top_k": length}, (("top_k",),)), shards, implementation)
+    x = opened(logits, axis_name, implementation)
+    share, bad = SHARE.of_rows(z, x)
+    rows = _look.look_over(x)
+    length = jnp.where(bad, rows.vocab, _cuts.tail_free(rows, share))
+    kept = cut_by(x, Rules({"top_k": length}, (("top_k",),)))
     return jnp.where(bad[..., None], jnp.nan, kept)
 
 
+@public(h=SHARE)
 def top_h_logits(
     logits: ArrayLike,
     h: ArrayLike,
@@ -477,20 +410,13 @@ def top_h_logits(
     >>> print(top_h_logits(jnp.log(jnp.array([0.5, 0.3, 0.1, 0.1])), 0.7))
     [-0.69 -1.2   -inf  -inf]
     """
-    logits = _checks.logits(logits)
-    shards = _chunks.shards(logits, axis_name)
-    return _top_h_logits(logits, _checks.real("h", h, logits), shards, implementation)
+    x = opened(logits, axis_name, implementation)
+    share, bad = SHARE.of_rows(h, x)
+    rows, log_sum = _normalized(x)
+    return _cut_off(x, rows, _cuts.top_h(rows, log_sum, share), bad)
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def _top_h_logits(
-    logits: Array, h: Array, shards: Shards | None, implementation: Implementation
-) -> Array:
-    h, bad = _share(logits, h)
-    rows, log_sum = _normalized(logits, shards, implementation)
-    return _cut_off(logits, rows, _cuts.top_h(rows, log_sum, h), bad)
-
-
+@public()
 def p_less_logits(
     logits: ArrayLike, *, axis_name: AxisName = None, implementation: Implementation = None
 ) -> Array:
@@ -518,16 +444,12 @@ def p_less_logits(
     >>> print(p_less_logits(jnp.log(jnp.array([0.5, 0.3, 0.2]))))
     [-0.69  -inf  -inf]
     """
-    logits = _checks.logits(logits)
-    return _p_less_logits(logits, _chunks.shards(logits, axis_name), implementation)
+    x = opened(logits, axis_name, implementation)
+    rows, log_sum = _normalized(x)
+    return _from(x, rows, log_sum + _moments.log_collision(rows, log_sum), rows.bad)
 
 
-@functools.partial(jax.jit, static_argnames="implementation")
-def _p_less_logits(logits: Array, shards: Shards | None, implementation: Implementation) -> Array:
-    rows, log_sum = _normalized(logits, shards, implementation)
-    return _from(logits, rows, log_sum + _moments.log_collision(rows, log_sum), rows.bad)
-
-
+@public(key=keys, probability=SHARE, threshold=SHARE)
 def xtc_logits(
     key: ArrayLike,
     logits: ArrayLike,
@@ -567,87 +489,47 @@ def xtc_logits(
     >>> print(xtc_logits(jax.random.key(0), jnp.log(jnp.array([0.5, 0.3, 0.2])), 1.0, 0.25))
     [ -inf -1.2  -1.6 ]
     """
-    logits = _checks.logits(logits)
-    return _xtc_logits(
-        _checks.keys(key, logits),
-        logits,
-        _checks.real("probability", probability, logits),
-        _checks.real("threshold", threshold, logits),
-        _chunks.shards(logits, axis_name),
-        implementation,
-    )
-
-
-@functools.partial(jax.jit, static_argnames="implementation")
-def _xtc_logits(
-    keys: Array,
-    logits: Array,
-    probability: Array,
-    threshold: Array,
-    shards: Shards | None,
-    implementation: Implementation,
-) -> Array:
-    probability, improbable = _share(logits, probability)
-    threshold, outside = _share(logits, threshold)
-    rows, log_sum = _normalized(logits, shards, implementation)
+    x = opened(logits, axis_name, implementation)
+    probability, improbable = SHARE.of_rows(probability, x)
+    threshold, outside = SHARE.of_rows(threshold, x)
+    rows, log_sum = _normalized(x)
     floor = rows.row_max + (log_sum + _elementary.log(threshold))
     # A threshold of 0 is met by all that are not masked.
     floor = jnp.maximum(floor, np.finfo(np.float32).min)
     least = _ranking.last_from(rows, floor)
     first = jnp.zeros((*rows.row_max.shape, 1), jnp.int32)
-    chance = _draw.uniforms(_draw.spend(keys), first, first)
+    chance = _draw.uniforms(_draw.spend(jnp.asarray(key)), first, first)
     excludes = chance < probability[..., None]
-    x, ids = rows.read(logits), rows.ids
-    likely = x >= floor[..., None]
-    last = (x == least.logit[..., None]) & (ids == least.token[..., None])
-    return _keep(logits, rows, ~(excludes & likely) | last, improbable | outside)
+    logit, ids = rows.read(x.logits), rows.ids
+    likely = logit >= floor[..., None]
+    last = (logit == least.logit[..., None]) & (ids == least.token[..., None])
+    return _keep(x, rows, ~(excludes & likely) | last, improbable | outside)
 
 
-def cut_by(
-    logits: Array, rules: Rules, shards: Shards | None, implementation: Implementation
-) -> Array:
+def cut_by(x: Source, rules: Rules) -> Array:
     """The logits that top-k, top-p and min-p keep together."""
-    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, top = _look.look_over_and_rank(source, None, implementation)
+    rows, top = _look.look_over_and_rank(x)
     rules, bad = _kept.checked(rows.vocab, rules)
-    cut = _kept.prefix(rows, top, rules).cut
-    return _cut_off(logits, rows, cut, bad)
+    return _cut_off(x, rows, _kept.prefix(rows, top, rules).cut, bad)
 
 
-def _opened(
-    logits: Array, share: Array, shards: Shards | None, implementation: Implementation
-) -> tuple[Rows, Array, Array]:
-    """The logits looked over, and a parameter in [0, 1] a row with the rows where it is not."""
-    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    return _look.look_over(source, implementation), *_share(logits, share)
-
-
-def _normalized(
-    logits: Array, shards: Shards | None, implementation: Implementation
-) -> tuple[Rows, Array]:
+def _normalized(x: Source) -> tuple[Rows, Array]:
     """The logits looked over, and the logarithm of the sum of their exponentials."""
-    source = _chunks.source(lax.stop_gradient(logits), shards=shards)
-    rows, scale, (sums,) = _look.look_over_and_weigh(source, None, implementation)
+    rows, scale, (sums,) = _look.look_over_and_weigh(x)
     return rows, _moments.log_sum(_chunks.added_up(sums, scale))
 
 
-def _share(logits: Array, share: Array) -> tuple[Array, Array]:
-    share = _checks.to_rows(lax.stop_gradient(share), logits)
-    return share, ~((share >= 0) & (share <= 1))
-
-
-def _from(logits: Array, rows: Rows, floor: Array, bad: Array) -> Array:
+def _from(x: Source, rows: Rows, floor: Array, bad: Array) -> Array:
     """The logits from a floor up, `[...]` above the largest, which is kept anyway."""
     floor = rows.row_max + jnp.minimum(floor, 0)
     cut = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
-    return _cut_off(logits, rows, cut, bad)
+    return _cut_off(x, rows, cut, bad)
 
 
-def _cut_off(logits: Array, rows: Rows, cut: Cut, bad: Array) -> Array:
+def _cut_off(x: Source, rows: Rows, cut: Cut, bad: Array) -> Array:
     """The logits up to a cut; NaN on bad rows."""
-    keep = _ranking.is_kept(rows.read(logits), rows.ids, cut)
-    return _keep(logits, rows, keep, bad)
+    return _keep(x, rows, _ranking.is_kept(rows.read(x.logits), rows.ids, cut), bad)
 
 
-def _keep(logits: Array, rows: Rows, keep: Array, bad: Array) -> Array:
-    return jnp.where((bad | rows.bad)[..., None], jnp.nan, jnp.where(keep, logits, -jnp.inf))
+def _keep(x: Source, rows: Rows, keep: Array, bad: Array) -> Array:
+    return jnp.where((bad | rows.bad)[..., None], jnp.nan, jnp.where(keep, x.logits, -jnp.inf))

@@ -6,20 +6,26 @@ nothing else draws from. The detectors are in `jaxsample.detection`; they know t
 and neither the model nor the prompt.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _elementary, _keyed, _mass, _shards
-from jaxsample._chunks import CHUNK, Rows
+from jaxsample import _checks, _chunks, _elementary, _keyed, _look, _mass, _shards
+from jaxsample._chunks import CHUNK, Rows, Source, opened
 from jaxsample._keyed import Seed
+from jaxsample._public import COUNT, FLAG, INSIDE_0_1, NOT_NEGATIVE, public, static_integer
 from jaxsample._shards import AxisName, Shards
 
 
+@public(
+    key=_keyed.keys,
+    context=_keyed.context,
+    gamma=INSIDE_0_1,
+    delta=NOT_NEGATIVE,
+    scheme=_keyed.scheme,
+)
 def green_list_logits(
     logits: ArrayLike,
     key: ArrayLike,
@@ -65,37 +71,17 @@ def green_list_logits(
     >>> print(jnp.sum(logits == 2), jnp.sum(logits == 0))
     6 2
     """
-    logits = _checks.logits(logits)
-    return _green_list_logits(
-        logits,
-        _keyed.keys(key, logits),
-        _keyed.context(context, logits),
-        _checks.real("gamma", gamma, logits),
-        _checks.real("delta", delta, logits),
-        _keyed.scheme(scheme),
-        _chunks.shards(logits, axis_name),
-    )
+    x, last = opened(logits, axis_name), jnp.asarray(context)
+    share, boost = (x.per_row(a)[..., None] for a in (gamma, delta))
+    bad = ~(INSIDE_0_1.inside(share) & NOT_NEGATIVE.inside(boost))
+    words = _keyed.green_word(jnp.asarray(key), last, x.ids, scheme)
+    green = _keyed.green(words, jnp.where(bad, 0, share))
+    boosted = green & (boost > 0) & _keyed.known(last)[..., None]
+    wide = x.logits.astype(jnp.float32)
+    return jnp.where(bad, jnp.nan, jnp.where(boosted, _chunks.settle(wide + boost), wide))
 
 
-@functools.partial(jax.jit, static_argnames="scheme")
-def _green_list_logits(
-    logits: Array,
-    keys: Array,
-    context: Array,
-    gamma: Array,
-    delta: Array,
-    scheme: str,
-    shards: Shards | None,
-) -> Array:
-    gamma, delta = (_checks.to_rows(a, logits)[..., None] for a in (gamma, delta))
-    bad = ~((gamma > 0) & (gamma < 1) & (delta >= 0) & (delta < jnp.inf))
-    words = _keyed.green_word(keys, context, _shards.ids(logits, shards), scheme)
-    green = _keyed.green(words, jnp.where(bad, 0, gamma))
-    boosted = green & (delta > 0) & _keyed.known(context)[..., None]
-    logits = logits.astype(jnp.float32)
-    return jnp.where(bad, jnp.nan, jnp.where(boosted, _chunks.settle(logits + delta), logits))
-
-
+@public(key=_keyed.keys, context=_keyed.context, active=FLAG, depth=static_integer(1, _keyed.BITS))
 def synthid_logits(
     logits: ArrayLike,
     key: ArrayLike,
@@ -140,47 +126,33 @@ def synthid_logits(
     >>> print(jax.nn.softmax(synthid_logits(jnp.zeros(4), key, context, depth=1)))
     [0.31 0.31 0.31 0.06]
     """
-    logits = _checks.logits(logits)
-    return _synthid_logits(
-        logits,
-        _keyed.keys(key, logits),
-        _keyed.context(context, logits),
-        _checks.flags("active", active, logits),
-        _checks.static_integer("depth", depth, 1, _keyed.BITS),
-        _chunks.shards(logits, axis_name),
-    )
+    x, last = opened(logits, axis_name, "xla"), jnp.asarray(context)
+    seed = _keyed.fold(jnp.asarray(key), last)
+    rows = _look.look_over(x)
+    on = (x.per_row(active) & _keyed.known(last) & ~rows.bad)[..., None]
 
-
-@functools.partial(jax.jit, static_argnames="depth")
-def _synthid_logits(
-    logits: Array, keys: Array, context: Array, active: Array, depth: int, shards: Shards | None
-) -> Array:
-    seed = _keyed.fold(keys, context)
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards)
-    on = (_checks.to_rows(active, logits) & _keyed.known(context) & ~rows.bad)[..., None]
-
-    def play(layer: Array, x: Array) -> Array:
+    def play(layer: Array, below: Array) -> Array:
         # Tied to the loop: the compiler would write the words of the whole vocabulary down.
         here, layer = lax.optimization_barrier((seed, layer))
-        share = _losers(x, here, layer, shards)
+        share = _losers(below, here, layer, x.shards)
         won, lost = _elementary.log(1 + share)[..., None], _elementary.log(share)[..., None]
-        g = _keyed.coin(_keyed.word(here, _shards.ids(x, shards)), layer)
-        return x + jnp.where(g, won, lost)
+        g = _keyed.coin(_keyed.word(here, x.ids), layer)
+        return below + jnp.where(g, won, lost)
 
     # Other rows stay out of the arithmetic: their gradients would be NaN. Below the maximum, where
     # float32 is finest: far from 0 it would swallow the shares.
     row_max = rows.row_max[..., None]
-    logits = logits.astype(jnp.float32)
-    x = jnp.where(on, logits - row_max, 0)
-    x = lax.fori_loop(0, depth, play, x) + row_max
-    return jnp.where(on, _chunks.settle(x), logits)
+    wide = x.logits.astype(jnp.float32)
+    below = jnp.where(on, wide - row_max, 0)
+    played = lax.fori_loop(0, depth, play, below) + row_max
+    return jnp.where(on, _chunks.settle(played), wide)
 
 
 @jax.custom_jvp
 def _losers(x: Array, seed: Seed, layer: Array, shards: Shards | None) -> Array:
     """The share of probability `[...]` with g = 0: each token loses all but that much of its own,
     and those with g = 1 gain it."""
-    rows = _chunks.look_over(x, shards)
+    rows = _look.look_over(Source(x, shards=shards, implementation="xla"))
     scale = _chunks.probability(rows)
     lost = _chunks.mass(rows, scale, lambda _, ids: ~_keyed.coin(_keyed.word(seed, ids), layer))
     share = _mass.to_float(lost) / _mass.to_float(_chunks.mass(rows, scale))
@@ -201,6 +173,7 @@ def _losers_jvp(
     return share, _shards.total(jnp.sum(change, axis=-1), shards)
 
 
+@public(key=_keyed.keys, context=_keyed.context)
 def gumbel_watermark_sample(
     key: ArrayLike, logits: ArrayLike, context: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
@@ -237,21 +210,9 @@ def gumbel_watermark_sample(
     >>> print(tokens.mean())
     0.73
     """
-    logits = _checks.logits(logits)
-    return _gumbel_watermark_sample(
-        _keyed.keys(key, logits),
-        logits,
-        _keyed.context(context, logits),
-        _chunks.shards(logits, axis_name),
-    )
-
-
-@jax.jit
-def _gumbel_watermark_sample(
-    keys: Array, logits: Array, context: Array, shards: Shards | None
-) -> Array:
-    rows = _chunks.look_over(lax.stop_gradient(logits), shards)
-    seed = _keyed.fold(keys, context)
+    x = opened(logits, axis_name, "xla")
+    rows = _look.look_over(x)
+    seed = _keyed.fold(jnp.asarray(key), jnp.asarray(context))
 
     def lead(raw: Array, ids: Array, _: np.ndarray) -> Array:
         return _lead(rows, seed, rows.read(raw), ids)
@@ -279,6 +240,7 @@ def _first_largest(keys: Array) -> Array:
     return _chunks.first_true(keys == jnp.max(keys, axis=-1, keepdims=True))
 
 
+@public(rows="tokens", length=COUNT, width=_keyed.width)
 def last_tokens(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
     """The last tokens of a history: the context of the next token.
 
@@ -299,21 +261,15 @@ def last_tokens(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
     [[ 8  9]
      [-1  7]]
     """
-    return _last_tokens(
-        *_keyed.history(tokens, length),
-        _keyed.width(width),
-    )
-
-
-@functools.partial(jax.jit, static_argnames="width")
-def _last_tokens(tokens: Array, length: Array, width: int) -> Array:
-    padded = jnp.concatenate([jnp.full((*tokens.shape[:-1], width), -1, jnp.int32), tokens], -1)
+    text, number = _keyed.history(tokens, length)
+    padded = jnp.concatenate([jnp.full((*text.shape[:-1], width), -1, jnp.int32), text], -1)
     take = jnp.vectorize(
         lambda row, start: lax.dynamic_slice_in_dim(row, start, width), signature="(n),()->(w)"
     )
-    return jnp.where(length[..., None] < 0, -1, take(padded, length))
+    return jnp.where(number[..., None] < 0, -1, take(padded, number))
 
 
+@public(rows="tokens", length=COUNT, width=_keyed.width)
 def context_repeated(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
     """Whether the last tokens of a history stand anywhere earlier in it, too.
 
@@ -332,15 +288,8 @@ def context_repeated(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Arr
     >>> print(context_repeated(jnp.array([[1, 2, 3, 1, 2]] * 2), jnp.array([5, 4]), width=2))
     [ True False]
     """
-    return _context_repeated(
-        *_keyed.history(tokens, length),
-        _keyed.width(width),
-    )
-
-
-@functools.partial(jax.jit, static_argnames="width")
-def _context_repeated(tokens: Array, length: Array, width: int) -> Array:
-    last = _last_tokens(tokens, length, width)
-    earlier, _, within = _keyed.grams(tokens, length, width)
+    text, number = _keyed.history(tokens, length)
+    last = last_tokens(text, number, width=width)
+    earlier, _, within = _keyed.grams(text, number, width)
     same = jnp.all(earlier == last[..., None, :], axis=-1)
     return jnp.any(same & within, axis=-1) & _keyed.known(last)

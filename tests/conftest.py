@@ -1,3 +1,6 @@
+import dataclasses
+import doctest
+import inspect
 import os
 
 # The suite proves semantics on the CPU unless a platform is asked for.
@@ -11,6 +14,17 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)  # for tests/test_sharding.py
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+_from_module = doctest.DocTestFinder._from_module
+
+
+def _unwrapped_from_module(self, module, object):
+    """A public function is a wrapper, of which the finder of docstring examples sees the module."""
+    return _from_module(self, module, inspect.unwrap(object) if callable(object) else object)
+
+
+doctest.DocTestFinder._from_module = _unwrapped_from_module
 
 
 def pytest_addoption(parser):
@@ -42,11 +56,12 @@ def _interpret_kernels(monkeypatch):
 
     choose = _look.choose
 
-    def interpreted(kernel, otherwise, implementation, source, *rest):
+    def interpreted(kernel, otherwise, source, *rest):
+        forced = dataclasses.replace(source, implementation=source.implementation or "pallas")
         try:
-            return choose(kernel, otherwise, implementation or "pallas", source, *rest)
+            return choose(kernel, otherwise, forced, *rest)
         except ValueError:  # which needs other rows
-            return choose(kernel, otherwise, implementation, source, *rest)
+            return choose(kernel, otherwise, source, *rest)
 
     monkeypatch.setattr(_look, "choose", interpreted)
     _shorten_turns(monkeypatch)

@@ -8,7 +8,7 @@ runs on its own.
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +16,9 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from jaxsample._chunks import Source
+from jaxsample._chunks import Implementation, Source
 from jaxsample._kernels.rows import MAX_VOCAB, MIN_VOCAB, ROWS
 from jaxsample._vmap import rowwise
-
-Implementation = Literal["xla", "pallas"] | None
-"""No kernels, kernels wherever a program runs, or kernels where they are estimated to be faster."""
 
 Function = Callable[..., tuple[Array, ...]]
 
@@ -30,28 +27,25 @@ _look.multiple_results = True
 
 
 def choose(
-    kernel: Function,
-    otherwise: Function,
-    implementation: Implementation,
-    source: Source,
-    *rest: Array | None,
+    kernel: Function, otherwise: Function, source: Source, *rest: Array | None
 ) -> tuple[Array, ...]:
     """What `otherwise(source, *rest)` gives, by `kernel(..., interpret=...)` where it is chosen.
 
     Of both nothing has a gradient. The rest leads with the axes of the rows, too.
     """
-    check(implementation)
+    if source.implementation == "xla":
+        return otherwise(source, *rest)
 
     @rowwise
     def chosen(source: Source, *rest: Array | None) -> tuple[Array, ...]:
-        if not _suits(source, implementation):
+        if not _suits(source):
             return otherwise(source, *rest)
         leaves, tree = jax.tree.flatten((source, *rest))
 
         def of_leaves(function: Function) -> Function:
             return lambda *leaves, **options: function(*jax.tree.unflatten(tree, leaves), **options)
 
-        forced = implementation == "pallas"
+        forced = source.implementation == "pallas"
         functions = {"kernel": of_leaves(kernel), "otherwise": of_leaves(otherwise)}
         return tuple(_look.bind(*leaves, **functions, forced=forced))
 
@@ -64,15 +58,15 @@ def check(implementation: Implementation) -> None:
         raise ValueError(f"implementation must be None, 'xla' or 'pallas', got {implementation!r}")
 
 
-def _suits(source: Source, implementation: Implementation) -> bool:
+def _suits(source: Source) -> bool:
     """Whether kernels can look at logits, and by the compiler's estimates should."""
-    logits, _, shards = source
-    if implementation == "xla" or 0 in logits.shape:
+    logits = source.logits
+    if 0 in logits.shape:
         return False
     *lead, vocab = logits.shape
     static = all(isinstance(size, int) for size in logits.shape)
-    can = static and shards is None and logits.dtype != jnp.float16 and vocab <= MAX_VOCAB
-    if implementation is None:
+    can = static and source.shards is None and logits.dtype != jnp.float16 and vocab <= MAX_VOCAB
+    if source.implementation is None:
         return can and vocab >= MIN_VOCAB and math.prod(lead) % ROWS == 0
     if not can:
         raise ValueError(
