@@ -1,5 +1,7 @@
 """Rows of logits of every kind that a sampler meets."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +22,11 @@ def exhaustive(*values):
     return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
+def traces(function):
+    """How often the program of a public function was traced."""
+    return inspect.getclosurevars(function).nonlocals["program"]._cache_size()
+
+
 SHORT_TURN = 32
 """Vectors of a kernel's turn, for `short_turns`: a CPU compiles as long as a turn is."""
 
@@ -28,9 +35,9 @@ KINDS = ("normal", "flat", "peaked", "ties", "equal", "masked", "one", "offset",
 # Odd lengths, a chunk more or less, more and fewer tokens than candidates, and the blocks that
 # the ranking looks through only above 4096 tokens: each in some dtype.
 SIZES = (
-    (1, "float32"),
+    slow(1, "float32"),
     slow(64, "float16"),
-    (65, "bfloat16"),
+    slow(65, "bfloat16"),
     slow(256, "float32"),
     (257, "float16"),
     slow(4096, "bfloat16"),

@@ -121,6 +121,7 @@ def test_nothing_is_traced_for_another_request_or_setting():
     assert before == batching.TRACES
 
 
+@pytest.mark.slow
 def test_a_text_ends_with_the_end_of_text_or_after_max_tokens():
     requests = [Request(prompt="import os\n\n\ndef ", seed=s, max_tokens=100) for s in range(8)]
     texts = serve(requests)
@@ -154,7 +155,9 @@ def test_replaying_writes_the_same_texts():
 
 def test_every_rule_is_a_setting_named_as_its_stage():
     assert jobs.RULES.keys() <= set(DEFAULT_ORDER)
-    scalars = [f.name for f in dataclasses.fields(SamplingParams) if not f.metadata["holds"].axes]
+    scalars = [
+        f.name for f in dataclasses.fields(SamplingParams) if not f.metadata["parameter"].axes
+    ]
     assert {*scalars, "logit_bias", "bad_words"} == {*NEUTRAL, "guidance_scale"}
 
 
@@ -208,6 +211,7 @@ def test_one_program_serves_rows_of_all_rules_as_their_own_do():
         chex.assert_trees_all_equal(texts, together[few])
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path, monkeypatch, capsys):
     file = tmp_path / "requests.json"
     file.write_text(json.dumps([vars(request) for request in VARIED]))

@@ -96,6 +96,7 @@ def test_gradients_equal_finite_differences(name):
     assert (gradient[~kept] == 0).all()
 
 
+@pytest.mark.slow
 def test_the_second_derivative_is_that_of_a_softmax():
     x = jnp.array([0.3, -1.0, 2.0])
     hessian = jax.hessian(lambda x: token_logprobs(x, 0))(x)
@@ -103,6 +104,7 @@ def test_the_second_derivative_is_that_of_a_softmax():
     np.testing.assert_allclose(hessian, -(jnp.diag(p) - jnp.outer(p, p)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_top_logprobs_are_differentiable():
     x = jnp.asarray(make("normal", 1, 50)[0])
     got = jax.jacobian(lambda x: top_logprobs(x, num=3).logprobs)(x)

@@ -310,6 +310,7 @@ def test_gradients_reach_logits_and_penalties():
         assert (gradients[0][2::3] == 0).all()
 
 
+@pytest.mark.slow
 def test_the_gradient_of_each_penalty():
     x = jnp.array([2.0, -1.0, 3.0, -jnp.inf])
     history, weights = jnp.array([1, 2, 0, 1, 2]), jnp.array([1.0, 2.0, 3.0, 0.0])

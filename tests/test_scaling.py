@@ -147,7 +147,7 @@ def test_smoothing_bends_by_the_distance_from_the_largest(vocab, dtype):
         assert ((y == -np.inf) == ~finite).all()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16"), slow("float16")])
 def test_the_neutral_values_of_dynamic_scaling(dtype):
     x = every_kind(3, 300, dtype)
     for y in (entropy_scaled_logits(x, 1.0, 1.0, 2.0), smoothed_logits(x, 0.0, 3.0)):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import every_kind, make, slow
+from rows import every_kind, make, slow, traces
 
 import jaxsample as js
 from jaxsample import (
@@ -18,7 +18,6 @@ from jaxsample import (
     VLLM_ORDER,
     SamplingParams,
     sample,
-    sampler,
 )
 
 VOCAB, LENGTH = 300, 12
@@ -298,9 +297,9 @@ def test_one_program_serves_every_row():
     keys = jax.random.split(jax.random.key(1), len(x))
     step = functools.partial(sample, return_kept=True)  # compiled where it is shown to be composed
     want = step(keys, x, params, state).tokens
-    traced = sampler._sample._cache_size()
+    traced = traces(sample)
     step(keys, x + 1, every_param(len(x), 4), a_state(len(x), 5))
-    assert sampler._sample._cache_size() == traced
+    assert traces(sample) == traced
     row = lambda tree, i: jax.tree.map(lambda a: a[i], tree)  # noqa: E731
     for i in (0, 5, 25, 42):  # normal, peaked, masked
         alone = sample(keys[i], x[i], row(params, i), row(state, i)).tokens
@@ -363,6 +362,7 @@ def lowered(params, state=None, **options):
     return jax.jit(call).lower(keys, x, params, state).as_text()
 
 
+@pytest.mark.slow
 def test_an_unused_field_costs_nothing():
     """The program of two stages is the same in an order of two and in one of all; a state adds its
     check alone."""

@@ -121,6 +121,7 @@ def test_a_donated_state_is_changed_in_place(step):
     assert not copies
 
 
+@pytest.mark.slow
 def test_penalties_on_a_donated_state_copy_nothing():
     if jax.__version_info__ < (0, 10):
         pytest.skip("the CPU compiler before 0.10 does not fuse the passes")

@@ -53,6 +53,7 @@ def test_every_constrained_text_is_json_of_its_schema(seed, temperature):
         json.loads(spell(texts[3]))
 
 
+@pytest.mark.slow
 def test_a_text_is_the_same_beside_other_grammars():
     function, *_, free = write([5, 6, 7, 8])
     rows = [DEMO[3], DEMO[1], DEMO[0], DEMO[0]]

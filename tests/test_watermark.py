@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import reference_watermark as reference
 from reference import softmax
-from rows import every_kind, make, slow
+from rows import every_kind, make, slow, traces
 from scipy import stats
 
-from jaxsample import categorical_sample, watermark
+from jaxsample import categorical_sample
 from jaxsample.detection import detect_green_list, detect_gumbel, detect_synthid
 from jaxsample.watermark import (
     context_repeated,
@@ -163,7 +163,7 @@ def test_missing_tokens_and_short_texts_tell_nothing():
 # What stays as it is.
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
 def test_neutral_values_are_the_identity(dtype):
     x, context = every_kind(1, 500, dtype), contexts(9, 3)
     for y in (
@@ -302,10 +302,10 @@ def test_detectors_see_each_row_alone():
 
 def test_values_never_trace_again():
     x = jnp.zeros((2, 77))
-    before = watermark._green_list_logits._cache_size()
+    before = traces(green_list_logits)
     for i, delta in enumerate((0, 0.5, np.float64(2), jnp.float32(3))):
         green_list_logits(x, jax.random.key(i), np.array([i]), 0.1 * (i + 1), delta)
-    assert watermark._green_list_logits._cache_size() == before + 1
+    assert traces(green_list_logits) == before + 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -492,6 +492,7 @@ def assert_nominal(p_values):
         assert stats.binom.cdf(alarms, p_values.size, 0.5 * level) > ERROR_RATE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name == "gumbel" else slow(name) for name in WIDTHS])
 def test_false_positives_are_as_rare_as_stated(name):
     """A key for each text: under one key, texts that share their commonest n-grams score alike."""
