@@ -88,6 +88,7 @@ def kept_by_definition(row, params, i, slack):
     return np.where(reference.min_p(kept, m * (1 - slack)), kept, -np.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "vocab"), [("bfloat16", 300), slow("float16", 5003)])
 def test_kept_sets_and_logprobs_are_those_of_the_same_values_in_float64(dtype, vocab):
     near = [kind for kind in KINDS if kind != "offset"]  # far from 0, float32 itself rounds more

@@ -35,6 +35,7 @@ def test_edges():
     np.testing.assert_array_equal(_elementary.log1m(jnp.array([0.0])), [0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "x"),
     [

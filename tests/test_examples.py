@@ -134,6 +134,7 @@ def test_a_text_ends_with_the_end_of_text_or_after_max_tokens():
     assert {text.reason for text in texts} == {"stop", "length"}
 
 
+@pytest.mark.slow
 def test_bad_logits_end_a_text(capsys):
     broken = WEIGHTS | {"embedding": WEIGHTS["embedding"] * jnp.nan}
     work = jobs.make_jobs(TOKENIZER, VARIED, CONFIG.context)[:1]
@@ -188,6 +189,7 @@ def test_no_rule_is_compiled_for_nothing():
     assert vars(jobs.make_params([NOTHING], TOKENIZER)[0]) == vars(SamplingParams())
 
 
+@pytest.mark.slow
 def test_words_biases_and_lengths_shape_a_text():
     lines, ended = VARIED[-2:]
     banned = {id for text in ("self", "self ") for id in TOKENIZER.encode(text).ids}

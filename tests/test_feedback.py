@@ -282,6 +282,7 @@ def test_the_first_state():
         init_mirostat(params, (3,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_values_never_trace_again(sampler):
     x, before = make("normal", 3, 257), None

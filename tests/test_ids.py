@@ -88,6 +88,7 @@ def test_negative_ids_of_any_width_are_padding():
         assert (sample(jax.random.key(0), x, params).num_kept == VOCAB).all()
 
 
+@pytest.mark.slow
 def test_other_integers_that_do_not_fit():
     """They stay as far out of their range as they are."""
     x, key = jnp.zeros((ROWS, VOCAB)), jax.random.key(0)

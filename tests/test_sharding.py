@@ -18,8 +18,8 @@ VOCAB = 8192
 LONG = 131072
 MESHES = {"vocab": (1, 8), "both": (2, 4), "two": (1, 2), "four": (1, 4), "batch": (2, 1)}
 MOST_BYTES_A_ROW = 64 * 1024
-FIRST = ("greedy_sample", "categorical_sample")
-SOME = (*FIRST, "top_p_logits", "sample", "sample, full call")
+FIRST = ("categorical_sample",)
+SOME = (*FIRST, "greedy_sample", "top_p_logits", "sample", "sample, full call")
 SORTS = ("tail_free_logits",)  # the rows whose tails candidates do not hold
 
 

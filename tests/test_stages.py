@@ -407,6 +407,7 @@ def test_a_rollout_is_replayed_from_its_kept_set():
     assert np.isfinite(replayed(x + jnp.asarray(make("flat", 6, VOCAB)))).all()
 
 
+@pytest.mark.slow
 def test_bad_rows_are_empty_everywhere():
     x = make("normal", 3, VOCAB)
     x[1, 5] = np.nan

@@ -96,6 +96,7 @@ def test_the_tail_is_drawn_as_often_as_it_should():
     assert abs(tail - expected) < 4 * np.sqrt(expected / number)
 
 
+@pytest.mark.slow
 def test_bfloat16_draws_are_as_good_as_float32():
     """jax.random.categorical reaches 435 of these tokens, with a mean of 129."""
     vocab, number = 32_000, 20_000
@@ -112,6 +113,7 @@ def test_ties_of_large_logits_are_drawn_alike(logit, temperature):
     assert_follows(tokens, np.full(4, 0.25))
 
 
+@pytest.mark.slow
 def test_neighbouring_keys_and_positions_are_independent():
     """The convention of decoding loops: fold_in(request_key, position)."""
     x = jnp.zeros(16)

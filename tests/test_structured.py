@@ -17,8 +17,9 @@ import jobs  # noqa: E402
 import jsonschema  # noqa: E402
 import structured  # noqa: E402
 from request import Request  # noqa: E402
-from rows import slow  # noqa: E402
 from structured import DEMO  # noqa: E402
+
+pytestmark = pytest.mark.slow
 
 CONFIG, TOKENIZER, WEIGHTS = decode.open_model(decode.MODEL)
 
@@ -39,8 +40,7 @@ def spell(text):
     return TOKENIZER.decode(text.tokens.tolist())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("seed", "temperature"), [slow(0, 0.8), (4, 0.0), (8, 50.0)])
+@pytest.mark.parametrize(("seed", "temperature"), [(0, 0.8), (4, 0.0), (8, 50.0)])
 def test_every_constrained_text_is_json_of_its_schema(seed, temperature):
     texts = write(range(seed, seed + 4), temperature=temperature)
     for text, (_, schema) in zip(texts, DEMO, strict=True):
@@ -53,7 +53,6 @@ def test_every_constrained_text_is_json_of_its_schema(seed, temperature):
         json.loads(spell(texts[3]))
 
 
-@pytest.mark.slow
 def test_a_text_is_the_same_beside_other_grammars():
     function, *_, free = write([5, 6, 7, 8])
     rows = [DEMO[3], DEMO[1], DEMO[0], DEMO[0]]

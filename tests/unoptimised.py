@@ -1,6 +1,7 @@
-"""Programs whose machine code is not optimised, which takes a third less time.
+"""Options of a compiler that does not optimise machine code, which takes half the time.
 
-For what is only read, and for what is meant for a TPU and computed here: no user runs that code.
+Tests compile with them unless `--optimised` is given, as continuous integration gives it for the
+default suite, the laws and the golden results.
 """
 
 import functools
