@@ -1,4 +1,4 @@
-"""The door: every public function turns its arguments into arrays of known dtype and shape here.
+"""Checks of dtypes and shapes, which turn arguments into arrays of known dtype and shape.
 
 Shapes and dtypes are wrong at trace time, with an error that names the argument. Relations are
 asserted, never a fixed rank, so that the same functions run on one row, on a batch and under
