@@ -17,7 +17,7 @@ _SHORT = 256
 
 
 def packed(mask: Array) -> Array:
-    """A mask `[..., n]` packed, `[..., ceil(n / 32)]`; the bits beyond it are 0."""
+    """Returns a mask `[..., n]` packed, `[..., ceil(n / 32)]`; the bits beyond it are 0."""
     missing = -mask.shape[-1] % WORD
     mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, missing)])
     place = lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1) % WORD
@@ -36,7 +36,7 @@ def packed(mask: Array) -> Array:
 
 
 def unpacked(words: Array, n: int) -> Array:
-    """The mask `[..., n]` of a packed one."""
+    """Returns the mask `[..., n]` of a packed one."""
     if n <= _SHORT or not _tiles.fits((*words.shape[:-1], n)):
         return _by_word(words, n)
     tpu, default = (functools.partial(way, n=n) for way in (_by_tile, _by_word))
@@ -44,7 +44,7 @@ def unpacked(words: Array, n: int) -> Array:
 
 
 def _by_tile(words: Array, n: int) -> Array:
-    """Each lane has its bits from the start, where a word would be spread over 32 lanes."""
+    """Unpacks by lane: a lane holds its bits from the start, so no word spans 32 lanes."""
     lanes = _tiles.split(by_lane(words.reshape(-1, words.shape[-1])))
     rows, groups, *tile = lanes.shape
     place = lax.broadcasted_iota(jnp.int32, (rows, groups, WORD, *tile), 2)
@@ -53,7 +53,7 @@ def _by_tile(words: Array, n: int) -> Array:
 
 
 def by_lane(words: Array) -> Array:
-    """A packed mask `[rows, words]` as a TPU's vectors read it, filled up to whole groups of 32.
+    """Returns a packed mask `[rows, words]` as a TPU's vectors read it, in whole groups of 32.
 
     In a word a lane, 128 side by side, each vector of 128 tokens of a group has a bit: matrices of
     32 x 32 bits, one for each quarter of the lanes, are transposed.
@@ -102,7 +102,7 @@ def cleared(words: Array, index: Array, where: Array) -> Array:
 
 
 def masked(x: Array, allowed: Array) -> Array:
-    """-inf for what is not allowed; NaN and +inf stay, so their row stays bad."""
+    """Returns values with -inf where not allowed; NaN and +inf stay, so their row stays bad."""
     return jnp.where(allowed | _is_bad(x), x, -jnp.inf)
 
 

@@ -34,7 +34,7 @@ _KINDS = {
 
 
 def logits(value: ArrayLike, name: str = "logits") -> Array:
-    """Logits `[..., vocab]`, float32, bfloat16 or float16."""
+    """Returns logits `[..., vocab]`, float32, bfloat16 or float16."""
     array = jnp.asarray(value)
     if array.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {array.dtype}")
@@ -52,17 +52,17 @@ def logits(value: ArrayLike, name: str = "logits") -> Array:
 
 
 def real(name: str, value: ArrayLike, rows: Array) -> Array:
-    """A real parameter, float32, a scalar or broadcastable to the rows of `rows [..., vocab]`."""
+    """Returns a real parameter, float32, a scalar or broadcastable to the rows `[..., vocab]`."""
     return _parameter(name, value, rows, "iuf", jnp.float32, "a real number")
 
 
 def integer(name: str, value: ArrayLike, rows: Array) -> Array:
-    """An integer parameter, int32, a scalar or broadcastable to the rows of `rows [..., vocab]`."""
+    """Returns an integer parameter, int32, a scalar or broadcastable to the rows."""
     return _parameter(name, value, rows, "iu", jnp.int32, "an integer")
 
 
 def tokens(name: str, value: ArrayLike, rows: Array) -> Array:
-    """Token ids, int32, one a row of `rows [..., vocab]`."""
+    """Returns token ids, int32, one a row of `rows [..., vocab]`."""
     array = integer(name, value, rows)
     chex.assert_shape(
         array,
@@ -74,12 +74,12 @@ def tokens(name: str, value: ArrayLike, rows: Array) -> Array:
 
 
 def integers(name: str, value: ArrayLike) -> Array:
-    """Integers of any shape, int32."""
+    """Returns integers of any shape, int32."""
     return narrowed(held(name, value, "iu"))
 
 
 def text(value: ArrayLike, name: str) -> Array:
-    """Token ids `[..., L]`, int32."""
+    """Returns token ids `[..., L]`, int32."""
     array = integers(name, value)
     if array.ndim == 0:
         raise ValueError(f"{name} must have shape [..., L], got ()")
@@ -87,12 +87,12 @@ def text(value: ArrayLike, name: str) -> Array:
 
 
 def flags(name: str, value: ArrayLike, rows: Array) -> Array:
-    """A bool parameter, a scalar or broadcastable to the rows of `rows [..., vocab]`."""
+    """Returns a bool parameter, a scalar or broadcastable to the rows of `rows [..., vocab]`."""
     return _parameter(name, value, rows, "b", jnp.bool_, "a bool")
 
 
 def static_integer(name: str, value: Any, least: int, most: int) -> int:
-    """A static integer in a range."""
+    """Returns a static integer in a range."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
         raise TypeError(f"{name} must be a Python integer, got {value!r}")
     if not least <= value <= most:
@@ -101,14 +101,14 @@ def static_integer(name: str, value: Any, least: int, most: int) -> int:
 
 
 def per_token(name: str, value: ArrayLike, rows: Array, kinds: str) -> Array:
-    """An array `[..., vocab]`, broadcast to the rows of `rows`, as `per_item`."""
+    """Returns an array `[..., vocab]`, broadcast to the rows of `rows`, as `per_item`."""
     return per_item(name, value, rows, kinds, rows.shape[-1])
 
 
 def per_item(
     name: str, value: ArrayLike, rows: Array, kinds: str, width: int | None = None
 ) -> Array:
-    """An array `[..., width]`, or of any width, broadcast to the rows of `rows`.
+    """Returns an array `[..., width]`, or of any width, broadcast to the rows of `rows`.
 
     `kinds` are those of `held`. Integers become int32 and real numbers float32.
     """
@@ -127,7 +127,7 @@ def per_item(
 
 
 def per_list(name: str, value: ArrayLike, rows: Array, kinds: str) -> Array:
-    """An array `[..., lists, n]` of any lengths, broadcast to the rows of `rows`, as `per_item`."""
+    """Returns an array `[..., lists, n]`, broadcast to the rows of `rows`, as `per_item`."""
     array = value if isinstance(value, Array) else np.asarray(value)
     if array.ndim < 2:
         raise ValueError(f"{name} must have shape [..., {name}, n], got {array.shape}")
@@ -137,13 +137,13 @@ def per_list(name: str, value: ArrayLike, rows: Array, kinds: str) -> Array:
 
 
 def bitmask(name: str, value: ArrayLike, rows: Array) -> Array:
-    """Packed masks, int32 `[..., ceil(vocab / 32)]`, one a row of `rows [..., vocab]`."""
+    """Returns packed masks, int32 `[..., ceil(vocab / 32)]`, one a row of `rows [..., vocab]`."""
     words = held(name, value, WORDS)
     return per_item(name, words.view(np.int32), rows, "i", -(-rows.shape[-1] // WORD))
 
 
 def keys(value: Any, rows: Array, name: str = "key") -> Array:
-    """Threefry keys, one a row: a single key is split over the rows, an array of keys is kept.
+    """Returns threefry keys, one a row: one key is split over the rows, an array of keys is kept.
 
     Only threefry makes the bits of a key the same alone and under `vmap`, so a key of another
     implementation is converted to a threefry key made of its first two words.
@@ -184,7 +184,7 @@ def in_range(
 
 
 def held(name: str, value: ArrayLike, kinds: str) -> Array | np.ndarray:
-    """An array of an allowed kind.
+    """Returns an array of an allowed kind.
 
     `kinds` are NumPy's letters: b for bool, i and u for integers, f for real numbers; or `WORDS`.
     """
@@ -198,12 +198,12 @@ def held(name: str, value: ArrayLike, kinds: str) -> Array | np.ndarray:
 
 
 def kind(array: Array | np.ndarray) -> str:
-    """NumPy's letter for a kind of dtype, in which bfloat16 is a float like any other."""
+    """Returns NumPy's letter for a kind of dtype; bfloat16 is a float like any other."""
     return "f" if array.dtype in FLOATS else np.dtype(array.dtype).kind
 
 
 def narrowed(array: Array | np.ndarray) -> Array:
-    """An array of bool, int32 or float32.
+    """Returns an array of bool, int32 or float32.
 
     An integer that does not fit in 32 bits becomes the nearest that does: an id beyond any
     vocabulary stays one.
@@ -212,12 +212,12 @@ def narrowed(array: Array | np.ndarray) -> Array:
 
 
 def to_rows(parameter: Array, rows: Array) -> Array:
-    """A parameter broadcast to one value a row."""
+    """Returns a parameter broadcast to one value a row."""
     return jnp.broadcast_to(parameter, rows.shape[:-1])
 
 
 def to_elements(value: Array, x: Array) -> Array:
-    """A value a row `[...]` with the axes that it lacks beside elements `x [..., *]`."""
+    """Returns a value a row `[...]` with the axes that it lacks beside elements `x [..., *]`."""
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
 
 

@@ -31,7 +31,7 @@ CHUNK = 256
 """The chunks of the draw."""
 
 _SLICES = 8
-"""Of a chunk, that are combined first."""
+"""Slices of a chunk that are combined elementwise before a short reduction."""
 
 
 Implementation = Literal["xla", "pallas"] | None
@@ -41,7 +41,7 @@ Implementation = Literal["xla", "pallas"] | None
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Logits as they were given, which passes read, and how they are to be read.
+    """Logits as they were given, with their mask, mesh axes and implementation.
 
     Attributes:
       logits: `[..., vocab]`.
@@ -74,13 +74,13 @@ class Source:
         return jnp.broadcast_to(parameter, self.logits.shape[:-1])
 
     def masked(self) -> Array:
-        """The raw values, -inf where a token may not come."""
+        """Returns the raw values, -inf where a token may not come."""
         if self.mask is None:
             return self.logits
         return _bits.masked(self.logits, _bits.unpacked(self.mask, self.logits.shape[-1]))
 
     def whole(self) -> Array:
-        """Those of the whole row."""
+        """Returns `masked` of the whole row, from all devices."""
         x = self.masked()
         return x if self.shards is None else self.shards.whole(x)
 
@@ -107,14 +107,14 @@ def opened(
 
 
 class Rows(NamedTuple):
-    """Logits that were looked over once.
+    """Logits that were scanned once.
 
     Attributes:
       source: the logits; all else is of the whole row.
       rate: float32 `[...]`, what each row is multiplied by (1 / temperature), or None.
       cut_rate: the same, when a cut was found: None if the temperature comes after it.
       block_max: float32 `[..., blocks]`, the largest logit of each block, times the rate. Where
-        nothing ranks the tokens (`_look.look_over_and_weigh`), the blocks are chunks.
+        nothing ranks the tokens (`_scan.scan_and_weigh`), the blocks are chunks.
       raw_max: float32 `[...]`, the largest logit of the row; 0 on a bad row.
       row_max: float32 `[...]`, the same, times the rate.
       bad: bool `[...]`, rows with a NaN, with +inf or without a finite logit.
@@ -133,7 +133,7 @@ class Rows(NamedTuple):
 
     @property
     def dtype(self) -> Any:
-        """Of the raw values."""
+        """The dtype of the raw values."""
         return self.source.logits.dtype
 
     @property
@@ -146,26 +146,26 @@ class Rows(NamedTuple):
         return self.source.ids
 
     def read(self, raw: Array) -> Array:
-        """The float32 logits that the raw values `[..., *]` stand for."""
+        """Returns the float32 logits that the raw values `[..., *]` stand for."""
         return _read(raw, self.rate)
 
     def read_to_cut(self, raw: Array) -> Array:
-        """Those that a cut was found among."""
+        """Returns the float32 logits among which a cut was found."""
         return _read(raw, self.cut_rate)
 
     def divided_by(self, divisor: Array | None) -> "Rows":
-        """The same rows, whose rate is made of a divisor that has a gradient."""
+        """Returns the same rows, whose rate is made of a divisor that has a gradient."""
         if divisor is None:
             return self
         return self._replace(rate=1 / jnp.where(self.overflows, 1, divisor))
 
     def read_from_cut(self, logits: Array) -> Array:
-        """The logits, from those that a cut was found among."""
+        """Returns the logits, from those that a cut was found among."""
         return self.read(logits.astype(self.dtype)) if self.cut_rate is None else logits
 
 
 def shards(logits: Array, axis_name: AxisName) -> Shards | None:
-    """The devices over which a vocabulary is sharded, each with whole chunks of it."""
+    """Returns the devices over which a vocabulary is sharded, each with whole chunks of it."""
     if axis_name is None:
         return None
     found = _shards.named(axis_name)
@@ -178,46 +178,47 @@ def shards(logits: Array, axis_name: AxisName) -> Shards | None:
     return found
 
 
-def block_keys(source: Source, size: int = BLOCK) -> Array:
-    """The key of the largest logit of each block, `[..., blocks]`."""
-    return largest(source, lambda raw, *_: raw, size)
+def sortable_maxima(source: Source, size: int = BLOCK) -> Array:
+    """Returns the key of the largest logit of each block, `[..., blocks]`."""
+    return chunk_maxima(source, lambda raw, *_: raw, size)
 
 
 def scaled_after(rows: Rows, rate: Array) -> Rows:
-    """Rows that were looked over as they are, multiplied by a rate; a cut stays where it was."""
-    keys = to_key(rows.block_max.astype(rows.dtype))
-    return looked_over(rows.source, keys, rate)._replace(cut_rate=None)
+    """Returns scanned rows multiplied by a rate; a cut stays where it was found."""
+    keys = to_sortable(rows.block_max.astype(rows.dtype))
+    return scanned(rows.source, keys, rate)._replace(cut_rate=None)
 
 
-def looked_over(source: Source, keys: Array, rate: Array | None = None) -> Rows:
-    """The rows of which `block_keys` gave the keys."""
+def scanned(source: Source, keys: Array, rate: Array | None = None) -> Rows:
+    """Returns the rows whose sortable maxima are given."""
     dtype = source.logits.dtype
     # Of keys: among floats, a device that holds a NaN may not tell the others.
-    raw_max = from_key(jnp.max(keys, axis=-1), dtype).astype(jnp.float32)
+    raw_max = from_sortable(jnp.max(keys, axis=-1), dtype).astype(jnp.float32)
     bad = ~jnp.isfinite(raw_max)
     raw_max = jnp.where(bad, 0, raw_max)
     overflows = jnp.zeros_like(bad)
     if rate is not None:
         rate, overflows = bounded_rate(rate, raw_max)
     # Rounding is monotone, so the largest stays the largest.
-    block_max, row_max = (_read(x, rate) for x in (from_key(keys, dtype), raw_max))
+    block_max, row_max = (_read(x, rate) for x in (from_sortable(keys, dtype), raw_max))
     return Rows(source, rate, rate, block_max, raw_max, row_max, bad, overflows)
 
 
 def bounded_rate(rate: Array, raw_max: Array) -> tuple[Array, Array]:
-    """The rate, or 1 where it takes the largest logit beyond float32, and where that is."""
+    """Returns the rate, or 1 where it takes the largest logit beyond float32, and where that is."""
     overflows = ~(jnp.abs(raw_max * rate) < jnp.inf)
     return jnp.where(overflows, 1, rate), overflows
 
 
 def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
-    """The same rows and arrays, but with a pass over the rows tied behind the arrays.
+    """Keeps XLA from materialising an intermediate that two passes over the rows share.
 
-    What two passes have in common, or all passes of a loop, the compiler would compute once and
-    write down, and that is a copy of the logits.
+    XLA would compute a common subexpression of two passes, or of all turns of a loop, once and
+    write it to memory, which is a copy of the logits. A barrier ties the rows to `after`, which
+    depends on the pass before.
     """
     if rows.source.shards is not None:
-        # What goes through a barrier with the logits counts as another on each device.
+        # An array in one barrier with the logits would count as varying over the devices.
         return rows._replace(source=lax.optimization_barrier((rows.source, after))[0]), after
     read = (rows.source, rows.rate, rows.cut_rate)
     (source, rate, cut_rate), after = lax.optimization_barrier((read, after))
@@ -225,7 +226,7 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
 
 
 def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
-    """`read_again`, but not for TPU and CUDA: there, one pass is made of two that are not tied."""
+    """As `read_again`, but not on TPU and CUDA, where XLA fuses two untied passes into one."""
     if rows.source.shards is not None:
         return rows, after  # a mask of all devices would be tied to the logits of each
 
@@ -238,7 +239,7 @@ def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
     return lax.platform_dependent(rows, after, tpu=loose, cuda=loose, default=tied)
 
 
-def fold(
+def chunk_sums(
     source: Source,
     element: Callable[..., Array],
     *per_chunk: Array,
@@ -257,18 +258,18 @@ def fold(
     Returns:
       `[..., ceil(vocab / size)]`.
     """
-    return _fold(source, element, _sum, per_chunk, size, whole)
+    return _chunk_results(source, element, _sum, per_chunk, size, whole)
 
 
-def largest(source: Source, element: Callable[..., Array], size: int = CHUNK) -> Array:
-    """The key of the largest `element(raw, ids, places)` of each chunk, `[..., chunks]`.
+def chunk_maxima(source: Source, element: Callable[..., Array], size: int = CHUNK) -> Array:
+    """Returns the key of the largest `element(raw, ids, places)` of each chunk, `[..., chunks]`.
 
     Of equal zeros it is either's, and where there is a NaN it is that of a NaN or +inf.
     """
-    return _fold(source, element, _largest_key, (), size)
+    return _chunk_results(source, element, _sortable_maximum, (), size)
 
 
-def _fold(
+def _chunk_results(
     source: Source,
     element: Callable[..., Array],
     reduce: Callable[[Array], Array],
@@ -284,7 +285,7 @@ def _fold(
             return element(x, start + ids, *rest)
 
         given = tuple(map(shards.own, per_chunk))
-        own = _fold(Source(values, mask), own_element, reduce, given, size)
+        own = _chunk_results(Source(values, mask), own_element, reduce, given, size)
         return shards.whole(own) if whole else own
 
     lead, vocab = values.shape[:-1], values.shape[-1]
@@ -318,17 +319,17 @@ def _sum(x: Array) -> Array:
     return lax.platform_dependent(x, tpu=tpu, default=functools.partial(_in_slices, lax.add))
 
 
-def _largest_key(x: Array) -> Array:
-    """The key of the largest of the last axis."""
+def _sortable_maximum(x: Array) -> Array:
+    """Returns the key of the largest of the last axis."""
 
     def tpu(x: Array) -> Array:  # where the keys of all would be written down before a maximum
         if jnp.issubdtype(x.dtype, jnp.floating):
             # Of them a maximum may lose a NaN, but not what makes the row as bad.
             x = jnp.where(jnp.isnan(x), jnp.inf, x)
-        return to_key(jnp.max(x, axis=-1))
+        return to_sortable(jnp.max(x, axis=-1))
 
     def default(x: Array) -> Array:  # which compares integers in their own width
-        return _in_slices(lax.max, to_key(x))
+        return _in_slices(lax.max, to_sortable(x))
 
     return lax.platform_dependent(x, tpu=tpu, default=default)
 
@@ -352,10 +353,10 @@ def weigh(
     *,
     whole: bool = True,
 ) -> Array:
-    """The weights of each chunk's tokens added up, int32 `[..., chunks]` for `_mass.place`.
+    """Returns the weights of each chunk's tokens added up, int32 `[..., chunks]` for `_mass.place`.
 
     `keep(x, ids)` tells which tokens count, from the logits that cuts are found among; without it
-    all do. Masked tokens never do. `whole` is that of `fold`.
+    all do. Masked tokens never do. `whole` is that of `chunk_sums`.
     """
 
     def element(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
@@ -368,11 +369,11 @@ def weigh(
             return scale.weights(jnp.where(kept, x, -jnp.inf), places, shift)
         return jnp.where(kept, scale.weights(x, places, shift), 0)
 
-    return fold(rows.source, element, scale.shifts, whole=whole)
+    return chunk_sums(rows.source, element, scale.shifts, whole=whole)
 
 
 def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Mass:
-    """The mass of each row's tokens, `[...]`."""
+    """Returns the mass of each row's tokens, `[...]`."""
     shards = rows.source.shards
     if shards is None:
         return added_up(weigh(rows, scale, keep), scale)
@@ -381,12 +382,12 @@ def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None 
 
 
 def added_up(sums: Array, scale: Scale) -> Mass:
-    """The mass `[...]` of which `weigh` gave the sums of all chunks."""
+    """Returns the mass `[...]` from the sums of all chunks that `weigh` returned."""
     return _mass.total(_mass.place(sums, scale.shifts))
 
 
 def chunk_max(rows: Rows) -> Array:
-    """The largest logit of each chunk, `[..., chunks]`."""
+    """Returns the largest logit of each chunk, `[..., chunks]`."""
     *lead, blocks = rows.block_max.shape
     per_chunk, chunks = CHUNK // block_size(rows, blocks), -(-rows.vocab // CHUNK)
     missing = jnp.full((*lead, chunks * per_chunk - blocks), -jnp.inf, jnp.float32)
@@ -395,23 +396,23 @@ def chunk_max(rows: Rows) -> Array:
 
 
 def block_size(rows: Rows, blocks: int) -> int:
-    """The tokens of each block, if a row has so many blocks."""
+    """Returns the number of tokens of a block, by the number of blocks of a row."""
     return BLOCK if blocks == -(-rows.vocab // BLOCK) else CHUNK
 
 
 def probability(rows: Rows) -> Scale:
-    """The scale on which tokens weigh as much as they are likely."""
+    """Returns the scale on which tokens weigh as much as they are likely."""
     return Scale(_mass.shifts(chunk_max(rows), rows.row_max[..., None]), rows.row_max)
 
 
 def tally(rows: Rows) -> Scale:
-    """The scale on which every token weighs one unit, and a masked one nothing."""
+    """Returns the scale on which every token weighs one unit, and a masked one nothing."""
     chunks = -(-rows.vocab // CHUNK)
     return Scale(jnp.full((*rows.row_max.shape, chunks), _mass.NO_SHIFT, jnp.int32), None)
 
 
 def take_blocks(rows: Rows, blocks: Array, size: int) -> Array:
-    """The raw values of whole chunks of a size, by index: `[..., n]` to `[..., n, size]`."""
+    """Returns the raw values of whole chunks by index: `[..., n]` to `[..., n, size]`."""
     logits, mask, shards = rows.source.logits, rows.source.mask, rows.source.shards
     if shards is not None:
         own = rows._replace(source=Source(logits, mask))
@@ -447,7 +448,7 @@ def _take_blocks(logits: Array, blocks: Array, size: int) -> Array:
 
 
 def take_rest(rows: Rows, size: int) -> Array:
-    """The raw values behind the last whole chunk of a size, `[..., vocab % size]`."""
+    """Returns the raw values behind the last whole chunk of a size, `[..., vocab % size]`."""
     logits, mask = rows.source.logits, rows.source.mask
     whole, short = divmod(logits.shape[-1], size)
     rest = logits[..., whole * size :]
@@ -457,12 +458,12 @@ def take_rest(rows: Rows, size: int) -> Array:
 
 
 def _words(mask: Array, size: int) -> Array:
-    """The words of a mask by the chunks that they are of, `[..., chunks, words]`."""
+    """Returns the words of a mask by the chunks that they are of, `[..., chunks, words]`."""
     return mask.reshape(*mask.shape[:-1], mask.shape[-1] * WORD // size, size // WORD)
 
 
 def take_chunk(rows: Rows, chunk: Array, size: int = CHUNK) -> tuple[Array, Array]:
-    """The raw values of one chunk a row, by its index `[...]`, -inf beyond the vocabulary.
+    """Returns the raw values of one chunk a row, by its index `[...]`, -inf beyond the vocabulary.
 
     Returns:
       The values and the ids of the tokens, int32, `[..., size]`.
@@ -481,23 +482,23 @@ def take_chunk(rows: Rows, chunk: Array, size: int = CHUNK) -> tuple[Array, Arra
 
 
 def positions(x: Array) -> Array:
-    """The index of each element along the last axis, int32 in the shape of `x`."""
+    """Returns the index of each element along the last axis, int32 in the shape of `x`."""
     return lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
 
 
 def at(x: Array, index: Array) -> Array:
-    """The element of each row `x [..., n]` at an index `[...]`."""
+    """Returns the element of each row `x [..., n]` at an index `[...]`."""
     return take(x, index[..., None])[..., 0]
 
 
 def first_true(mask: Array) -> Array:
-    """The lowest True index of the last axis, int32 `[...]`; its length where there is none."""
+    """Returns the lowest True index of the last axis, int32 `[...]`; its length if none is."""
     index = jnp.where(mask, positions(mask), mask.shape[-1])
     return jnp.min(index, axis=-1, initial=mask.shape[-1])
 
 
-def to_key(x: Array) -> Array:
-    """Signed integers of the width of `x`, in the order of its values, NaN above everything."""
+def to_sortable(x: Array) -> Array:
+    """Returns signed integers in the order of the values, NaN last, of the width of `x`."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         return x
     integer = jnp.dtype(f"int{jnp.finfo(x.dtype).bits}").type
@@ -508,14 +509,14 @@ def to_key(x: Array) -> Array:
     return jnp.where((bits & magnitude) > infinity, magnitude, key)
 
 
-def from_key(key: Array, dtype: Any = jnp.float32) -> Array:
-    """The value of a key."""
+def from_sortable(key: Array, dtype: Any = jnp.float32) -> Array:
+    """Returns the values that sortable integers stand for."""
     magnitude = jnp.iinfo(key.dtype).max
     return lax.bitcast_convert_type(jnp.where(key < 0, key ^ magnitude, key), dtype)
 
 
 def settle(x: Array) -> Array:
-    """The float32 logits that a rule computed, with NaN for +inf, so that it is not lost.
+    """Returns float32 logits that a rule computed, rounded once, with NaN in place of +inf.
 
     Every rule that computes new logits ends with it, so that they are rounded once and alike
     whether they are written down or read on by the next rule of one program.

@@ -8,12 +8,12 @@ import numpy as np
 from jax import Array, lax
 
 from jaxsample import _chunks, _mass, _moments, _ranking
+from jaxsample._bisection import Order, by_logit, search
 from jaxsample._checks import to_elements
 from jaxsample._chunks import Rows
 from jaxsample._elementary import product
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
-from jaxsample._search import Order, by_logit, search
 from jaxsample._vmap import rowwise
 
 _TAIL_FREE_SHIFT = 7
@@ -22,7 +22,7 @@ _TAIL_FREE_SHIFT = 7
 
 @rowwise
 def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut]:
-    """The logit of typical surprise, and the cut of the ranking by `typicality` at mass p."""
+    """Returns the logit of typical surprise, and the cut by `typicality` at mass p."""
     entropy, log_sum = _moments.entropy(rows, scale, sums)
     centre = rows.row_max + (log_sum - entropy)
     needed = ~rows.bad & (p < 1)
@@ -43,13 +43,13 @@ def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut
 
 
 def typicality(x: Array, centre: Array) -> Array:
-    """What typical-p ranks logits `[..., *]` by: minus their distance from the typical logit."""
+    """Returns the values that typical-p ranks by: minus the distance from the typical logit."""
     return -jnp.abs(x - to_elements(centre, x))
 
 
 @rowwise
 def top_h(rows: Rows, log_sum: Array, h: Array) -> Cut:
-    """The cut of the longest prefix with at most a share h of the entropy, or of rank 0."""
+    """Returns the cut of the longest prefix with at most a share h of the entropy, or of rank 0."""
     shifts = _mass.entropy_shifts(_chunks.chunk_max(rows), rows.row_max, log_sum)
     scale = Scale(shifts, rows.row_max, log_sum)
     needed = ~rows.bad & (h < 1)
@@ -71,7 +71,7 @@ def top_h(rows: Rows, log_sum: Array, h: Array) -> Cut:
 
 @rowwise
 def tail_free(rows: Rows, z: Array) -> Array:
-    """The length of the prefix before the bends of the sorted probabilities exceed a share z."""
+    """Returns the length of the prefix before the curvature exceeds a share z."""
     needed = ~rows.bad & (z < 1)
 
     def bends() -> Array:

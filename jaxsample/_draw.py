@@ -14,10 +14,10 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry2x32_p
 
-from jaxsample import _chunks, _elementary, _kept, _mass, _ranking
-from jaxsample._chunks import CHUNK, Rows, take_chunk, to_key
-from jaxsample._kept import Kept, Prefix
+from jaxsample import _chunks, _elementary, _mass, _prefix, _ranking
+from jaxsample._chunks import CHUNK, Rows, take_chunk, to_sortable
 from jaxsample._mass import Mass, Scale
+from jaxsample._prefix import Kept, Prefix
 from jaxsample._ranking import Cut
 from jaxsample._vmap import rowwise
 
@@ -40,7 +40,7 @@ def draw(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array
     """Draws a token of each row from the softmax of its kept logits.
 
     Args:
-      noise: `[..., 2]`, of `spend`.
+      noise: `[..., 2]`, of `random_words`.
       rows: the logits.
       scale: the scale of `sums`.
       sums: int32 `[..., chunks]`, the weights of the kept tokens, added up by chunk.
@@ -64,7 +64,7 @@ def draw(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array
 def draw_to(noise: Array, rows: Rows, cut: Cut) -> Drawn:
     """Draws from the tokens up to a cut, wherever it lies."""
     scale = _chunks.probability(rows)
-    return _from_weighed(noise, rows, scale, _kept.weigh_to(rows, scale, cut), cut)
+    return _from_weighed(noise, rows, scale, _prefix.weigh_to(rows, scale, cut), cut)
 
 
 def draw_all(
@@ -113,8 +113,8 @@ def _draw_first(noise: Array, rows: Rows, kept: Prefix) -> Drawn:
     )
 
 
-def spend(keys: Array) -> Array:
-    """What all noise of some keys `[...]` is made of, `[..., 2]`; their only use.
+def random_words(keys: Array) -> Array:
+    """Returns the words `[..., 2]` that all noise of keys `[...]` is made of; their only use.
 
     A split, so that JAX's checker of key reuse sees that they are spent.
     """
@@ -137,7 +137,7 @@ def uniforms(noise: Array, index: Array, stream: Array) -> Array:
 
 
 def _exponentials(noise: Array, chunks: Array, places: Array) -> list[Array]:
-    """The exponential noise of chunks `[..., n]` and of places in a chunk `[..., m]`."""
+    """Returns the exponential noise of chunks `[..., n]` and of places in a chunk `[..., m]`."""
     streams = [jnp.zeros_like(chunks), jnp.ones_like(places)]
 
     def together(noise: Array, *index: Array) -> list[Array]:  # half as many kernels
@@ -154,9 +154,9 @@ def _exponentials(noise: Array, chunks: Array, places: Array) -> list[Array]:
 
 
 def _winner(times: Array, ids: Array) -> Array:
-    """The id of each row's least time, of equal times the lowest; `argmin` takes longer."""
+    """Returns the id of each row's least time, of equal times the lowest; `argmin` takes longer."""
     # As integers: a minimum of floats may go to a library, with the sums and products in front of
     # it, which rounds them in its own way. Then none would be equal to the minimum.
-    keys = to_key(times)
+    keys = to_sortable(times)
     least = keys == jnp.min(keys, axis=-1, keepdims=True)
     return jnp.min(jnp.where(least, ids, jnp.iinfo(jnp.int32).max), axis=-1)

@@ -35,7 +35,7 @@ _EXP2 = (0.00186503376, 0.00902269781, 0.0557944849, 0.240166605, 0.693151057, 1
 
 
 def product(a: Array, b: Array | float) -> Array:
-    """`a * b`, at most the largest float32, rounded before anything is added to it."""
+    """Returns `a * b`, at most the largest float32, rounded before anything is added to it."""
     # A compiler contracts a product with a sum, but not a minimum.
     return jnp.minimum(a * b, np.finfo(np.float32).max)
 
@@ -46,7 +46,7 @@ Multiply = Callable[[Array, Array], Array]
 
 @jax.custom_jvp
 def log(x: Array) -> Array:
-    """The natural logarithm of float32 numbers, -inf at 0 and NaN below."""
+    """Returns the natural logarithm of float32 numbers, -inf at 0 and NaN below."""
     bits = lax.bitcast_convert_type(x, jnp.int32)
     # As 2**e * (1 + r), with 1 + r between the roots of 1/2 and 2.
     root = np.float32(np.sqrt(0.5)).view(np.int32)
@@ -64,13 +64,13 @@ log.defjvps(lambda tangent, _, x: tangent / x)
 
 
 def log1m(x: Array) -> Array:
-    """`log(1 - x)` for x in [0, 1), as precise for a small x as for a large one."""
+    """Returns `log(1 - x)` for x in [0, 1), as precise for a small x as for a large one."""
     rest = 1 - x
     return jnp.where(rest == 1, -x, log(rest) * (x / jnp.where(rest == 1, 1, 1 - rest)))
 
 
 def exp2(x: Array) -> Array:
-    """`2**x` for float32 x up to 127, 0 from -126 down."""
+    """Returns `2**x` for float32 x up to 127, 0 from -126 down."""
     clipped = jnp.clip(x, -126, 127)
     whole = jnp.floor(clipped)
     exponent = whole.astype(jnp.int32) << 23
@@ -80,7 +80,7 @@ def exp2(x: Array) -> Array:
 
 
 def exp2_of_fraction(x: Array, multiply: Multiply = product) -> Array:
-    """`2**x` for x in [0, 1], exact at 0."""
+    """Returns `2**x` for x in [0, 1], exact at 0."""
     return _polynomial(_EXP2, x, multiply)
 
 

@@ -12,13 +12,13 @@ from jaxsample._vmap import rowwise
 
 
 def is_bad(tokens: Array, length: Array) -> Array:
-    """The rows whose length is outside [0, L]."""
+    """Returns the rows whose length is outside [0, L]."""
     return (length < 0) | (length > tokens.shape[-1])
 
 
 @rowwise
 def matches(tokens: Array, length: Array, limit: Array) -> Array:
-    """The length of the longest common suffix of `tokens[:i]` and `tokens[:length]`, for each i.
+    """Returns the length of the longest common suffix of `tokens[:i]` and `tokens[:length]`.
 
     Args:
       tokens: int32 `[..., L]`.

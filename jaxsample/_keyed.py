@@ -18,20 +18,20 @@ from jaxsample import _checks, _chunks
 
 SCHEMES = ("left_hash", "self_hash")
 BITS = 32
-"""Of a word: as many coins."""
+"""The bits of a word, each a coin of the tournament."""
 
 _fold_in = jnp.vectorize(jax.random.fold_in)
 
 
 class Seed(NamedTuple):
-    """What a context makes of a key: two words of 32 bits, uint32 of one shape."""
+    """A key into which a context was folded: two words of 32 bits, uint32 of one shape."""
 
     first: Array
     second: Array
 
 
 def keys(name: str, value: Any, rows: Array) -> Array:
-    """Threefry keys, one a row: a single key serves all the rows, an array of keys is kept."""
+    """Returns threefry keys, one a row: one key serves all rows, an array of keys is kept."""
     array = jnp.asarray(value)
     typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     single = array.ndim == (0 if typed else 1)
@@ -41,7 +41,7 @@ def keys(name: str, value: Any, rows: Array) -> Array:
 
 
 def context(name: str, value: ArrayLike, rows: Array) -> Array:
-    """The last tokens `[..., width]` of each row, int32."""
+    """Returns the last tokens `[..., width]` of each row, int32."""
     array = _checks.per_item(name, value, rows, "iu")
     if array.shape[-1] == 0:
         raise ValueError(f"{name} must hold at least one token a row, got shape {array.shape}")
@@ -49,19 +49,19 @@ def context(name: str, value: ArrayLike, rows: Array) -> Array:
 
 
 def history(tokens: ArrayLike, length: ArrayLike) -> tuple[Array, Array]:
-    """Tokens `[..., L]` and how many of them there are, int32 `[...]`; -1 if outside [0, L]."""
+    """Returns tokens `[..., L]` and their number, int32 `[...]`; -1 where it is outside [0, L]."""
     array = jnp.asarray(tokens)
     count = jnp.broadcast_to(length, array.shape[:-1])
     return array, jnp.where((count >= 0) & (count <= array.shape[-1]), count, -1)
 
 
 def width(name: str, value: Any, _: Array) -> int:
-    """The static number of tokens of a context."""
+    """Returns the static number of tokens of a context."""
     return _checks.static_integer(name, value, 1, _checks.MAX_VOCAB)
 
 
 def scheme(name: str, value: str, _: Array) -> str:
-    """One of the schemes of the green list."""
+    """Returns the scheme, one of `SCHEMES`."""
     if value not in SCHEMES:
         raise ValueError(f"{name} must be one of {SCHEMES}, got {value!r}")
     return value
@@ -73,7 +73,7 @@ def known(tokens: Array) -> Array:
 
 
 def grams(tokens: Array, length: Array, width: int) -> tuple[Array, Array, Array]:
-    """The tokens of histories `[..., L]` that have a whole context, each with that context.
+    """Returns the tokens of histories `[..., L]` that have a whole context, each with that context.
 
     Returns:
       The contexts, `[..., n, width]`, the tokens `[..., n]`, and bool `[..., n]`: whether they lie
@@ -93,7 +93,7 @@ def fold(key: Array, context: Array) -> Seed:
 
 
 def word(seed: Seed, ids: Array) -> Array:
-    """Words of 32 bits, uint32 in the shape of `ids [..., *]`: one for each candidate.
+    """Returns words of 32 bits, uint32 in the shape of `ids [..., *]`: one for each candidate.
 
     Whatever the candidate, each word comes from as many seeds as any other, and each pair of words
     (`uniform`) from one seed alone.
@@ -103,7 +103,7 @@ def word(seed: Seed, ids: Array) -> Array:
 
 
 def green_word(key: Array, context: Array, ids: Array, scheme: str) -> Array:
-    """The words by which candidates `[..., n]` are green after contexts `[..., width]`."""
+    """Returns the words by which candidates `[..., n]` are green after contexts `[..., width]`."""
     if scheme == "left_hash":
         return word(fold(key, context), ids)
     width = context.shape[-1]
@@ -117,12 +117,12 @@ def green(words: Array, gamma: Array) -> Array:
 
 
 def coin(words: Array, layer: Array) -> Array:
-    """The coin of a layer of the tournament, bool."""
+    """Returns the coin of a layer of the tournament, bool."""
     return (words >> layer.astype(jnp.uint32)) & 1 == 1
 
 
 def uniform(seed: Seed, words: Array) -> Array:
-    """Uniform noise in (0, 1] for each of `word(seed, ids)`, float32.
+    """Returns uniform noise in (0, 1] for each of `word(seed, ids)`, float32.
 
     From 64 bits, so that small values are precise: 32 give nothing below 1e-10, and tokens far
     below the others need less to be drawn as often as they should.
@@ -151,7 +151,7 @@ def first_of_each(valid: Array, words: Array, values: Array) -> tuple[Array, Arr
 
 
 def _mix(x: Array) -> Array:
-    """A permutation of 32 bits that scatters neighbours."""
+    """Returns a permutation of 32 bits that scatters neighbours."""
     x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * np.uint32(0xD35A2D97)
     return x ^ (x >> 15)

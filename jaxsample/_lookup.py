@@ -11,7 +11,7 @@ _SHORT = 1024
 
 
 def take(x: Array, index: Array) -> Array:
-    """The elements of rows `[..., n]` at indices `[..., m]` from 0, the last beyond the end."""
+    """Returns the elements of rows `[..., n]` at indices `[..., m]`, clipped at the end."""
 
     def moved(x: Array, index: Array) -> Array:
         return jnp.take_along_axis(x, index, axis=-1, mode="clip")

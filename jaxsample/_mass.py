@@ -47,7 +47,7 @@ class Mass(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What a token of a row weighs.
+    """The weights of the tokens of a row.
 
     Attributes:
       shifts: int32 `[..., chunks]`, how many powers of two below 1 each chunk's weights start.
@@ -61,7 +61,7 @@ class Scale(NamedTuple):
     log_sum: Array | None = None
 
     def weights(self, x: Array, places: Array | np.ndarray, shift: Array) -> Array:
-        """The weights of logits `[..., *]`, int32 in units of `2**-(23 + shift)`; 0 at -inf.
+        """Returns the weights of logits, int32 in units of `2**-(23 + shift)`; 0 at -inf.
 
         Args:
           x: float32 logits.
@@ -79,7 +79,7 @@ class Scale(NamedTuple):
         return _round(_bounded(_power(octaves, shift) * information), places)
 
     def least(self, x: Array) -> Mass:
-        """What no token of a logit `[...]` falls below, however it is rounded."""
+        """A lower bound of the weight of tokens of a logit `[...]`, however it is rounded."""
         if self.row_max is None:
             return Mass(jnp.zeros_like(x, jnp.uint32), jnp.ones_like(x, jnp.uint32))
         weight = self.weights(x[..., None], np.zeros(1, np.int32), jnp.int32(0))[..., 0]
@@ -93,7 +93,7 @@ def weights(
     shift: Array,
     multiply: Multiply = jnp.multiply,
 ) -> Array:
-    """The weights of logits of rows, by their places in a chunk and its shift.
+    """Returns the weights of logits of rows, by their places in a chunk and its shift.
 
     With `product` for `multiply` they are the same on every chip: else the last bit may differ,
     since a pass over the logits would take up to half as long again.
@@ -102,13 +102,13 @@ def weights(
 
 
 def shifts(chunk_max: Array, row_max: Array) -> Array:
-    """The shifts that suit the largest logits of chunks of rows."""
+    """Returns the shifts that suit the largest logits of chunks of rows."""
     octaves = jnp.floor((row_max - chunk_max) * LOG2_E)
     return jnp.clip(octaves, 0, NO_SHIFT).astype(jnp.int32)
 
 
 def entropy_shifts(chunk_max: Array, row_max: Array, log_sum: Array) -> Array:
-    """The shifts `[..., chunks]` for what the tokens of the chunks add to the entropy."""
+    """Returns the shifts `[..., chunks]` for what the tokens of the chunks add to the entropy."""
     log_sum = (log_sum * LOG2_E)[..., None]
     # `2**-d * (log_sum + d)`, at d octaves below the maximum, falls from here on.
     octaves = jnp.maximum((row_max[..., None] - chunk_max) * LOG2_E, LOG2_E - log_sum)
@@ -117,19 +117,19 @@ def entropy_shifts(chunk_max: Array, row_max: Array, log_sum: Array) -> Array:
 
 
 def weighted_octaves(x: Array, places: np.ndarray, row_max: Array, shift: Array) -> Array:
-    """The weights of logits times their octaves below `2**-shift`, int32 as weights are."""
+    """Returns the weights of logits times their octaves below `2**-shift`, int32 as weights are."""
     octaves = _octaves(x, row_max)
     further = jnp.maximum(-octaves - shift.astype(jnp.float32), 0)
     return _round(_bounded(_power(octaves, shift) * further), places)
 
 
 def _octaves(x: Array, row_max: Array) -> Array:
-    """How many powers of two a logit stands above the maximum: none or less."""
+    """Returns how many powers of two a logit stands above the maximum: none or less."""
     return jnp.maximum((x - row_max) * LOG2_E, _NOTHING)
 
 
 def _power(octaves: Array, shift: Array, multiply: Multiply = jnp.multiply) -> Array:
-    """`2**(octaves + 23 + shift)`.
+    """Returns `2**(octaves + 23 + shift)`.
 
     A power of two in place of exp, which a pass spends most of its time on: the shift goes into
     the exponent, and a polynomial good to 1e-7 is enough for 23 bits.
@@ -142,12 +142,12 @@ def _power(octaves: Array, shift: Array, multiply: Multiply = jnp.multiply) -> A
 
 
 def _bounded(weight: Array) -> Array:
-    """A product of which no compiler can make one operation with a sum that follows."""
+    """Returns a product of which no compiler can make one operation with a sum that follows."""
     return jnp.minimum(weight, 2.0**_WEIGHT_BITS)
 
 
 def _round(weight: Array, places: Array | np.ndarray) -> Array:
-    """Weights as integers.
+    """Returns weights as integers.
 
     Each eighth of a chunk rounds up from another fraction: equal logits, all rounded the same way,
     would add their errors up, and here they cancel.
@@ -161,30 +161,30 @@ def _round(weight: Array, places: Array | np.ndarray) -> Array:
 
 
 def likeliest(like: Array) -> Mass:
-    """The mass of the likeliest token, of rows `[...]`."""
+    """Returns the mass of the likeliest token, of rows `[...]`."""
     ones = jnp.ones_like(like, jnp.uint32)
     return Mass(high=ones << (FRACTION_BITS - 32), low=jnp.zeros_like(ones))
 
 
 def place(sums: Array, shift: Array) -> Mass:
-    """The mass of `sums` (weights added up, in 32 bits) that were counted at `shift`."""
+    """Returns the mass of `sums` (weights added up, in 32 bits) that were counted at `shift`."""
     sums = lax.bitcast_convert_type(sums, jnp.uint32)
     up = (NO_SHIFT - shift).astype(jnp.uint32)
     return Mass(high=(sums >> 1) >> (31 - up), low=sums << up)
 
 
 def total(mass: Mass) -> Mass:
-    """The sum of masses along the last axis."""
+    """Returns the sum of masses along the last axis."""
     return _carry(jnp.sum(_limbs(mass), axis=-1, dtype=jnp.uint32))
 
 
 def together(mass: Mass, add_up: Callable[[Array], Array]) -> Mass:
-    """The sum of the masses of devices, by what adds integers up over them."""
+    """Returns the sum of the masses of devices; `add_up` adds integers over the devices."""
     return _carry(add_up(_limbs(mass)))
 
 
 def cumulative(mass: Mass, groups: int = 1) -> Mass:
-    """The running sums of masses along the last axis, each with its own term.
+    """Returns the running sums of masses along the last axis, each with its own term.
 
     First inside each group: devices that have some groups each tell the others their sums alone.
     """
@@ -197,18 +197,18 @@ def cumulative(mass: Mass, groups: int = 1) -> Mass:
 
 
 def add(a: Mass, b: Mass) -> Mass:
-    """The sum of two masses."""
+    """Returns the sum of two masses."""
     low = a.low + b.low
     return Mass(a.high + b.high + (low < a.low).astype(jnp.uint32), low)
 
 
 def times(mass: Mass, factor: Array) -> Mass:
-    """A mass times integers of at most 16 bits."""
+    """Returns a mass times integers of at most 16 bits."""
     return _carry(_limbs(mass) * factor.astype(jnp.uint32)[None])
 
 
 def select(which: Array, a: Mass, b: Mass) -> Mass:
-    """`a` where `which` holds, else `b`."""
+    """Returns `a` where `which` holds, else `b`."""
     return Mass(jnp.where(which, a.high, b.high), jnp.where(which, a.low, b.low))
 
 
@@ -218,7 +218,7 @@ def reaches(a: Mass, b: Mass) -> Array:
 
 
 def fraction(mass: Mass, p: Array) -> Mass:
-    """The share `p` (in [0, 1]) of a mass, at least one unit and at most the mass itself."""
+    """Returns a share `p` in [0, 1] of a mass, at least one unit and at most the mass itself."""
     units = jnp.maximum(to_float(mass) * p, 1)
     high = jnp.floor(units * 2.0**-32)
     share = Mass(high.astype(jnp.uint32), (units - high * 2.0**32).astype(jnp.uint32))
@@ -226,28 +226,28 @@ def fraction(mass: Mass, p: Array) -> Mass:
 
 
 def to_float(mass: Mass) -> Array:
-    """The mass in units, float32."""
+    """Returns the mass in units, float32."""
     return mass.high.astype(jnp.float32) * 2.0**32 + mass.low.astype(jnp.float32)
 
 
 def log(mass: Mass) -> Array:
-    """The logarithm of a mass relative to the likeliest token's weight, -inf where it is empty."""
+    """Returns the logarithm of a mass relative to the likeliest token's weight, -inf if empty."""
     return _elementary.log(to_float(mass) * 2.0**-FRACTION_BITS)
 
 
 def rates(sums: Array, shift: Array) -> Array:
-    """The masses of single chunks, float32, relative to the likeliest token's weight."""
+    """Returns the masses of single chunks, float32, relative to the likeliest token's weight."""
     scale = _power_of_two(-_WEIGHT_BITS - shift)
     return lax.bitcast_convert_type(sums, jnp.uint32).astype(jnp.float32) * scale
 
 
 def _power_of_two(exponent: Array) -> Array:
-    """`2.0**exponent`, exact (`exp2` is not)."""
+    """Returns `2.0**exponent`, exact (`exp2` is not)."""
     return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
 def _limbs(mass: Mass) -> Array:
-    """Four limbs of 16 bits, `[4, ...]`, lowest first: 2**16 of them add up in 32 bits."""
+    """Returns four limbs of 16 bits, `[4, ...]`, lowest first: 2**16 of them add up in 32 bits."""
     return jnp.stack([mass.low & _LIMB, mass.low >> 16, mass.high & _LIMB, mass.high >> 16])
 
 

@@ -1,4 +1,4 @@
-"""What a row's distribution is like: entropy, collision probability, spread. Exact sums, as ever.
+"""Entropy, collision probability and standard deviation of rows, from exact sums.
 
 Each is a float32 number a row, made of sums of integers, so that no rule which rests on one can
 keep other tokens in another batch, slot or sharding.
@@ -21,14 +21,18 @@ _STEPS = 2**20
 
 
 def log_sum(mass: Mass) -> Array:
-    """`log(sum(exp(logits - row_max)))`, `[...]`, of all tokens' mass: minus the log-probability of
-    the likeliest."""
+    """Returns `log(sum(exp(logits - row_max)))`, `[...]`, from the mass of all tokens.
+
+    It is minus the log-probability of the likeliest.
+    """
     return _chunks.settle(_mass.log(mass))
 
 
 def entropy(rows: Rows, scale: Scale, sums: Array) -> tuple[Array, Array]:
-    """The entropy in nats, `[...]`, which is the mean distance below the maximum plus `log_sum`,
-    and `log_sum`, of rows that were weighed."""
+    """Returns the entropy in nats, `[...]`, and `log_sum`, of rows that were weighed.
+
+    The entropy is the mean distance below the maximum plus `log_sum`.
+    """
     rows, sums = _chunks.read_again(rows, sums)
 
     def distance(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
@@ -36,7 +40,7 @@ def entropy(rows: Rows, scale: Scale, sums: Array) -> tuple[Array, Array]:
         return _mass.weighted_octaves(rows.read(raw), places, row_max, shift)
 
     # A chunk's tokens lie its shift in octaves below the maximum, and then some.
-    distances = _chunks.fold(rows.source, distance, scale.shifts)
+    distances = _chunks.chunk_sums(rows.source, distance, scale.shifts)
     further = _mass.place(distances, scale.shifts)
     weights = _mass.place(sums, scale.shifts)
     total = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
@@ -55,20 +59,20 @@ def log_collision(rows: Rows, log_sum: Array) -> Array:
     def square(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
         return squared.weights(2 * _below(rows, rows.read(raw)), places, shift)
 
-    sums = _chunks.fold(rows.source, square, squared.shifts)
+    sums = _chunks.chunk_sums(rows.source, square, squared.shifts)
     squares = _chunks.settle(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
     return _chunks.settle(squares - 2 * log_sum)
 
 
 def deviation(rows: Rows) -> Array:
-    """The standard deviation of the finite logits, `[...]`, of them all and not of a sample."""
+    """Returns the standard deviation of the finite logits, `[...]`, as a population."""
     least = _least(rows)
     spread = _chunks.settle(0.5 * rows.row_max - 0.5 * least)  # halves, which never overflow
     per_step = jnp.where(spread > 0, jnp.minimum(_STEPS / spread, np.finfo(np.float32).max), 0)
     per_step = _chunks.settle(per_step)[..., None, None]
 
     def mean(element: Callable[[Array], Array]) -> Array:
-        """The mean over the finite logits of an integer made of their steps below the maximum."""
+        """Returns the mean over finite logits of an integer function of their steps."""
         again, _ = _chunks.read_again(rows, rows.bad)
 
         def value(raw: Array, *_: Array) -> Array:
@@ -77,7 +81,7 @@ def deviation(rows: Rows) -> Array:
             halved = 0.5 * rows.row_max[..., None, None] - 0.5 * jnp.where(finite, x, 0)
             return jnp.where(finite, element(jnp.rint(halved * per_step).astype(jnp.int32)), 0)
 
-        sums = _chunks.fold(again.source, value)
+        sums = _chunks.chunk_sums(again.source, value)
         total = _mass.total(_mass.place(sums, jnp.full_like(sums, _mass.NO_SHIFT)))
         return _chunks.settle(_mass.to_float(total) / number)
 
@@ -98,14 +102,14 @@ def deviation(rows: Rows) -> Array:
 
 
 def _least(rows: Rows) -> Array:
-    """The least finite logit of each row."""
+    """Returns the least finite logit of each row."""
 
     def element(raw: Array, *_: Array) -> Array:
         x = rows.read(raw)
         return jnp.where(x > -jnp.inf, -x, -jnp.inf)
 
-    keys = _chunks.largest(rows.source, element, _chunks.BLOCK)
-    return -_chunks.from_key(jnp.max(keys, axis=-1))
+    keys = _chunks.chunk_maxima(rows.source, element, _chunks.BLOCK)
+    return -_chunks.from_sortable(jnp.max(keys, axis=-1))
 
 
 def _below(rows: Rows, x: Array) -> Array:

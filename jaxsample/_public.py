@@ -129,7 +129,10 @@ def static_integer(least: int, most: int) -> Converter:
 
 
 def public(
-    *, rows: str = "logits", **converters: Converter
+    *,
+    rows: str = "logits",
+    convert_rows: Callable[[Any, str], Array] = _checks.logits,
+    **converters: Converter,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a public function of a body that is jitted.
 
@@ -138,7 +141,8 @@ def public(
     never compiles anew, and an integer of 64 bits is not cut. Keyword-only arguments are static.
 
     Args:
-      rows: the name of the argument that holds the logits, or "tokens", `[..., L]`.
+      rows: the name of the argument that holds the logits, or another array `[..., n]`.
+      convert_rows: its converter.
       **converters: of the other arguments, by name.
     """
 
@@ -152,8 +156,7 @@ def public(
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             given = bound.arguments
-            text = rows == "tokens"
-            logits = given[rows] = (_checks.text if text else _checks.logits)(given[rows], rows)
+            logits = given[rows] = convert_rows(given[rows], rows)
             _chunks.shards(logits, given.get("axis_name"))
             check(given.get("implementation"))
             for name, convert in converters.items():

@@ -2,7 +2,7 @@
 
 A prefix of the ranking is named by its last token alone, its `Cut`. Two ways lead to one: the
 `candidates`, which the block maxima find without a second look at the row and which hold nearly
-every cut, and `_search`, a bisection over all of the row, for the others.
+every cut, and `_bisection`, a bisection over all of the row, for the others.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from jaxsample._chunks import (
     CHUNK,
     Rows,
     block_size,
+    chunk_maxima,
+    chunk_sums,
     first_true,
-    fold,
-    from_key,
-    largest,
+    from_sortable,
     read_again,
     take_blocks,
     take_chunk,
@@ -44,33 +44,33 @@ def is_kept(x: Array, ids: Array, cut: Cut) -> Array:
 
 
 def everything(rows: Rows) -> Cut:
-    """The cut behind the last token."""
+    """Returns the cut behind the last token."""
     logit = jnp.full_like(rows.row_max, -jnp.inf)
     return Cut(logit, jnp.full_like(logit, rows.vocab, jnp.int32))
 
 
 def before(tokens: Cut) -> Cut:
-    """The cuts of the prefixes that end just before some tokens."""
+    """Returns the cuts of the prefixes that end just before some tokens."""
     return Cut(tokens.logit, tokens.token - 1)
 
 
 def earlier(a: Cut, b: Cut) -> Cut:
-    """The cut of the shorter prefix."""
+    """Returns the cut of the shorter prefix."""
     return select(is_kept(*a, b), a, b)
 
 
 def later(a: Cut, b: Cut) -> Cut:
-    """The cut of the longer prefix."""
+    """Returns the cut of the longer prefix."""
     return select(is_kept(*a, b), b, a)
 
 
 def select(which: Array, a: Cut, b: Cut) -> Cut:
-    """`a` where `which` holds, else `b`."""
+    """Returns `a` where `which` holds, else `b`."""
     return Cut(jnp.where(which, a.logit, b.logit), jnp.where(which, a.token, b.token))
 
 
 def best(rows: Rows) -> Cut:
-    """Rank 0."""
+    """Returns the cut of rank 0."""
     size = block_size(rows, rows.block_max.shape[-1])
     block = first_true(rows.block_max == rows.row_max[..., None])
     raw, _ = take_chunk(rows, block, size)
@@ -79,7 +79,7 @@ def best(rows: Rows) -> Cut:
 
 
 def last_from(rows: Rows, floor: Array) -> Cut:
-    """The last token of the ranking whose logit is at least a floor `[...]`."""
+    """Returns the last token of the ranking whose logit is at least a floor `[...]`."""
 
     def reach(element: Callable[[Array, Array], Array]) -> Array:
         again, _ = read_again(rows, floor)
@@ -87,25 +87,25 @@ def last_from(rows: Rows, floor: Array) -> Cut:
         def above(raw: Array, ids: Array, *_: Array) -> Array:
             return element(again.read(raw), ids)
 
-        return jnp.max(largest(again.source, above), axis=-1)
+        return jnp.max(chunk_maxima(again.source, above), axis=-1)
 
     def negative(x: Array, _: Array) -> Array:
         return jnp.where(x >= floor[..., None, None], -x, -jnp.inf)
 
-    least = -from_key(reach(negative))
+    least = -from_sortable(reach(negative))
     token = reach(lambda x, ids: jnp.where(x == least[..., None, None], ids, -1))
     return Cut(least, token)
 
 
 def candidates(rows: Rows, number: int) -> Cut:
-    """The first tokens of the ranking in order, `[..., min(number, vocab)]`."""
+    """Returns the first tokens of the ranking in order, `[..., min(number, vocab)]`."""
     return first(rows, rows.block_max, number, lambda x: x)[0]
 
 
 def first(
     rows: Rows, block_max: Array, number: int, value: Callable[[Array], Array]
 ) -> tuple[Cut, Array]:
-    """The first tokens of a ranking by other values, in order, equal values by lower id.
+    """Returns the first tokens of a ranking by other values, in order, equal values by lower id.
 
     A token outside the `number` best blocks has that many tokens before it, one in each of them.
 
@@ -139,7 +139,7 @@ def first(
 
 
 def rank(rows: Rows, tokens: Array) -> Array:
-    """The number of tokens before one of each row that is not masked, int32 `[...]`."""
+    """Returns the number of tokens before one of each row that is not masked, int32 `[...]`."""
     taken = _shards.take(rows.source.logits, tokens[..., None], rows.source.shards)
     logit = rows.read(taken)[..., 0]
     cut = before(Cut(logit, tokens))
@@ -147,22 +147,22 @@ def rank(rows: Rows, tokens: Array) -> Array:
     def counted(raw: Array, ids: Array, *_: Array) -> Array:
         return is_kept(rows.read(raw), ids, cut).astype(jnp.int32)
 
-    counts = fold(rows.source, counted)
+    counts = chunk_sums(rows.source, counted)
     return jnp.sum(counts, axis=-1, dtype=jnp.int32)
 
 
 def shifts(scale: Scale, tokens: Array) -> Array:
-    """The shifts of some tokens' chunks, `[..., tokens]`."""
+    """Returns the shifts of some tokens' chunks, `[..., tokens]`."""
     return take(scale.shifts, tokens // CHUNK)
 
 
 def weights(scale: Scale, x: Array, tokens: Array) -> Array:
-    """The weights of some tokens by their logits and ids, int32 `[..., tokens]`."""
+    """Returns the weights of some tokens by their logits and ids, int32 `[..., tokens]`."""
     return scale.weights(x, tokens % CHUNK, shifts(scale, tokens))
 
 
 def weigh_first(rows: Rows, top: Cut) -> tuple[Array, Array]:
-    """The weights of the first tokens of the ranking, by probability, and their chunks' shifts.
+    """Returns the weights of the first tokens, by probability, and their chunks' shifts.
 
     The largest logit of a chunk is one of the first, too, if another of the chunk is.
     """
@@ -175,7 +175,7 @@ def weigh_first(rows: Rows, top: Cut) -> tuple[Array, Array]:
 def by_chunk(
     tokens: Array, values: Array, nothing: float, combine: Callable[[Array, Array], Array]
 ) -> Array:
-    """The values of some tokens `[..., n]` combined with those of the same chunk, for each."""
+    """Returns values of tokens `[..., n]` combined with those of the same chunk, for each."""
     chunks = tokens // CHUNK
     same = chunks[..., :, None] == chunks[..., None, :]
     x = jnp.where(same, values[..., :, None], nothing)
@@ -183,7 +183,7 @@ def by_chunk(
 
 
 def _taken(rows: Rows, blocks: Array, size: int) -> Array:
-    """The raw values of some whole blocks and of the short last one, in a row."""
+    """Returns the raw values of some whole blocks and of the short last one, in a row."""
     raw = take_blocks(rows, blocks, size).reshape(*blocks.shape[:-1], -1)
     if rows.source.shards is not None:  # who have no short block
         return raw
@@ -191,12 +191,12 @@ def _taken(rows: Rows, blocks: Array, size: int) -> Array:
 
 
 def _ids(rows: Rows, blocks: Array, size: int, position: Array) -> Array:
-    """The ids of tokens by their position in `_taken`."""
+    """Returns the ids of tokens by their position in `_taken`."""
     last = jnp.full((*blocks.shape[:-1], 1), rows.vocab // size, blocks.dtype)
     blocks = jnp.concatenate([blocks, last], axis=-1)
     return take(blocks, position // size) * size + position % size
 
 
 def unsigned_zero(x: Array) -> Array:
-    """-0 as 0: they are equal, but top_k tells them apart."""
+    """Returns 0 in place of -0: they are equal, but top_k tells them apart."""
     return jnp.where(x == 0, 0, x)

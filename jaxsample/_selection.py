@@ -11,14 +11,14 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxsample._chunks import from_key, to_key
+from jaxsample._chunks import from_sortable, to_sortable
 
 _GROUP = 32
 """Values that are moved as one row of a matrix."""
 
 
 def top_k(raw: Array, k: int, value: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
-    """The k largest float32 `value(raw)` of `[..., n]` in order, equal ones by position.
+    """Returns the k largest float32 `value(raw)` of `[..., n]` in order, equal ones by position.
 
     Returns:
       The values, their positions and what they are of.
@@ -29,11 +29,11 @@ def top_k(raw: Array, k: int, value: Callable[[Array], Array]) -> tuple[Array, A
         return values, positions, jnp.take_along_axis(raw, positions, axis=-1)
 
     def by_selection(raw: Array) -> tuple[Array, Array, Array]:
-        keys = to_key(value(raw))
+        keys = to_sortable(value(raw))
         positions, raw = _move(_first(keys, _kth_largest(keys, k), k), k, raw)
-        falling = ~to_key(value(raw))
+        falling = ~to_sortable(value(raw))
         falling, positions, raw = lax.sort((falling, positions, raw), dimension=-1, num_keys=1)
-        return from_key(~falling), positions, raw
+        return from_sortable(~falling), positions, raw
 
     if raw.shape[-1] <= _GROUP:
         return by_sort(raw)
@@ -41,23 +41,23 @@ def top_k(raw: Array, k: int, value: Callable[[Array], Array]) -> tuple[Array, A
 
 
 def places_of_top_k(x: Array, k: int) -> tuple[Array, Array]:
-    """The positions of the k largest of float32 `[..., n]`, ascending, and the least of these."""
+    """Returns the positions, ascending, of the k largest of float32 `[..., n]`, and the least."""
 
     def by_sort(x: Array) -> tuple[Array, Array]:
         values, positions = lax.top_k(x, k)
         return jnp.sort(positions, axis=-1), jnp.min(values, axis=-1)
 
     def by_selection(x: Array) -> tuple[Array, Array]:
-        keys = to_key(x)
+        keys = to_sortable(x)
         least = _kth_largest(keys, k)
         (positions,) = _move(_first(keys, least, k), k)
-        return positions, from_key(least)
+        return positions, from_sortable(least)
 
     return lax.platform_dependent(x, tpu=by_selection, default=by_sort)
 
 
 def _first(keys: Array, least: Array, k: int) -> Array:
-    """Which k of the keys from the least up are first, bool `[..., groups, size]`.
+    """Returns which k of the keys are first, bool `[..., groups, size]`.
 
     Of keys equal to the least, those of the lowest positions.
     """
@@ -69,7 +69,7 @@ def _first(keys: Array, least: Array, k: int) -> Array:
 
 
 def _move(kept: Array, k: int, *carried: Array) -> list[Array]:
-    """The positions of the k kept of `[..., groups, size]`, and what else stands there, `[..., k]`.
+    """Returns the positions of the k kept of `[..., groups, size]`, and the elements there.
 
     All in the order of the positions.
     """
@@ -91,7 +91,7 @@ def _move(kept: Array, k: int, *carried: Array) -> list[Array]:
 
 
 def _kth_largest(keys: Array, k: int) -> Array:
-    """The k-th largest of the int32 keys of each row: the largest that k of them reach.
+    """Returns the k-th largest of the int32 keys of each row: the largest that k of them reach.
 
     Found by two bits a turn, since of keys that lie on several chips each turn is an exchange.
     """
@@ -109,26 +109,26 @@ def _kth_largest(keys: Array, k: int) -> Array:
 
 
 def _signed(x: Array) -> Array:
-    """Integers without a sign as those with one, in the same order."""
+    """Returns unsigned integers as signed ones, in the same order."""
     return lax.bitcast_convert_type(x ^ np.uint32(1 << 31), jnp.int32)
 
 
 def _grouped(x: Array, filler: float) -> Array:
-    """`[..., n]` as `[..., groups, size]`."""
+    """Reshapes `[..., n]` to `[..., groups, size]`."""
     widths = [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % _GROUP)]
     x = jnp.pad(x, widths, constant_values=jnp.asarray(filler, x.dtype))
     return x.reshape(*x.shape[:-1], x.shape[-1] // _GROUP, _GROUP)
 
 
 def _running(mask: Array) -> Array:
-    """How many are True up to each place of `[..., groups, size]`, itself among them."""
+    """Returns the running counts of True in `[..., groups, size]`, each with its own place."""
     inside, groups = _product(mask, np.tri(_GROUP).T), mask.shape[-2]
     before = _product(inside[..., -1], np.tri(groups, k=-1).T)
     return inside + before[..., None]
 
 
 def _take_groups(groups: Array, index: Array) -> Array:
-    """The groups `[..., groups, m, size]` of small numbers at indices `[..., k]`."""
+    """Returns the groups `[..., groups, m, size]` of small numbers at indices `[..., k]`."""
     *lead, number, m, size = groups.shape
     chosen = index[..., None] == _along(0, number, index.ndim + 1, -1)
     # One number each: those of other chips come as they are, in two bytes.
@@ -137,27 +137,27 @@ def _take_groups(groups: Array, index: Array) -> Array:
 
 
 def _product(a: Array, b: Array | np.ndarray, sums: DTypeLike = jnp.float32) -> Array:
-    """The product, int32, of matrices of integers from 0 to 255; `sums` are exact in that dtype."""
+    """Returns the product, int32, of matrices of integers from 0 to 255; `sums` are exact."""
     a, b = (jnp.asarray(x).astype(jnp.bfloat16) for x in (a, b))
     return jnp.matmul(a, b, preferred_element_type=sums).astype(jnp.int32)
 
 
 def _along(start: int, number: int, ndim: int, axis: int) -> Array:
-    """Consecutive integers along one axis of several."""
+    """Returns consecutive integers along one axis of several."""
     shape = [1] * ndim
     shape[axis] = number
     return jnp.arange(start, start + number, dtype=jnp.int32).reshape(shape)
 
 
 def _bytes(x: Array) -> list[Array]:
-    """The bytes of each number, the lowest first."""
+    """Returns the bytes of each number, the lowest first."""
     width = 8 * x.dtype.itemsize
     bits = lax.bitcast_convert_type(x, jnp.dtype(f"uint{width}")).astype(jnp.uint32)
     return [((bits >> low) & 255).astype(jnp.int32) for low in range(0, width, 8)]
 
 
 def _from_bytes(found: Array, like: Sequence[Array]) -> list[Array]:
-    """Numbers from their bytes `[..., bytes]`, all one behind the other."""
+    """Returns numbers from their bytes `[..., bytes]`, one number after the other."""
     numbers, start = [], 0
     for x in like:
         width = x.dtype.itemsize

@@ -34,7 +34,7 @@ class Shards:
         return lax.axis_size(self.axis_names)
 
     def start(self, size: int) -> Array:
-        """The place in the row of this device's first element, if each device has `size`."""
+        """Returns the place in the row of this device's first element, if each has `size`."""
         return lax.axis_index(self.axis_names) * size
 
     def own(self, x: Array) -> Array:
@@ -43,7 +43,7 @@ class Shards:
         return lax.dynamic_slice_in_dim(x, self.start(size), size, axis=-1)
 
     def whole(self, x: Array) -> Array:
-        """The parts `[..., n]` of all devices side by side, `[..., n * devices]`, bit for bit."""
+        """Returns the parts `[..., n]` of all devices, `[..., n * devices]`, bit for bit."""
         *lead, size = x.shape
         bits = _to_bits(x)
         row = jnp.zeros((*lead, size * self.number), bits.dtype)
@@ -51,7 +51,7 @@ class Shards:
         return _from_bits(self.sum(row), x.dtype)
 
     def look_up(self, take: Callable[[Array], Array], index: Array, size: int) -> Array:
-        """What `take(index)` gives on the device that has the index, bit for bit on all of them.
+        """Returns `take(index)` of the device that has the index, bit for bit, on all devices.
 
         Args:
           take: takes indices `[...]` of this device's part, of `size`, and gives `[..., *]`.
@@ -64,17 +64,17 @@ class Shards:
         return _from_bits(self.sum(bits), found.dtype)
 
     def sum(self, x: Array) -> Array:
-        """The sum over the devices."""
+        """Returns the sum over the devices."""
         return lax.psum(x, self.axis_names)
 
     def _place(self, index: Array, size: int) -> tuple[Array, Array]:
-        """The place of an index in this device's part, clipped to it, and whether it is there."""
+        """Returns an index's place in this device's part, clipped to it, and if it is there."""
         here = jnp.clip(index, 0, size * self.number - 1) - self.start(size)
         return jnp.clip(here, 0, size - 1), (here >= 0) & (here < size)
 
 
 def named(axis_name: str | tuple[str, ...]) -> Shards:
-    """The devices along a mesh axis, or several."""
+    """Returns the devices along a mesh axis, or several."""
     names = (axis_name,) if isinstance(axis_name, str) else axis_name
     if not (isinstance(names, tuple) and names and all(isinstance(n, str) for n in names)):
         raise TypeError(
@@ -91,18 +91,18 @@ def named(axis_name: str | tuple[str, ...]) -> Shards:
 
 
 def vocab(logits: Array, shards: Shards | None) -> int:
-    """The number of tokens of the whole vocabulary."""
+    """Returns the number of tokens of the whole vocabulary."""
     return logits.shape[-1] * (1 if shards is None else shards.number)
 
 
 def ids(logits: Array, shards: Shards | None) -> Array:
-    """The ids of the tokens, int32 in the shape of `logits`."""
+    """Returns the ids of the tokens, int32 in the shape of `logits`."""
     place = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
     return place if shards is None else place + shards.start(logits.shape[-1])
 
 
 def places(logits: Array, token_ids: Array, shards: Shards | None) -> Array:
-    """Where in `logits [..., size]` some tokens stand; for those of other devices, `size`."""
+    """Returns where in `logits [..., size]` tokens stand; `size` for those of other devices."""
     if shards is None:
         return token_ids
     size = logits.shape[-1]
@@ -111,19 +111,19 @@ def places(logits: Array, token_ids: Array, shards: Shards | None) -> Array:
 
 
 def take(logits: Array, token_ids: Array, shards: Shards | None = None) -> Array:
-    """The logits of some tokens, `[..., n]`; those of any token for an id outside."""
+    """Returns the logits of some tokens, `[..., n]`; those of any token for an id outside."""
     if shards is None:
         return _take(logits, token_ids)
     return _take_shared(logits, token_ids, shards)
 
 
 def total(x: Array, shards: Shards | None) -> Array:
-    """A sum over the vocabulary from each device's own, of floats: for gradients alone."""
+    """Returns a sum over the vocabulary from each device's own, of floats: for gradients alone."""
     return x if shards is None else shards.sum(x)
 
 
 def softmax(x: Array, shards: Shards | None) -> Array:
-    """The softmax over the whole vocabulary, of floats: for gradients alone."""
+    """Returns the softmax over the whole vocabulary, of floats: for gradients alone."""
     if shards is None:
         return jax.nn.softmax(x)
     largest = jnp.max(lax.stop_gradient(x), axis=-1, keepdims=True)
@@ -151,7 +151,7 @@ def _take(logits: Array, index: Array) -> Array:
 
 
 def _to_bits(x: Array) -> Array:
-    """Integers of 32 bits, which every platform adds up, even of NaN, -0 and bfloat16."""
+    """Returns integers of 32 bits, which every platform adds exactly, even of NaN and -0."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = lax.bitcast_convert_type(x, f"int{jnp.finfo(x.dtype).bits}")
     return x.astype(jnp.int32)

@@ -28,12 +28,12 @@ def split(x: Array) -> Array:
 
 
 def joined(tiles: Array, shape: tuple[int, ...]) -> Array:
-    """The rows, in some shape, of which `split` gave the tiles."""
+    """Returns the rows, in some shape, of which `split` gave the tiles."""
     return tiles.swapaxes(1, 2).reshape(shape)
 
 
 def take_blocks(logits: Array, blocks: Array, size: int) -> Array:
-    """Blocks of consecutive tokens by index: `[..., vocab]`, `[..., n]` to `[..., n, size]`."""
+    """Returns blocks of consecutive tokens by index: `[..., n]` to `[..., n, size]`."""
     n, of_block = blocks.shape[-1], -(-size // TOKENS)
     tiles = split(logits)
     index = (blocks * size // TOKENS)[..., None] + lax.broadcasted_iota(

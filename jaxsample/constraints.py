@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _bits, _chunks, _history, _look, _normalizer, _shards, _sparse
+from jaxsample import _bits, _chunks, _history, _normalizer, _scan, _shards, _sparse
 from jaxsample._chunks import Implementation, Source, opened
 from jaxsample._public import (
     BAD_WORDS,
@@ -83,7 +83,7 @@ def biased_logits(
 
 
 def _summed(ids: Array, bias: Array) -> tuple[Array, Array]:
-    """The ids sorted, and with the last of each its biases' sum; with the others 0."""
+    """Returns the ids sorted, and with the last of each its biases' sum; with the others 0."""
 
     def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
         return right[0], jnp.where(left[0] == right[0], left[1], 0) + right[1]
@@ -202,7 +202,7 @@ def suppressed_logits(
 
 
 def suppressed(x: Source, token_ids: Array) -> Banned:
-    """The tokens that `suppressed_logits` masks."""
+    """Returns the tokens that `suppressed_logits` masks."""
     bad = jnp.any(token_ids >= x.vocab, axis=-1)
     return Banned(token_ids, jnp.full(token_ids.shape, True), bad)
 
@@ -246,7 +246,7 @@ def min_tokens_logits(
 def before_min_tokens(
     x: Source, stop_token_ids: Array, length: ArrayLike, min_tokens: ArrayLike
 ) -> Banned:
-    """The tokens that `min_tokens_logits` masks."""
+    """Returns the tokens that `min_tokens_logits` masks."""
     length, min_tokens = x.per_row(length), x.per_row(min_tokens)
     bad = jnp.any(stop_token_ids >= x.vocab, axis=-1)
     bad |= ~(COUNT.inside(length) & COUNT.inside(min_tokens))
@@ -299,7 +299,7 @@ def bad_words_logits(
 def bad_words(
     x: Source, tokens: Array, length: ArrayLike, words: Array, word_lengths: Array
 ) -> Banned:
-    """The tokens that `bad_words_logits` masks."""
+    """Returns the tokens that `bad_words_logits` masks."""
     count, longest = words.shape[-2:]
     if word_lengths.shape[-1] != count:
         raise ValueError(f"word_lengths must have shape [..., {count}], got {word_lengths.shape}")
@@ -327,7 +327,7 @@ def guided_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Classifier-free guidance: `u + scale * (c - u)` of the log-probabilities c and u.
+    """Applies classifier-free guidance: `u + scale * (c - u)` of log-probabilities c and u.
 
     Args:
       conditional: logits `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -373,13 +373,13 @@ def guided_logits(
 
 
 def _log_softmax(x: Source) -> tuple[Array, Array]:
-    """The log-probabilities `[..., vocab]`, float32, and the bad rows `[...]`."""
-    rows, scale, (sums,) = _look.look_over_and_weigh(x)
+    """Returns the log-probabilities `[..., vocab]`, float32, and the bad rows `[...]`."""
+    rows, scale, (sums,) = _scan.scan_and_weigh(x)
     mass = _chunks.added_up(sums, scale)
     return _normalizer.logprobs(rows, mass, x.logits, x.logits), rows.bad
 
 
 def without(x: Source, banned: Banned) -> Array:
-    """The logits without the banned tokens; NaN on bad rows."""
+    """Returns the logits without the banned tokens; NaN on bad rows."""
     logits = jnp.where(banned.bad[..., None], jnp.nan, x.logits)
     return _sparse.ban(logits, _shards.places(logits, banned.ids, x.shards), banned.where)

@@ -13,12 +13,12 @@ from jax import Array
 from jax.scipy.special import betainc, gammaincc, ndtr
 from jax.typing import ArrayLike
 
-from jaxsample import _keyed
+from jaxsample import _checks, _keyed
 from jaxsample._public import COUNT, INSIDE_0_1, public, static_integer
 
 
 class GreenListDetection(NamedTuple):
-    """What is green about a text.
+    """The result of `detect_green_list`.
 
     Attributes:
       z: float32 `[...]`, how many standard deviations more green tokens than expected.
@@ -34,7 +34,7 @@ class GreenListDetection(NamedTuple):
 
 
 class ScoreDetection(NamedTuple):
-    """The score of a text.
+    """The result of `detect_synthid` and `detect_gumbel`.
 
     Attributes:
       score: float32 `[...]`.
@@ -49,6 +49,7 @@ class ScoreDetection(NamedTuple):
 
 @public(
     rows="tokens",
+    convert_rows=_checks.text,
     key=_keyed.keys,
     length=COUNT,
     gamma=INSIDE_0_1,
@@ -108,6 +109,7 @@ def detect_green_list(
 
 @public(
     rows="tokens",
+    convert_rows=_checks.text,
     key=_keyed.keys,
     length=COUNT,
     depth=static_integer(1, _keyed.BITS),
@@ -168,7 +170,7 @@ def detect_synthid(
     return ScoreDetection(*_unless(number < 0, (score, tail, scored)))
 
 
-@public(rows="tokens", key=_keyed.keys, length=COUNT, width=_keyed.width)
+@public(rows="tokens", convert_rows=_checks.text, key=_keyed.keys, length=COUNT, width=_keyed.width)
 def detect_gumbel(
     key: ArrayLike, tokens: ArrayLike, length: ArrayLike, *, width: int
 ) -> ScoreDetection:
@@ -216,6 +218,6 @@ def _count(mask: Array) -> Array:
 
 
 def _unless(bad: Array, results: tuple[Array, ...]) -> list[Array]:
-    """The results, but NaN or -1 on bad rows."""
+    """Returns the results, but NaN or -1 on bad rows."""
     missing = [-1 if jnp.issubdtype(a.dtype, jnp.integer) else jnp.nan for a in results]
     return [jnp.where(bad, m, a) for m, a in zip(missing, results, strict=True)]

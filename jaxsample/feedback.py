@@ -19,16 +19,16 @@ from jaxsample import (
     _chunks,
     _draw,
     _elementary,
-    _kept,
-    _look,
     _mass,
     _normalizer,
+    _prefix,
     _ranking,
+    _scan,
     _shards,
 )
 from jaxsample._chunks import Implementation, Rows, Source, opened
 from jaxsample._elementary import LOG2_E
-from jaxsample._kept import Rules
+from jaxsample._prefix import Rules
 from jaxsample._public import FINITE, NOT_NEGATIVE, Parameter, keys, public
 from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName
@@ -38,7 +38,7 @@ from jaxsample.sampling import categorical_sample
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MirostatParams:
-    """What mirostat steers to; each field is a scalar or broadcasts to `logits.shape[:-1]`.
+    """Parameters of mirostat; each field is a scalar or broadcasts to `logits.shape[:-1]`.
 
     Attributes:
       tau: the surprise to reach on average, in bits a token; finite and at least 0.
@@ -65,7 +65,7 @@ class MirostatParams:
 
 
 class MirostatState(NamedTuple):
-    """What mirostat remembers.
+    """The state of mirostat.
 
     Attributes:
       mu: float32 `[...]`, the largest surprise that a token may have, in bits; finite.
@@ -75,7 +75,7 @@ class MirostatState(NamedTuple):
 
 
 def init_mirostat(params: MirostatParams, rows_shape: tuple[int, ...] = ()) -> MirostatState:
-    """The state before the first token: `mu = 2 tau`.
+    """Returns the state before the first token: `mu = 2 tau`.
 
     Args:
       params: their `tau` is a scalar or broadcasts to `rows_shape`.
@@ -214,7 +214,7 @@ def mirostat_v2_sample(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptivePParams:
-    """What adaptive-p steers to; each field is a scalar or broadcasts to `logits.shape[:-1]`.
+    """Parameters of adaptive-p; each field is a scalar or broadcasts to `logits.shape[:-1]`.
 
     Attributes:
       target: the probability to reach on average, at most 1; a negative one is neutral.
@@ -241,7 +241,7 @@ class AdaptivePParams:
 
 
 class AdaptivePState(NamedTuple):
-    """What adaptive-p remembers of the probabilities of the drawn tokens, the latest with weight 1.
+    """The state of adaptive-p: a decaying mean of the probabilities of the drawn tokens.
 
     Attributes:
       weighted_sum: float32 `[...]`, finite.
@@ -253,7 +253,7 @@ class AdaptivePState(NamedTuple):
 
 
 def init_adaptive_p(params: AdaptivePParams, rows_shape: tuple[int, ...] = ()) -> AdaptivePState:
-    """The state before the first token, as if all tokens before had met the target.
+    """Returns the state before the first token, as if all tokens before had met the target.
 
         total_weight = 1 / (1 - decay),  weighted_sum = target total_weight
 
@@ -348,7 +348,7 @@ def adaptive_p_sample(
     state = AdaptivePState(*map(x.per_row, lax.stop_gradient(state)))
     bad = ~(_TARGET.inside(target) & _DECAY.inside(decay))
     bad |= ~(jnp.isfinite(state.weighted_sum) & NOT_NEGATIVE.inside(state.total_weight))
-    rows, scale, (sums,) = _look.look_over_and_weigh(x)
+    rows, scale, (sums,) = _scan.scan_and_weigh(x)
     mass = _chunks.added_up(sums, scale)
 
     average = state.weighted_sum / jnp.where(state.total_weight > 0, state.total_weight, 1)
@@ -398,7 +398,7 @@ def _mirostat(
     bad = ~(NOT_NEGATIVE.inside(tau) & NOT_NEGATIVE.inside(eta) & jnp.isfinite(mu))
     rows, cut = _chunks.read_again(*keep(x, jnp.where(bad, 0, mu)))
     bad |= rows.bad
-    tokens, mass, _ = _draw.draw_to(_draw.spend(jnp.asarray(key)), rows, cut)
+    tokens, mass, _ = _draw.draw_to(_draw.random_words(jnp.asarray(key)), rows, cut)
 
     chosen = _shards.take(x.logits, tokens[..., None], x.shards)
     logprobs = _normalizer.logprobs(rows, mass, x.logits, chosen)[..., 0]
@@ -408,8 +408,8 @@ def _mirostat(
 
 
 def _unsurprising(x: Source, mu: Array) -> tuple[Rows, Cut]:
-    """The rows, and the cut behind the last token whose surprise could be at most mu bits."""
-    rows, scale, (sums,) = _look.look_over_and_weigh(x)
+    """Returns the rows, and the cut behind the last token of a surprise of at most mu bits."""
+    rows, scale, (sums,) = _scan.scan_and_weigh(x)
     log_mass = _mass.log(_chunks.added_up(sums, scale))
     floor = rows.row_max + log_mass - _chunks.settle(mu / LOG2_E)
     likely = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
@@ -417,9 +417,11 @@ def _unsurprising(x: Source, mu: Array) -> tuple[Rows, Cut]:
 
 
 def _zipf_prefix(x: Source, mu: Array) -> tuple[Rows, Cut]:
-    """The rows, and the cut behind the rank at which a Zipf law like theirs has a surprise of mu
-    bits."""
-    rows = _look.look_over(x)
+    """Returns the rows, and the cut behind the rank whose surprise is mu bits by a Zipf law.
+
+    The law is fitted to the first tokens of each row.
+    """
+    rows = _scan.scan(x)
     units = _chunks.weigh(rows, _chunks.tally(rows))
     log_vocab = _elementary.log(jnp.maximum(jnp.sum(units, axis=-1), 2).astype(jnp.float32))
     top = _ranking.candidates(rows, _ZIPF_TOKENS)
@@ -432,11 +434,11 @@ def _zipf_prefix(x: Source, mu: Array) -> tuple[Rows, Cut]:
     log2_k = (mu + _chunks.settle(_elementary.log(share) * LOG2_E)) / s
     k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
-    return rows, _kept.prefix(rows, top, rules).cut
+    return rows, _prefix.prefix(rows, top, rules).cut
 
 
 def _zipf_exponent(logits: Array) -> Array:
-    """The slope of the logits `[..., n]` over the logarithms of their ranks, from their gaps."""
+    """Returns the slope of logits `[..., n]` over the logarithms of their ranks."""
     ranks = np.arange(1, logits.shape[-1], dtype=np.float64)
     t = np.log1p(1 / ranks).astype(np.float32).reshape((1,) * (logits.ndim - 1) + (-1,))
     masked = logits[..., 1:] == -jnp.inf

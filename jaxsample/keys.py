@@ -93,7 +93,7 @@ def _request_keys(
 
 
 def _words(seeds: Any) -> tuple[Any, Any]:
-    """The two words of each seed, and which seeds are below 0; None where none can be."""
+    """Returns the two words of each seed, and which seeds are below 0; None where none can be."""
     if getattr(seeds, "dtype", None) == np.uint32:
         if seeds.shape[-1:] != (2,):
             raise ValueError(

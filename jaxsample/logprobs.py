@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _bits, _checks, _chunks, _look, _normalizer, _ranking, _shards
+from jaxsample import _bits, _checks, _chunks, _normalizer, _ranking, _scan, _shards
 from jaxsample._checks import MAX_VOCAB
 from jaxsample._chunks import Implementation, Source, opened
 from jaxsample._public import BITMASK, public, static_integer, token
@@ -33,7 +33,7 @@ def token_logprobs(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """The log-probability of a token of each row: `logits[token] - log(sum(exp(logits)))`.
+    """Returns the log-probability of a token of each row: `logits[token] - log(sum(exp(logits)))`.
 
     Differentiable in the logits, to any order.
 
@@ -60,8 +60,8 @@ def token_logprobs(
 
 
 def _logprobs(x: Source, tokens: Array, kept_mask: Array | None) -> Array:
-    """The log-probabilities of tokens `[...]`, of a packed mask's tokens or of all."""
-    rows, scale, (sums,) = _look.look_over_and_weigh(x)
+    """Returns the log-probabilities of tokens `[...]`, of a packed mask's tokens or of all."""
+    rows, scale, (sums,) = _scan.scan_and_weigh(x)
     mass, ids = _chunks.added_up(sums, scale), tokens[..., None]
     chosen = _shards.take(x.logits, ids, x.shards)
     if kept_mask is not None:
@@ -74,7 +74,7 @@ def _logprobs(x: Source, tokens: Array, kept_mask: Array | None) -> Array:
 
 @public(num=static_integer(1, MAX_VOCAB))
 def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> TopLogprobs:
-    """The `num` likeliest tokens and their log-probabilities, in the order of the ranking.
+    """Returns the `num` likeliest tokens and their log-probabilities, in the order of the ranking.
 
     Differentiable in the logits.
 
@@ -98,7 +98,7 @@ def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> 
     """
     x = opened(logits, axis_name, "xla")
     num = _checks.static_integer("num", num, 1, x.vocab)
-    rows = _look.look_over(x)
+    rows = _scan.scan(x)
     top = _ranking.candidates(rows, num)
     mass = _chunks.mass(rows, _chunks.probability(rows))
     chosen = _shards.take(x.logits, top.token, x.shards)
@@ -109,7 +109,7 @@ def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> 
 
 @public(tokens=token)
 def token_ranks(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = None) -> Array:
-    """The place of a token of each row in the ranking: by logit, equal logits by lower id.
+    """Returns the place of a token of each row in the ranking: by logit, equal logits by lower id.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -128,7 +128,7 @@ def token_ranks(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = N
     >>> print(token_ranks(jnp.array([[1.0, 3.0, 3.0]] * 3), jnp.arange(3)))
     [2 0 1]
     """
-    rows = _look.look_over(opened(logits, axis_name, "xla"))
+    rows = _scan.scan(opened(logits, axis_name, "xla"))
     ids = jnp.asarray(tokens)
     inside = (ids >= 0) & (ids < rows.vocab)
     return jnp.where(inside & ~rows.bad, _ranking.rank(rows, ids), -1)
@@ -143,7 +143,7 @@ def replay_logprobs(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """The log-probability of a token of each row among the tokens that a draw chose from.
+    """Returns the log-probability of a token of each row among the tokens that a draw chose from.
 
     `logits[token] - log(sum(exp(logits[kept])))`, differentiable in the logits: what a policy that
     is trained on a rollout needs, since what was truncated then depends on the policy of then.

@@ -1,4 +1,4 @@
-"""What each row of a batch asks for: every rule a field."""
+"""`SamplingParams`: the parameters of all rules, of each row of a batch."""
 
 import dataclasses
 from typing import Any
@@ -35,7 +35,7 @@ def _field(parameter: Parameter) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """What each row of a batch asks for; a field that is None is a stage that is not compiled.
+    """Parameters of each row of a batch; a stage whose fields are None is not compiled.
 
     A field is a scalar or an array that broadcasts to `logits.shape[:-1]`, or a list of such
     scalars along a last axis: `[..., n]`, where token ids are padded with -1, or `[..., vocab]`.
@@ -132,14 +132,14 @@ class SamplingParams:
 
 
 def given(params: SamplingParams) -> list[tuple[str, Parameter, Any]]:
-    """The fields that are not None: their names, parameters and values."""
+    """Returns the fields that are not None: their names, parameters and values."""
     fields = [(f.name, f.metadata["parameter"]) for f in dataclasses.fields(params)]
     found = [(name, parameter, getattr(params, name)) for name, parameter in fields]
     return [(name, parameter, value) for name, parameter, value in found if value is not None]
 
 
 def converted(name: str, params: SamplingParams, logits: Array) -> SamplingParams:
-    """The params with every field an array of known dtype, so that no number compiles anew."""
+    """Returns the params with every field an array, so that no number compiles anew."""
     if not isinstance(params, SamplingParams):
         raise TypeError(f"{name} must be a SamplingParams, got {type(params).__name__}")
     changes = {field: parameter.narrowed(field, x, logits) for field, parameter, x in given(params)}

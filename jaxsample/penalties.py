@@ -134,7 +134,7 @@ def frequency_penalized_logits(
 
 
 def _counted_less(x: Source, counts: Array, penalty: Array) -> Array:
-    """The logits, less a penalty `[...]` for each of the float32 counts `[..., vocab]`."""
+    """Returns the logits, less a penalty `[...]` for each of the float32 counts `[..., vocab]`."""
     bad = ~FINITE.inside(penalty)
     penalty = jnp.where(bad, 0, penalty)[..., None]
     touched = (counts > 0) & (penalty != 0)

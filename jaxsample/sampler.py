@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _draw, _kept, _look, _normalizer, _ranking, _shards
+from jaxsample import _checks, _chunks, _draw, _normalizer, _prefix, _ranking, _scan, _shards
 from jaxsample._checks import MAX_VOCAB
 from jaxsample._chunks import Implementation, Rows, Source, opened
-from jaxsample._kept import Kept, Rules
+from jaxsample._prefix import Kept, Rules
 from jaxsample._public import keys, public, static_integer
 from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName
@@ -25,7 +25,7 @@ _MODES = ("processed_logprobs", "raw_logprobs")
 
 
 class SampleOutput(NamedTuple):
-    """What `sample` drew.
+    """The output of `sample`.
 
     Attributes:
       tokens: int32 `[...]`; -1 on a bad row.
@@ -159,7 +159,7 @@ def sample(
 
 
 def _with_raw_logprobs(out: SampleOutput, x: Source, num_logprobs: int) -> SampleOutput:
-    """The output with log-probabilities and ranks of the logits as they were given."""
+    """Returns the output with log-probabilities and ranks of the logits as they were given."""
     out = out._replace(
         logprobs=token_logprobs(
             x.logits, out.tokens, axis_name=x.axis_name, implementation=x.implementation
@@ -184,7 +184,7 @@ def _drawn(
     num_logprobs: int,
     return_kept: bool,
 ) -> SampleOutput:
-    """The draw from logits that are scaled and cut on the way, in either order, and not written."""
+    """Returns the draw from logits that are scaled and cut, in either order; fused."""
     divisor: Any = None
     rate: Any = None
     greedy: Any = None
@@ -192,24 +192,24 @@ def _drawn(
         divisor, greedy, outside = divisor_of(x.per_row(temperature))
         rate = 1 / lax.stop_gradient(divisor)  # what is kept and drawn has no gradient
         bad |= outside
-    rules, outside = _kept.checked(x.vocab, rules)
+    rules, outside = _prefix.checked(x.vocab, rules)
 
-    noise = _draw.spend(keys)
+    noise = _draw.random_words(keys)
     if rules.values:
-        rows, top = _look.look_over_and_rank(x, None if scales_after else rate)
+        rows, top = _scan.scan_and_rank(x, None if scales_after else rate)
         scaled = _chunks.scaled_after(rows, rate) if scales_after else rows
         if temperature is not None:
             greedy |= scaled.overflows
         bad |= outside
         rules = dataclasses.replace(rules, greedy=greedy)
-        prefix = _kept.prefix(rows._replace(bad=rows.bad | bad), top, rules)
+        prefix = _prefix.prefix(rows._replace(bad=rows.bad | bad), top, rules)
         drawn, cut = _draw.draw_prefix(noise, scaled, prefix), prefix.cut
         rows = scaled
         # A temperature behind the cut may make equal what the candidates are ranked by.
         ranked = None if scales_after else top
     else:
         ranked = None
-        rows, scale, kept = _look.look_over_and_weigh(x, rate, counted=True)
+        rows, scale, kept = _scan.scan_and_weigh(x, rate, counted=True)
         if temperature is not None:
             greedy |= rows.overflows
         drawn, cut = _draw.draw_all(noise, rows, scale, Kept(*kept), greedy)
@@ -248,7 +248,7 @@ def _drawn(
 
 
 def _first_tokens(rows: Rows, ranked: Cut | None, number: int) -> tuple[Cut, Array]:
-    """The first tokens of the ranking, `[..., number]`, and the logits by which they are cut.
+    """Returns the first tokens of the ranking, and the logits by which they are cut.
 
     Those that are `ranked` already, if they are as many.
     """

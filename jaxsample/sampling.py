@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _draw, _look, _ranking
+from jaxsample import _draw, _ranking, _scan
 from jaxsample._chunks import Implementation, opened
 from jaxsample._public import keys, public
 from jaxsample._shards import AxisName
@@ -14,7 +14,7 @@ from jaxsample._shards import AxisName
 def greedy_sample(
     logits: ArrayLike, *, axis_name: AxisName = None, implementation: Implementation = None
 ) -> Array:
-    """The token of rank 0: the largest logit, the lowest id among equals.
+    """Returns the token of rank 0: the largest logit, the lowest id among equals.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -33,7 +33,7 @@ def greedy_sample(
     >>> print(greedy_sample(jnp.array([[0.0, 2.0, 2.0], [0.0, jnp.nan, 1.0]])))
     [ 1 -1]
     """
-    rows = _look.look_over(opened(logits, axis_name, implementation))
+    rows = _scan.scan(opened(logits, axis_name, implementation))
     return jnp.where(rows.bad, -1, _ranking.best(rows).token)
 
 
@@ -76,7 +76,7 @@ def categorical_sample(
     0.73
     """
     x = opened(logits, axis_name, implementation)
-    rows, scale, (sums,) = _look.look_over_and_weigh(x)
-    noise = _draw.spend(jnp.asarray(key))
+    rows, scale, (sums,) = _scan.scan_and_weigh(x)
+    noise = _draw.random_words(jnp.asarray(key))
     tokens = _draw.draw(noise, rows, scale, sums, _ranking.everything(rows))
     return jnp.where(rows.bad, -1, tokens)

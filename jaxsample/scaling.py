@@ -7,7 +7,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _chunks, _elementary, _look, _moments, _ranking, _shards
+from jaxsample import _chunks, _elementary, _moments, _ranking, _scan, _shards
 from jaxsample._chunks import Implementation, Rows, Source, opened
 from jaxsample._elementary import product
 from jaxsample._public import FROM_1, NOT_NEGATIVE, public
@@ -54,11 +54,11 @@ def scaled_logits(
     0.12 0.88
     """
     x = opened(logits, axis_name, implementation)
-    return _scaled(x, _look.look_over(x), x.per_row(temperature))
+    return _scaled(x, _scan.scan(x), x.per_row(temperature))
 
 
 def _scaled(x: Source, rows: Rows, temperature: Array) -> Array:
-    """The logits, which were looked over as they are, divided by a temperature a row."""
+    """Returns the logits, which were looked over as they are, divided by a temperature a row."""
     divisor, greedy, bad = divisor_of(temperature)
     rows = _chunks.scaled_after(rows, 1 / lax.stop_gradient(divisor))
     best = rows.ids == _ranking.best(rows).token[..., None]
@@ -113,7 +113,7 @@ def entropy_scaled_logits(
     """
     x = opened(logits, axis_name, implementation)
     low, high, exponent = map(x.per_row, (low, high, exponent))
-    rows, scale, (sums, number) = _look.look_over_and_weigh(x, counted=True)
+    rows, scale, (sums, number) = _scan.scan_and_weigh(x, counted=True)
     entropy, _ = _moments.entropy(rows, scale, sums)
     most = _elementary.log(number.astype(jnp.float32))
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
@@ -165,7 +165,7 @@ def smoothed_logits(
     """
     x = opened(logits, axis_name, implementation)
     factor, curve = (x.per_row(parameter)[..., None] for parameter in (factor, curve))
-    rows = _look.look_over(x)
+    rows = _scan.scan(x)
     bad = ~(NOT_NEGATIVE.inside(factor) & FROM_1.inside(curve)) | rows.bad[..., None]
     wide = x.logits.astype(jnp.float32)
     finite = (wide > -jnp.inf) & ~bad
@@ -181,7 +181,7 @@ def smoothed_logits(
 
 
 def divisor_of(temperature: Array) -> tuple[Array, Array, Array]:
-    """What each temperature divides logits by, whether it is greedy, whether it is bad."""
+    """Returns the divisor of each temperature, whether it is greedy, and whether it is bad."""
     # Where subnormal numbers are flushed to 0 they are greedy, so let them be everywhere.
     greedy = (temperature >= 0) & (temperature < np.finfo(np.float32).tiny)
     bad = ~NOT_NEGATIVE.inside(temperature)

@@ -12,7 +12,7 @@ from jax import Array
 
 from jaxsample import _bits, _checks, _shards
 from jaxsample._chunks import Source
-from jaxsample._kept import Rules
+from jaxsample._prefix import Rules
 from jaxsample._public import BAD_WORDS, IDS, WORD_LENGTHS
 from jaxsample.constraints import (
     Banned,
@@ -142,7 +142,7 @@ LLAMA_CPP_ORDER: Order = (
 
 
 class _Input(NamedTuple):
-    """What a stage works on.
+    """The input of a stage.
 
     Attributes:
       keys: one a row.
@@ -172,7 +172,7 @@ class _Input(NamedTuple):
 
 
 class _Stage(NamedTuple):
-    """How a stage is applied.
+    """The application of a stage.
 
     Attributes:
       apply: to its input, for new logits.
@@ -198,7 +198,7 @@ def _of(
     drops: bool = False,
     mask: Callable[[_Input], Array] | None = None,
 ) -> _Stage:
-    """The stage of a rule that takes the logits and then its fields."""
+    """Returns the stage of a rule that takes the logits and then its fields."""
 
     def apply(i: _Input) -> Array:
         options = i.looks if looks else i.axis
@@ -208,12 +208,12 @@ def _of(
 
 
 def _named(i: _Input, prefix: str) -> dict[str, Any]:
-    """The params of a stage by the names that its function has for them."""
+    """Returns the params of a stage by the names that its function has for them."""
     return {field.removeprefix(prefix): value for field, value in i.given.items()}
 
 
 def _bans(banned: Callable[[_Input], Banned], *fields: str, remembers: bool = False) -> _Stage:
-    """The stage that masks a few tokens."""
+    """Returns the stage that masks a few tokens."""
 
     def apply(i: _Input) -> Array:
         return without(i.x, banned(i))
@@ -334,7 +334,7 @@ _TEMPERATURE = ("temperature",)
 
 
 class Plan(NamedTuple):
-    """What `sample` does, in groups of stages that look at the same distribution.
+    """The groups of stages that `sample` applies, each to one distribution.
 
     Attributes:
       first: the groups that are applied one after the other.
@@ -352,7 +352,7 @@ class Plan(NamedTuple):
 
 
 def planned(params: SamplingParams, state: SamplerState | None, order: Order) -> Plan:
-    """The plan of the stages that the params ask for."""
+    """Returns the plan of the stages that the params ask for."""
     groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in order]
     _check_order(groups)
     asked = {name for name, stage in _STAGES.items() if _is_asked(stage, params, state)}
@@ -381,7 +381,7 @@ def applied(
     params: SamplingParams,
     state: SamplerState | None,
 ) -> Source:
-    """The logits after some groups of stages."""
+    """Returns the logits after some groups of stages."""
     for is_prefix, some in itertools.groupby(groups, _PREFIX.issuperset):
         if is_prefix:
             cut = cut_by(x, rules_of(tuple(some), x, params))
@@ -410,7 +410,7 @@ def mask_of(
     params: SamplingParams,
     state: SamplerState | None,
 ) -> tuple[Array | None, Array]:
-    """The tokens that some stages leave, packed, and the rows `[...]` with a bad parameter."""
+    """Returns the tokens that stages leave, packed, and the rows `[...]` with a bad parameter."""
     words, bad = None, jnp.array(False)
     for name in names:
         mask: Any = _STAGES[name].mask
@@ -427,7 +427,7 @@ def mask_of(
 
 
 def rules_of(groups: tuple[tuple[str, ...], ...], x: Source, params: SamplingParams) -> Rules:
-    """The rules of groups of top-k, top-p and min-p."""
+    """Returns the rules of groups of top-k, top-p and min-p."""
     names = itertools.chain(*groups)
     values = {name: x.per_row(getattr(params, name)) for name in names}
     return Rules(values, groups)

@@ -1,4 +1,4 @@
-"""What a decoding loop remembers of its rows: in fixed shapes, so that rows may come and go."""
+"""The state of a decoding loop, in fixed shapes, so that rows may come and go."""
 
 import dataclasses
 import functools
@@ -43,7 +43,7 @@ def init_state(
     *,
     axis_name: AxisName = None,
 ) -> SamplerState:
-    """The state of rows whose prompts were read and whose outputs are empty.
+    """Returns the state of rows whose prompts were read and whose outputs are empty.
 
     Args:
       prompt_tokens: integers `[..., n]`, n at most `max_length`; what lies behind a prompt's

@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _chunks, _cuts, _draw, _elementary, _kept, _look, _moments, _ranking
+from jaxsample import _chunks, _cuts, _draw, _elementary, _moments, _prefix, _ranking, _scan
 from jaxsample._chunks import Implementation, Rows, Source, opened
-from jaxsample._kept import Rules
+from jaxsample._prefix import Rules
 from jaxsample._public import FINITE, SHARE, TOP_K, keys, public
 from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName
@@ -123,8 +123,8 @@ def min_p_logits(
     """
     x = opened(logits, axis_name, implementation)
     share, bad = SHARE.of_rows(p, x)
-    rows = _look.look_over(x)
-    return _cut_off(x, rows, _kept.min_p_cut(rows, share), bad)
+    rows = _scan.scan(x)
+    return _cut_off(x, rows, _prefix.min_p_cut(rows, share), bad)
 
 
 @public(p=SHARE)
@@ -165,7 +165,7 @@ def typical_p_logits(
     """
     x = opened(logits, axis_name, implementation)
     share, bad = SHARE.of_rows(p, x)
-    rows, scale, (sums,) = _look.look_over_and_weigh(x)
+    rows, scale, (sums,) = _scan.scan_and_weigh(x)
     centre, cut = _cuts.typical(rows, scale, sums, share)
     away = _cuts.typicality(rows.read(x.logits), centre)
     keep = _ranking.is_kept(away, rows.ids, cut)
@@ -249,7 +249,7 @@ def eta_logits(
     """
     x = opened(logits, axis_name, implementation)
     share, bad = SHARE.of_rows(epsilon, x)
-    rows, scale, (sums,) = _look.look_over_and_weigh(x)
+    rows, scale, (sums,) = _scan.scan_and_weigh(x)
     entropy, log_sum = _moments.entropy(rows, scale, sums)
     least = _elementary.log(share)
     return _from(x, rows, log_sum + jnp.minimum(least, 0.5 * least - entropy), bad)
@@ -322,7 +322,7 @@ def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike, *, axis_name: AxisName =
     """
     x = opened(logits, axis_name, "xla")
     number, bad = FINITE.of_rows(n, x)
-    rows = _look.look_over(x)
+    rows = _scan.scan(x)
     floor = jnp.where(number > 0, -number * _moments.deviation(rows), -jnp.inf)
     return _from(x, rows, floor, bad)
 
@@ -369,7 +369,7 @@ def tail_free_logits(
     """
     x = opened(logits, axis_name, implementation)
     share, bad = SHARE.of_rows(z, x)
-    rows = _look.look_over(x)
+    rows = _scan.scan(x)
     length = jnp.where(bad, rows.vocab, _cuts.tail_free(rows, share))
     kept = cut_by(x, Rules({"top_k": length}, (("top_k",),)))
     return jnp.where(bad[..., None], jnp.nan, kept)
@@ -498,7 +498,7 @@ def xtc_logits(
     floor = jnp.maximum(floor, np.finfo(np.float32).min)
     least = _ranking.last_from(rows, floor)
     first = jnp.zeros((*rows.row_max.shape, 1), jnp.int32)
-    chance = _draw.uniforms(_draw.spend(jnp.asarray(key)), first, first)
+    chance = _draw.uniforms(_draw.random_words(jnp.asarray(key)), first, first)
     excludes = chance < probability[..., None]
     logit, ids = rows.read(x.logits), rows.ids
     likely = logit >= floor[..., None]
@@ -507,27 +507,27 @@ def xtc_logits(
 
 
 def cut_by(x: Source, rules: Rules) -> Array:
-    """The logits that top-k, top-p and min-p keep together."""
-    rows, top = _look.look_over_and_rank(x)
-    rules, bad = _kept.checked(rows.vocab, rules)
-    return _cut_off(x, rows, _kept.prefix(rows, top, rules).cut, bad)
+    """Returns the logits that top-k, top-p and min-p keep together."""
+    rows, top = _scan.scan_and_rank(x)
+    rules, bad = _prefix.checked(rows.vocab, rules)
+    return _cut_off(x, rows, _prefix.prefix(rows, top, rules).cut, bad)
 
 
 def _normalized(x: Source) -> tuple[Rows, Array]:
-    """The logits looked over, and the logarithm of the sum of their exponentials."""
-    rows, scale, (sums,) = _look.look_over_and_weigh(x)
+    """Returns the logits looked over, and the logarithm of the sum of their exponentials."""
+    rows, scale, (sums,) = _scan.scan_and_weigh(x)
     return rows, _moments.log_sum(_chunks.added_up(sums, scale))
 
 
 def _from(x: Source, rows: Rows, floor: Array, bad: Array) -> Array:
-    """The logits from a floor up, `[...]` above the largest, which is kept anyway."""
+    """Returns the logits from a floor up, `[...]` above the largest, which is kept anyway."""
     floor = rows.row_max + jnp.minimum(floor, 0)
     cut = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
     return _cut_off(x, rows, cut, bad)
 
 
 def _cut_off(x: Source, rows: Rows, cut: Cut, bad: Array) -> Array:
-    """The logits up to a cut; NaN on bad rows."""
+    """Returns the logits up to a cut; NaN on bad rows."""
     return _keep(x, rows, _ranking.is_kept(rows.read(x.logits), rows.ids, cut), bad)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _elementary, _keyed, _look, _mass, _shards
+from jaxsample import _checks, _chunks, _elementary, _keyed, _mass, _scan, _shards
 from jaxsample._chunks import CHUNK, Rows, Source, opened
 from jaxsample._keyed import Seed
 from jaxsample._public import COUNT, FLAG, INSIDE_0_1, NOT_NEGATIVE, public, static_integer
@@ -128,7 +128,7 @@ def synthid_logits(
     """
     x, last = opened(logits, axis_name, "xla"), jnp.asarray(context)
     seed = _keyed.fold(jnp.asarray(key), last)
-    rows = _look.look_over(x)
+    rows = _scan.scan(x)
     on = (x.per_row(active) & _keyed.known(last) & ~rows.bad)[..., None]
 
     def play(layer: Array, below: Array) -> Array:
@@ -150,9 +150,11 @@ def synthid_logits(
 
 @jax.custom_jvp
 def _losers(x: Array, seed: Seed, layer: Array, shards: Shards | None) -> Array:
-    """The share of probability `[...]` with g = 0: each token loses all but that much of its own,
-    and those with g = 1 gain it."""
-    rows = _look.look_over(Source(x, shards=shards, implementation="xla"))
+    """Returns the share of probability `[...]` with g = 0.
+
+    A token with g = 0 keeps that share of its own probability, and one with g = 1 gains it.
+    """
+    rows = _scan.scan(Source(x, shards=shards, implementation="xla"))
     scale = _chunks.probability(rows)
     lost = _chunks.mass(rows, scale, lambda _, ids: ~_keyed.coin(_keyed.word(seed, ids), layer))
     share = _mass.to_float(lost) / _mass.to_float(_chunks.mass(rows, scale))
@@ -177,7 +179,7 @@ def _losers_jvp(
 def gumbel_watermark_sample(
     key: ArrayLike, logits: ArrayLike, context: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
-    """The token with the largest `log(u) / p`, u uniform noise keyed by context and token.
+    """Returns the token with the largest `log(u) / p`, u uniform noise keyed by context and token.
 
     Given key and context the token is determined; over random keys it is an exact draw from
     `p = softmax(logits)`. What follows a repeated context is no new draw, and texts that start
@@ -211,21 +213,23 @@ def gumbel_watermark_sample(
     0.73
     """
     x = opened(logits, axis_name, "xla")
-    rows = _look.look_over(x)
+    rows = _scan.scan(x)
     seed = _keyed.fold(jnp.asarray(key), jnp.asarray(context))
 
     def lead(raw: Array, ids: Array, _: np.ndarray) -> Array:
         return _lead(rows, seed, rows.read(raw), ids)
 
-    leads = _chunks.largest(rows.source, lead)
+    leads = _chunks.chunk_maxima(rows.source, lead)
     chunk = _first_largest(leads)
     raw, ids = _chunks.take_chunk(rows, chunk)
-    tokens = chunk * CHUNK + _first_largest(_chunks.to_key(_lead(rows, seed, rows.read(raw), ids)))
+    tokens = chunk * CHUNK + _first_largest(
+        _chunks.to_sortable(_lead(rows, seed, rows.read(raw), ids))
+    )
     return jnp.where(rows.bad, -1, tokens)
 
 
 def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
-    """How far ahead each token is in the race: `log(p / -log(u))` up to a constant of the row.
+    """Returns the race of each token: `log(p / -log(u))` up to a constant of the row.
 
     The detector's uniform noise is `1 - u`, which is small, and precise, where a token is ahead.
     """
@@ -236,13 +240,13 @@ def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
 
 
 def _first_largest(keys: Array) -> Array:
-    """The lowest index of each row's largest key."""
+    """Returns the lowest index of each row's largest key."""
     return _chunks.first_true(keys == jnp.max(keys, axis=-1, keepdims=True))
 
 
-@public(rows="tokens", length=COUNT, width=_keyed.width)
+@public(rows="tokens", convert_rows=_checks.text, length=COUNT, width=_keyed.width)
 def last_tokens(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
-    """The last tokens of a history: the context of the next token.
+    """Returns the last tokens of a history: the context of the next token.
 
     Args:
       tokens: integers `[..., L]`.
@@ -269,7 +273,7 @@ def last_tokens(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
     return jnp.where(number[..., None] < 0, -1, take(padded, number))
 
 
-@public(rows="tokens", length=COUNT, width=_keyed.width)
+@public(rows="tokens", convert_rows=_checks.text, length=COUNT, width=_keyed.width)
 def context_repeated(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
     """Whether the last tokens of a history stand anywhere earlier in it, too.
 

@@ -51,9 +51,9 @@ def pytest_configure(config):
 
 
 def _interpret_kernels(monkeypatch):
-    from jaxsample import _look
+    from jaxsample import _scan
 
-    choose = _look.choose
+    choose = _scan.choose
 
     def interpreted(kernel, otherwise, source, *rest):
         forced = dataclasses.replace(source, implementation=source.implementation or "pallas")
@@ -62,7 +62,7 @@ def _interpret_kernels(monkeypatch):
         except ValueError:  # which needs other rows
             return choose(kernel, otherwise, source, *rest)
 
-    monkeypatch.setattr(_look, "choose", interpreted)
+    monkeypatch.setattr(_scan, "choose", interpreted)
     _shorten_turns(monkeypatch)
 
 

@@ -14,7 +14,7 @@ from rows import SHORT_TURN, several_devices
 from unoptimised import compiled
 
 import jaxsample as js
-from jaxsample import SamplingParams, _bits, _chunks, _kept, _look
+from jaxsample import SamplingParams, _bits, _chunks, _prefix, _scan
 from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
 
@@ -58,10 +58,10 @@ def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
     @compiled
     def defined(x, rate):
         given = _chunks.opened(x)
-        found = _chunks.looked_over(given, _chunks.block_keys(given), rate)
-        kept = _kept.weigh_to(found, _chunks.probability(found), None)
+        found = _chunks.scanned(given, _chunks.sortable_maxima(given), rate)
+        kept = _prefix.weigh_to(found, _chunks.probability(found), None)
         return (
-            _chunks.chunk_max(_look.look_over(_chunks.opened(x, implementation="xla"))),
+            _chunks.chunk_max(_scan.scan(_chunks.opened(x, implementation="xla"))),
             *kept,
             found.bad,
         )

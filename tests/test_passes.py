@@ -10,7 +10,7 @@ from rows import ON_GPU, make
 from unoptimised import to_read
 
 import jaxsample as js
-from jaxsample import SamplingParams, _search
+from jaxsample import SamplingParams, _bisection
 
 pytestmark = pytest.mark.slow
 
@@ -97,7 +97,7 @@ def turns(monkeypatch, function, *arguments):
         jax.debug.callback(lambda turn: found.append(int(turn)), end[0])
         return end
 
-    monkeypatch.setattr(_search.lax, "while_loop", counted)
+    monkeypatch.setattr(_bisection.lax, "while_loop", counted)
     jax.block_until_ready(jax.jit(lambda *a: function(*a))(*arguments))
     jax.effects_barrier()
     return found

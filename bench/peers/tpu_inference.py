@@ -36,7 +36,7 @@ def sampler(x: Array) -> Work:
 def _functions() -> tuple[Callable[..., Array], Any]:
     topk_mask, topp_mask = borrow(
         PACKAGE,
-        "tpu_inference/layers/common/binary_search.py",
+        "tpu_inference/layers/common/binary_bisection.py",
         "topk_mask",
         "topp_mask",
         jax=jax,

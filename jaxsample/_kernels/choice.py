@@ -1,4 +1,4 @@
-"""Whether a program gets a kernel: decided when it is compiled, by what it is compiled for.
+"""The choice between kernels and XLA, made at lowering by the platform of the program.
 
 A compiler that shards a program over devices cannot look into a kernel: it would gather the logits
 for it. So the programs of one TPU get kernels, and those inside `shard_map`, where each device
@@ -22,14 +22,14 @@ from jaxsample._vmap import rowwise
 
 Function = Callable[..., tuple[Array, ...]]
 
-_look = Primitive("jaxsample_look")
-_look.multiple_results = True
+_scan = Primitive("jaxsample_scan")
+_scan.multiple_results = True
 
 
 def choose(
     kernel: Function, otherwise: Function, source: Source, *rest: Array | None
 ) -> tuple[Array, ...]:
-    """What `otherwise(source, *rest)` gives, by `kernel(..., interpret=...)` where it is chosen.
+    """Calls `kernel(source, *rest, interpret=...)` where a kernel is chosen, else `otherwise`.
 
     Of both nothing has a gradient. The rest leads with the axes of the rows, too.
     """
@@ -47,13 +47,13 @@ def choose(
 
         forced = source.implementation == "pallas"
         functions = {"kernel": of_leaves(kernel), "otherwise": of_leaves(otherwise)}
-        return tuple(_look.bind(*leaves, **functions, forced=forced))
+        return tuple(_scan.bind(*leaves, **functions, forced=forced))
 
     return chosen(source, *rest)
 
 
 def check(implementation: Implementation) -> None:
-    """Raises for what is no implementation."""
+    """Raises ValueError for a value that names no implementation."""
     if implementation not in (None, "xla", "pallas"):
         raise ValueError(f"implementation must be None, 'xla' or 'pallas', got {implementation!r}")
 
@@ -84,8 +84,8 @@ def _abstract(*rows: Any, otherwise: Function, **_: Any) -> Any:
     return jax.make_jaxpr(otherwise)(*rows).out_avals
 
 
-_look.def_impl(_impl)
-_look.def_abstract_eval(_abstract)
+_scan.def_impl(_impl)
+_scan.def_abstract_eval(_abstract)
 
 
 def _lowered(
@@ -97,8 +97,8 @@ def _lowered(
     return mlir.lower_fun(function, multiple_results=True)(ctx, *rows)
 
 
-mlir.register_lowering(_look, functools.partial(_lowered, tpu=False))
-mlir.register_lowering(_look, functools.partial(_lowered, tpu=True), platform="tpu")
+mlir.register_lowering(_scan, functools.partial(_lowered, tpu=False))
+mlir.register_lowering(_scan, functools.partial(_lowered, tpu=True), platform="tpu")
 
 
 def _is_alone(axes: Any) -> bool:

@@ -25,7 +25,7 @@ class _Runs(NamedTuple):
 
 
 def first(keys: Array, ids: Array, k: int, *, interpret: bool) -> tuple[Array, Array]:
-    """The k largest keys in order, equal ones by lower id, and their ids.
+    """Returns the k largest keys in order, equal ones by lower id, and their ids.
 
     Args:
       keys: int32 `[rows, n]`, with n a power of two and at least 8 k.
@@ -70,7 +70,7 @@ def _runs_of_one(ref: Any) -> Array:
 
 
 def _merged(runs: _Runs, limit: int) -> _Runs:
-    """Each two runs as one, of which the first `limit` remain."""
+    """Merges each two runs into one, of which the first `limit` remain."""
     _, length, *vector = runs.keys.shape
     runs = _Runs(*(x.reshape(-1, 2 * length, *vector) for x in runs))
     runs = _compared(runs, 0, length)
@@ -108,7 +108,7 @@ def _joined(*parts: Array, axis: int = 0) -> Array:
 
 
 def _sublane_by_sublane(x: Array) -> Array:
-    """`[n, sublanes, rows]`, in all sublanes the same, as `[n, rows]`."""
+    """Returns `[n, sublanes, rows]`, the same in all sublanes, as `[n, rows]`."""
     number, _, rows = x.shape
     x = x.reshape(-1, _SUBLANES, _SUBLANES, rows)
     place, sublane = (lax.broadcasted_iota(jnp.int32, x.shape, axis) for axis in (1, 2))

@@ -67,7 +67,7 @@ class Bins(NamedTuple):
 
 
 def block_maxima(logits: Array, *, interpret: bool) -> Array:
-    """The largest logit of each block, float32 `[rows, blocks]`, +inf where there is a NaN."""
+    """Returns the largest logit of each block, float32 `[rows, blocks]`, +inf for a NaN."""
     outputs = _each_turn(logits, TURN // BLOCK, jnp.float32)
     (maxima,) = _call(_maxima_body, logits, (), outputs, interpret)
     return _blocks(maxima, logits)
@@ -81,7 +81,7 @@ def chunk_maxima_and_sums(
     counted: bool,
     interpret: bool,
 ) -> tuple[Array, ...]:
-    """Those of each chunk, and the weights of its tokens added up.
+    """Returns the largest logit of each chunk and the sum of its weights.
 
     Args:
       logits: `[rows, vocab]`.
@@ -107,7 +107,7 @@ def chunk_maxima_and_sums(
 def block_maxima_and_bins(
     logits: Array, mask: Array | None, *, interpret: bool
 ) -> tuple[Array, Bins]:
-    """The largest logits of the blocks, and what the bins hold, of the tokens that may come."""
+    """Returns the largest logits of the blocks, and the bins, of the tokens that may come."""
     bins = _BINS * LANES
     outputs = [*_each_turn(logits, TURN // BLOCK, jnp.float32)]
     outputs += [(_DEPTH * bins, jnp.float32), (_DEPTH * bins, jnp.int32), (bins, jnp.float32)]
@@ -119,7 +119,7 @@ def block_maxima_and_bins(
 
 
 def _each_turn(logits: Array, size: int, *dtypes: Any) -> Iterator[tuple[int, Any]]:
-    """Outputs to which each turn adds so much."""
+    """Returns the sizes of outputs to which each turn adds `size` elements."""
     return ((pl.cdiv(logits.shape[1], TURN) * size, dtype) for dtype in dtypes)
 
 
@@ -166,7 +166,7 @@ def _call(
 
 
 def _of_turns(size: int, turns: int) -> int:
-    """The size of what is given of a row, a number or words of a mask, filled up to whole turns."""
+    """Returns the size of an input of a row, a number or words of a mask, in whole turns."""
     return size if size == 1 else turns * TURN // WORD
 
 
@@ -215,7 +215,7 @@ def _bins_body(
 
 @jax.jit  # traced once, and not for each vector
 def _inserted(held: Any, x: Array, vector: Array) -> Any:
-    """A bin with one more value: in order, equal values by when they came."""
+    """Returns a bin with one more value: in order, equal values by when they came."""
     values, vectors, left = list(held[0]), list(held[1]), held[2]
     # All from the first that is less move on, equal ones among them, too.
     larger_than = [x > value for value in values]
@@ -284,7 +284,7 @@ _weights = jax.jit(_mass.weights)  # traced once, too
 
 
 def _by_chunk(combine: Callable[[Array, Array], Array], vectors: Iterable[Array]) -> list[Array]:
-    """The vectors of each chunk combined."""
+    """Returns the vectors of each chunk combined."""
     vectors = iter(vectors)
     return [functools.reduce(combine, of) for of in zip(*[vectors] * (CHUNK // LANES), strict=True)]
 
@@ -294,7 +294,7 @@ def _turns(vocab: int, turn: Callable[..., Any], state: Any) -> Any:
 
 
 def _span(number: Array, size: int) -> Any:
-    """What a turn has of an array to which each adds so much."""
+    """Returns the slice that a turn has of an array to which each turn adds `size` elements."""
     return pl.ds(pl.multiple_of(number * size, LANES), size)
 
 
@@ -313,7 +313,7 @@ def _hide(x_ref: Any, vocab: int) -> None:
 
 
 def _vectors(x_ref: Any, number: Array) -> list[Array]:
-    """The vectors of a turn, float32."""
+    """Returns the vectors of a turn, float32."""
     start = pl.multiple_of(number * TURN, TURN)
     # Taken one by one, they would have the address of each computed, of which it has two a cycle.
     vectors = jnp.split(x_ref[:, pl.ds(start, TURN)], _VECTORS, axis=1)
@@ -321,7 +321,7 @@ def _vectors(x_ref: Any, number: Array) -> list[Array]:
 
 
 def _masked(vectors: list[Array], mask_ref: Any, number: Array) -> list[Array]:
-    """The vectors of a turn, -inf where a token may not come; NaN and +inf stay."""
+    """Returns the vectors of a turn, -inf where a token may not come; NaN and +inf stay."""
     if mask_ref is None:
         return vectors
     words = jnp.split(mask_ref[:, _span(number, TURN // WORD)], _VECTORS // WORD, axis=1)
@@ -330,12 +330,12 @@ def _masked(vectors: list[Array], mask_ref: Any, number: Array) -> list[Array]:
 
 
 def _maxima(vectors: Sequence[Array]) -> Array:
-    """The largest values of the blocks of some vectors, `[rows, blocks]`, +inf for NaN."""
+    """Returns the largest values of the blocks of some vectors, `[rows, blocks]`, +inf for NaN."""
     return _reduced(jnp.max, [*map(_infinite, vectors)], LANES // BLOCK)
 
 
 def _infinite(x: Array) -> Array:
-    """+inf in place of NaN, which a maximum may lose."""
+    """Returns +inf in place of NaN, which a maximum may drop."""
     return jnp.where(jnp.isnan(x), jnp.inf, x)
 
 

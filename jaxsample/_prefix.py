@@ -1,7 +1,7 @@
 """The kept set of top-k, top-p and min-p, in any order: one prefix of the ranking.
 
 Each rule asks for a prefix, so together they ask for the shortest. The candidates settle nearly
-every row; `_search` settles the others, to the same tokens. A batch pays for the search
+every row; `_bisection` settles the others, to the same tokens. A batch pays for the search
 only where it holds such a row.
 """
 
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsample import _chunks, _elementary, _mass, _ranking
+from jaxsample._bisection import by_logit, search
 from jaxsample._chunks import Rows
 from jaxsample._mass import Mass, Scale
 from jaxsample._ranking import Cut
-from jaxsample._search import by_logit, search
 from jaxsample._vmap import rowwise
 
 CANDIDATES = 64
@@ -26,7 +26,7 @@ CANDIDATES = 64
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What to keep of each row.
+    """The parameters of top-k, top-p and min-p, and their order.
 
     Attributes:
       values: the parameter of each rule, `[...]`: "top_k" int32 in [1, vocab], neutral vocab;
@@ -58,7 +58,7 @@ class Prefix(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a kept set holds.
+    """The weights and the number of the tokens of a kept set.
 
     Attributes:
       sums: int32 `[..., chunks]`, its weights added up by chunk, for `_mass.place`.
@@ -70,7 +70,7 @@ class Kept(NamedTuple):
 
 
 def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
-    """The rules as they are applied, and the rows `[...]` with a parameter outside its range."""
+    """Returns the rules as applied, and the rows `[...]` with a parameter outside its range."""
     values = dict(lax.stop_gradient(given.values))  # what is kept is a constant
     bad = jnp.array(False)
     for name, value in values.items():
@@ -85,13 +85,13 @@ def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
 
 @rowwise
 def candidates(rows: Rows) -> Cut:
-    """The tokens among which nearly every cut is found."""
+    """Returns the tokens among which nearly every cut is found."""
     return _ranking.candidates(rows, CANDIDATES)
 
 
 @rowwise
 def prefix(rows: Rows, top: Cut, rules: Rules) -> Prefix:
-    """The prefix that the rules keep, by the candidates."""
+    """Returns the prefix that the rules keep, by the candidates."""
     size = top.logit.shape[-1]
     length = _length(rows, rules, top)
     within = (length <= size) | rows.bad
@@ -116,7 +116,7 @@ def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:
 
 
 def _length(rows: Rows, rules: Rules, top: Cut) -> Array:
-    """The length of the prefix, or more than the candidates are where they do not tell."""
+    """Returns the length of the prefix, or more than the candidates are where they do not tell."""
     size = top.logit.shape[-1]
     beyond = size if size == rows.vocab else size + 1
     length = jnp.full(rows.row_max.shape, beyond, jnp.int32)
@@ -148,7 +148,7 @@ def _length(rows: Rows, rules: Rules, top: Cut) -> Array:
 
 
 def _mass_of_prefix(rows: Rows, length: Array, masses: Mass, on: Array) -> Mass:
-    """The mass of which top-p takes a share: the first `length` candidates', or the row's."""
+    """Returns the mass that top-p takes a share of: the candidates' or the row's."""
     size = masses.low.shape[-1]
     inside = length <= size
     some = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), masses)
@@ -161,7 +161,7 @@ def _mass_of_prefix(rows: Rows, length: Array, masses: Mass, on: Array) -> Mass:
 
 
 def _searched(rows: Rows, rules: Rules, needed: Array) -> Cut:
-    """The cuts that lie anywhere in the row."""
+    """Returns the cuts that lie anywhere in the row."""
     scale = _chunks.probability(rows)
     cut = _ranking.everything(rows)
     for place, group in enumerate(rules.order):
@@ -190,7 +190,7 @@ def _up_to(cut: Cut) -> Callable[[Array, Array], Array]:
 
 
 def min_p_cut(rows: Rows, min_p: Array) -> Cut:
-    """The cut of min-p alone: behind the last token that could have its least logit."""
+    """Returns the cut of min-p alone: behind the last token that could have its least logit."""
     floor = rows.row_max + _elementary.log(min_p)
     return Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
 

@@ -19,13 +19,13 @@ from jaxsample._chunks import (
     CHUNK,
     Rows,
     at,
+    chunk_maxima,
     first_true,
-    from_key,
-    largest,
+    from_sortable,
     mass,
     read_again,
     take_chunk,
-    to_key,
+    to_sortable,
     weigh,
 )
 from jaxsample._mass import Mass, Scale
@@ -35,7 +35,7 @@ _FEW = 19
 """Tokens to look at one by one: more spare a pass or two, but of a sharded vocabulary they move."""
 
 _GROUPS = 16
-"""Of chunks, whose masses are added up apart: a device of a sharded vocabulary has whole ones."""
+"""Groups of chunks with running sums of their own: each device of a mesh has whole groups."""
 
 _TURNS_BY_VALUE = 12
 """Turns that halve the distance between the bounds. The others halve the number of floats between
@@ -44,7 +44,7 @@ them, of which most are close to 0 and which end any search after as many turns 
 
 
 class Order(NamedTuple):
-    """What tokens are ranked by.
+    """The order in which tokens are ranked.
 
     Attributes:
       value: of logits `[..., *]`; -inf at -inf.
@@ -61,8 +61,8 @@ class Order(NamedTuple):
     dtype: Any
 
     def of(self, key: Array) -> Array:
-        """The value of a number's key."""
-        return self.read(from_key(key, self.dtype))
+        """Returns the value of a number's key."""
+        return self.read(from_sortable(key, self.dtype))
 
 
 class _Bounds(NamedTuple):
@@ -78,12 +78,12 @@ class _Bounds(NamedTuple):
 
 
 def by_logit(rows: Rows) -> Order:
-    """Law 1: by the logits as they are read, of which the bounds are as they were given."""
+    """Returns the order of law 1: values are logits as read, bounds are logits as given."""
     return Order(lambda x: x, lambda value: value, rows.read_to_cut, rows.raw_max, rows.dtype)
 
 
 def search(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order) -> Cut:
-    """The shortest prefix whose mass reaches a target.
+    """Returns the shortest prefix whose mass reaches a target.
 
     Args:
       rows: the logits.
@@ -111,7 +111,7 @@ def search(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order) 
 
 
 def _narrowed(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order) -> _Bounds:
-    """Bounds between which few tokens are left, or equal ones alone."""
+    """Returns bounds between which few tokens are left, or only equal ones."""
 
     def unsettled(state: tuple[Array, _Bounds]) -> Array:
         _, bounds = state
@@ -133,8 +133,8 @@ def _narrowed(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Orde
     # Above the largest; and above 0 a normal number, since smaller ones may be flushed to 0.
     info = jnp.finfo(order.dtype)
     above = order.top + 4 * float(info.eps) * jnp.abs(order.top) + float(info.tiny)
-    high = to_key(above.astype(order.dtype))
-    low = jnp.where(needed, to_key(jnp.full_like(above, -jnp.inf, order.dtype)), high - 1)
+    high = to_sortable(above.astype(order.dtype))
+    low = jnp.where(needed, to_sortable(jnp.full_like(above, -jnp.inf, order.dtype)), high - 1)
     # Like the bounds, as in a `shard_map` over the batch a target may not vary where they do.
     nothing = Mass(jnp.zeros_like(low, jnp.uint32), jnp.zeros_like(low, jnp.uint32))
     unknown = jax.tree.map(jnp.invert, nothing)  # the most there is, so that they are not few
@@ -143,13 +143,13 @@ def _narrowed(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Orde
 
 
 def _middle(turn: Array, low: Array, high: Array, order: Order) -> Array:
-    """A key between two, from `low + 1` to `high - 1`."""
-    least, most = (from_key(key, order.dtype).astype(jnp.float32) for key in (low, high))
+    """Returns a key between two, from `low + 1` to `high - 1`."""
+    least, most = (from_sortable(key, order.dtype).astype(jnp.float32) for key in (low, high))
     most = jnp.minimum(most, order.top)
     # Steps that double find a first value from which the target is reached.
     step = jnp.left_shift(1, jnp.minimum(turn, _TURNS_BY_VALUE)).astype(jnp.float32)
     value = jnp.where(least == -jnp.inf, most - step, 0.5 * least + 0.5 * most)
-    by_value = to_key(value.astype(order.dtype))
+    by_value = to_sortable(value.astype(order.dtype))
     by_key = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
     return jnp.clip(jnp.where(turn < _TURNS_BY_VALUE, by_value, by_key), low + 1, high - 1)
 
@@ -164,15 +164,15 @@ def _are_few(scale: Scale, bounds: _Bounds, order: Order) -> Array:
 
 
 def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: Order) -> Cut:
-    """The cut among the first tokens below the upper bound."""
+    """Returns the cut among the first tokens below the upper bound."""
     most = order.of(bounds.high)
 
     def value(x: Array) -> Array:
         value = order.value(x)
         return jnp.where(value < to_elements(most, x), value, -jnp.inf)
 
-    keys = largest(rows.source, lambda raw, *_: value(rows.read(raw)), BLOCK)
-    block_max = from_key(keys)
+    keys = chunk_maxima(rows.source, lambda raw, *_: value(rows.read(raw)), BLOCK)
+    block_max = from_sortable(keys)
     top, raw = _ranking.first(rows, block_max, _FEW, value)
     weights = _ranking.weights(scale, rows.read(raw), top.token)
     running = _running(bounds.missed, weights, _ranking.shifts(scale, top.token))
@@ -181,7 +181,7 @@ def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: O
 
 
 def _among_equals(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: Order) -> Cut:
-    """The cut among the tokens of the lower bound's value: first its chunk, then its place."""
+    """Returns the cut among tokens of the lower bound's value: first its chunk, then its place."""
     value = order.of(bounds.low)
     ties = weigh(rows, scale, lambda x, _: order.value(x) == value[..., None, None])
     groups = 1 if ties.shape[-1] % _GROUPS else _GROUPS
@@ -200,7 +200,7 @@ def _among_equals(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order
 
 
 def _running(start: Mass, sums: Array, shifts: Array, groups: int = 1) -> Mass:
-    """The mass after each of `sums`, `[..., n]`, counted from a start `[...]`."""
+    """Returns the mass after each of `sums`, `[..., n]`, counted from a start `[...]`."""
     return _mass.add(_expand(start), _mass.cumulative(_mass.place(sums, shifts), groups))
 
 

@@ -1,6 +1,6 @@
-"""The first look at the rows: what a sampler asks of them all, in one read.
+"""The first scan of the rows: maxima, weights or candidates, in one read.
 
-Defined here in XLA's way. On a TPU, `_kernels` have another way to the same.
+The definitions are in XLA. On a TPU, `_kernels` compute the same results.
 """
 
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _chunks, _kept, _ranking
+from jaxsample import _chunks, _prefix, _ranking
 from jaxsample._chunks import CHUNK, Rows, Source
 from jaxsample._kernels import merging
 from jaxsample._kernels import rows as kernels
@@ -18,25 +18,25 @@ from jaxsample._mass import Scale
 from jaxsample._ranking import Cut
 
 
-def look_over(source: Source) -> Rows:
-    """Reads the logits once, for the maxima of the blocks; of logits without a mask."""
+def scan(source: Source) -> Rows:
+    """Reads the logits, which have no mask, once and returns the maxima of the blocks."""
 
     def kernel(source: Source, *, interpret: bool) -> tuple[Array]:
         maxima = kernels.block_maxima(_flat(source.logits), interpret=interpret)
         return (_keys(maxima, source),)
 
     def otherwise(source: Source) -> tuple[Array]:
-        return (_chunks.block_keys(source),)
+        return (_chunks.sortable_maxima(source),)
 
     source = lax.stop_gradient(source)
     (keys,) = choose(kernel, otherwise, source)
-    return _chunks.looked_over(source, keys)
+    return _chunks.scanned(source, keys)
 
 
-def look_over_and_weigh(
+def scan_and_weigh(
     source: Source, rate: Array | None = None, *, counted: bool = False
 ) -> tuple[Rows, Scale, list[Array]]:
-    """Also `_chunks.weigh` of all tokens, by probability, and how many are not masked, if counted.
+    """Reads the logits once or twice and returns maxima and weights by chunk, and counts.
 
     The blocks are whole chunks.
     """
@@ -55,46 +55,46 @@ def look_over_and_weigh(
         return _keys(maxima, source), sums.reshape(*rows, -1), *counts
 
     def otherwise(source: Source, rate: Array | None) -> tuple[Array, ...]:
-        keys = _chunks.block_keys(source, CHUNK)
-        rows = _chunks.looked_over(source, keys, rate)
+        keys = _chunks.sortable_maxima(source, CHUNK)
+        rows = _chunks.scanned(source, keys, rate)
         if source.mask is not None:
             rows, keys = _chunks.read_beside(rows, keys)
         scale = _chunks.probability(rows)
         if counted:
-            return keys, *_kept.weigh_to(rows, scale, None)
+            return keys, *_prefix.weigh_to(rows, scale, None)
         return keys, _chunks.weigh(rows, scale)
 
     source = lax.stop_gradient(source)
     keys, *kept = choose(kernel, otherwise, source, rate)
-    rows = _chunks.looked_over(source, keys, rate)
+    rows = _chunks.scanned(source, keys, rate)
     return rows, _chunks.probability(rows), kept
 
 
-def look_over_and_rank(source: Source, rate: Array | None = None) -> tuple[Rows, Cut]:
-    """Also the candidates, `_kept.candidates`."""
+def scan_and_rank(source: Source, rate: Array | None = None) -> tuple[Rows, Cut]:
+    """Reads the logits once and returns the maxima of the blocks and the candidates."""
 
     def kernel(source: Source, rate: Array | None, *, interpret: bool) -> tuple[Array, ...]:
         logits, mask = source.logits, source.mask
         mask = None if mask is None else _flat(mask)
         maxima, bins = kernels.block_maxima_and_bins(_flat(logits), mask, interpret=interpret)
         keys = _keys(maxima, source)
-        rows = _chunks.looked_over(source, keys, rate)
+        rows = _chunks.scanned(source, keys, rate)
         bins = Bins(*(x.reshape(*logits.shape[:-1], -1) for x in bins))
         top, settled = _first(rows, bins, interpret)
-        top = lax.cond(jnp.all(settled | rows.bad), lambda: top, lambda: _kept.candidates(rows))
+        top = lax.cond(jnp.all(settled | rows.bad), lambda: top, lambda: _prefix.candidates(rows))
         return keys, *top
 
     def otherwise(source: Source, rate: Array | None) -> tuple[Array, ...]:
-        keys = _chunks.block_keys(source)
-        return keys, *_kept.candidates(_chunks.looked_over(source, keys, rate))
+        keys = _chunks.sortable_maxima(source)
+        return keys, *_prefix.candidates(_chunks.scanned(source, keys, rate))
 
     source = lax.stop_gradient(source)
     keys, *top = choose(kernel, otherwise, source, rate)
-    return _chunks.looked_over(source, keys, rate), Cut(*top)
+    return _chunks.scanned(source, keys, rate), Cut(*top)
 
 
 def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:
-    """The first tokens of the bins, and bool `[...]`: whether they are those of the row.
+    """Returns the first tokens of the bins, and bool `[...]`: whether they are those of the row.
 
     What a bin has left out comes behind what it holds; it must come behind all that are found, too.
     Masked tokens, which nobody sees, may be any.
@@ -103,13 +103,14 @@ def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:
     def value(raw: Array) -> Array:
         return _ranking.unsigned_zero(rows.read(raw.astype(rows.dtype)))
 
-    number = min(_kept.CANDIDATES, rows.vocab)
+    number = min(_prefix.CANDIDATES, rows.vocab)
     logits, left, last = map(value, (bins.logits, bins.left, bins.last))
     keys, token = merging.first(
-        _flat(_chunks.to_key(logits)), _flat(bins.ids), _kept.CANDIDATES, interpret=interpret
+        _flat(_chunks.to_sortable(logits)), _flat(bins.ids), _prefix.CANDIDATES, interpret=interpret
     )
     logit, token = (
-        x.reshape(*rows.row_max.shape, -1)[..., :number] for x in (_chunks.from_key(keys), token)
+        x.reshape(*rows.row_max.shape, -1)[..., :number]
+        for x in (_chunks.from_sortable(keys), token)
     )
     least = logit[..., -1:]
     behind = (left < least) | (left == -jnp.inf)
@@ -124,5 +125,5 @@ def _flat(x: Array) -> Array:
 
 
 def _keys(maxima: Array, source: Source) -> Array:
-    keys: Any = _chunks.to_key(maxima.astype(source.logits.dtype))
+    keys: Any = _chunks.to_sortable(maxima.astype(source.logits.dtype))
     return keys.reshape(*source.logits.shape[:-1], -1)
