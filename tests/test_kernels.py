@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import rows
-from catalogue import NAMES, calls
+from catalogue import NAMES, VARIED, calls
 from jax.sharding import AxisType, PartitionSpec
-from rows import SHORT_TURN, several_devices
+from rows import SHORT_TURN, exhaustive, several_devices
 from unoptimised import compiled
 
 import jaxsample as js
@@ -191,7 +191,7 @@ OTHERS = [name for name in NAMES if name not in TESTED and has_kernels(name)]
 
 
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [n if n in VARIED else exhaustive(n) for n in OTHERS])
 def test_every_other_function(name):
     function, arguments = calls(semantic("float32"))[name]
     in_both_ways(function, *arguments)

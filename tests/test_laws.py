@@ -66,10 +66,10 @@ def keys_of(batch: int, seed: int = 0):
     ("vocab", "dtype"),
     [
         (1, "float32"),
-        (2, "float16"),
-        (65, "bfloat16"),
+        exhaustive(2, "float16"),
+        exhaustive(65, "bfloat16"),
         (257, "float16"),
-        (5003, "float32"),
+        exhaustive(5003, "float32"),
         (5003, "bfloat16"),
         (8192, "bfloat16"),
     ],

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from catalogue import NAMES, calls
+from catalogue import NAMES, VARIED, calls, every
 from hlo import bytes_moved
 from jax.sharding import AxisType, NamedSharding, auto_axes
 from jax.sharding import PartitionSpec as P
-from rows import every_kind, several_devices, slow
+from rows import every_kind, exhaustive, several_devices, slow
 
 import jaxsample as js
 
@@ -64,7 +64,7 @@ def assert_same(one, several):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name if name in FIRST else slow(name) for name in NAMES])
+@pytest.mark.parametrize("name", every())
 def test_no_device_asks_for_the_rows_of_another(name):
     one, several, compiled = both_ways(name, "vocab")
     assert_same(one, several)
@@ -74,9 +74,14 @@ def test_no_device_asks_for_the_rows_of_another(name):
         assert max(settled, searched) <= MOST_BYTES_A_ROW
 
 
+def marked(name):
+    return slow if name in VARIED else exhaustive
+
+
 CASES = [
-    *((name, "both") if name in FIRST else slow(name, "both") for name in NAMES),
-    *(slow(name, shape) for name in SOME for shape in ("two", "four", "batch")),
+    *((name, "both") if name in FIRST else marked(name)(name, "both") for name in NAMES),
+    *(slow(name, "batch") for name in SOME),
+    *(exhaustive(name, shape) for name in SOME for shape in ("two", "four")),
 ]
 
 
