@@ -33,7 +33,7 @@ _KINDS = {
 }
 
 
-def logits(value: ArrayLike, name: str = "logits") -> Array:
+def logits(name: str, value: ArrayLike) -> Array:
     """Returns logits `[..., vocab]`, float32, bfloat16 or float16."""
     array = jnp.asarray(value)
     if array.dtype not in FLOATS:
@@ -78,7 +78,7 @@ def integers(name: str, value: ArrayLike) -> Array:
     return narrowed(held(name, value, "iu"))
 
 
-def text(value: ArrayLike, name: str) -> Array:
+def text(name: str, value: ArrayLike) -> Array:
     """Returns token ids `[..., L]`, int32."""
     array = integers(name, value)
     if array.ndim == 0:
@@ -142,7 +142,7 @@ def bitmask(name: str, value: ArrayLike, rows: Array) -> Array:
     return per_item(name, words.view(np.int32), rows, "i", -(-rows.shape[-1] // WORD))
 
 
-def keys(value: Any, rows: Array, name: str = "key") -> Array:
+def keys(name: str, value: Any, rows: Array) -> Array:
     """Returns threefry keys, one a row: one key is split over the rows, an array of keys is kept.
 
     Only threefry makes the bits of a key the same alone and under `vmap`, so a key of another

@@ -67,6 +67,7 @@ class Source:
 
     @property
     def axis_name(self) -> AxisName:
+        """The mesh axes over which the vocabulary is sharded, or None."""
         return None if self.shards is None else self.shards.axis_names
 
     def per_row(self, parameter: ArrayLike) -> Array:

@@ -36,7 +36,7 @@ def keys(name: str, value: Any, rows: Array) -> Array:
     typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     single = array.ndim == (0 if typed else 1)
     lone = jnp.zeros(1)  # over one row `[vocab]` a single key is not split
-    keys = _checks.keys(value, lone if single else rows, name)
+    keys = _checks.keys(name, value, lone if single else rows)
     return jnp.broadcast_to(keys, rows.shape[:-1])
 
 

@@ -17,6 +17,7 @@ from jaxsample import _chunks, _elementary, _mass, _ranking
 from jaxsample._bisection import by_logit, search
 from jaxsample._chunks import Rows
 from jaxsample._mass import Mass, Scale
+from jaxsample._parameters import SHARE, TOP_K
 from jaxsample._ranking import Cut
 from jaxsample._vmap import rowwise
 
@@ -75,10 +76,10 @@ def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
     bad = jnp.array(False)
     for name, value in values.items():
         if name == "top_k":
-            bad |= value < -1
+            bad |= ~TOP_K.inside(value)
             values[name] = jnp.where((value <= 0) | (value > vocab), vocab, value)
         else:
-            outside = ~((value >= 0) & (value <= 1))
+            outside = ~SHARE.inside(value)
             bad, values[name] = bad | outside, jnp.where(outside, 1, value)
     return Rules(values, given.order), bad
 

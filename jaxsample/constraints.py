@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from jaxsample import _bits, _chunks, _history, _normalizer, _scan, _shards, _sparse
 from jaxsample._chunks import Implementation, Source, opened
-from jaxsample._public import (
+from jaxsample._parameters import (
     BAD_WORDS,
     BIAS,
     BITMASK,
@@ -21,8 +21,8 @@ from jaxsample._public import (
     MASK,
     TOKENS,
     WORD_LENGTHS,
-    public,
 )
+from jaxsample._public import public
 from jaxsample._shards import AxisName
 
 

@@ -14,7 +14,8 @@ from jax.scipy.special import betainc, gammaincc, ndtr
 from jax.typing import ArrayLike
 
 from jaxsample import _checks, _keyed
-from jaxsample._public import COUNT, INSIDE_0_1, public, static_integer
+from jaxsample._parameters import COUNT, INSIDE_0_1
+from jaxsample._public import public, static_integer
 
 
 class GreenListDetection(NamedTuple):

@@ -28,8 +28,9 @@ from jaxsample import (
 )
 from jaxsample._chunks import Implementation, Rows, Source, opened
 from jaxsample._elementary import LOG2_E
+from jaxsample._parameters import FINITE, NOT_NEGATIVE, Parameter
 from jaxsample._prefix import Rules
-from jaxsample._public import FINITE, NOT_NEGATIVE, Parameter, keys, public
+from jaxsample._public import public
 from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName
 from jaxsample.sampling import categorical_sample
@@ -106,7 +107,7 @@ def _mirostat_state(name: str, value: Any, logits: Array) -> MirostatState:
     return MirostatState(FINITE("mu", value.mu, logits))
 
 
-@public(key=keys, params=_mirostat_params, state=_mirostat_state)
+@public(key=_checks.keys, params=_mirostat_params, state=_mirostat_state)
 def mirostat_v1_sample(
     key: ArrayLike,
     logits: ArrayLike,
@@ -160,7 +161,7 @@ def mirostat_v1_sample(
     return _mirostat(_zipf_prefix, key, opened(logits, axis_name, "xla"), params, state)
 
 
-@public(key=keys, params=_mirostat_params, state=_mirostat_state)
+@public(key=_checks.keys, params=_mirostat_params, state=_mirostat_state)
 def mirostat_v2_sample(
     key: ArrayLike,
     logits: ArrayLike,
@@ -292,7 +293,7 @@ def _adaptive_p_state(name: str, value: Any, logits: Array) -> AdaptivePState:
     return AdaptivePState(**{field: FINITE(field, of_it, logits) for field, of_it in fields})
 
 
-@public(key=keys, params=_adaptive_p_params, state=_adaptive_p_state)
+@public(key=_checks.keys, params=_adaptive_p_params, state=_adaptive_p_state)
 def adaptive_p_sample(
     key: ArrayLike,
     logits: ArrayLike,

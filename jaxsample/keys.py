@@ -54,7 +54,7 @@ def request_keys(seeds: Any, positions: ArrayLike, *, unseeded: ArrayLike | None
             f"shape {positions.shape}"
         ) from None
     if unseeded is not None:
-        unseeded = _checks.keys(unseeded, jnp.empty((*shape, 1)), "unseeded")
+        unseeded = _checks.keys("unseeded", unseeded, jnp.empty((*shape, 1)))
     return _request_keys(words, negative, jnp.broadcast_to(positions, shape), unseeded)
 
 

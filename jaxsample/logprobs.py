@@ -9,7 +9,8 @@ from jax.typing import ArrayLike
 from jaxsample import _bits, _checks, _chunks, _normalizer, _ranking, _scan, _shards
 from jaxsample._checks import MAX_VOCAB
 from jaxsample._chunks import Implementation, Source, opened
-from jaxsample._public import BITMASK, public, static_integer, token
+from jaxsample._parameters import BITMASK
+from jaxsample._public import public, static_integer
 from jaxsample._shards import AxisName
 
 
@@ -25,7 +26,7 @@ class TopLogprobs(NamedTuple):
     tokens: Array
 
 
-@public(tokens=token)
+@public(tokens=_checks.tokens)
 def token_logprobs(
     logits: ArrayLike,
     tokens: ArrayLike,
@@ -107,7 +108,7 @@ def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> 
     return TopLogprobs(logprobs, jnp.where(masked, -1, top.token))
 
 
-@public(tokens=token)
+@public(tokens=_checks.tokens)
 def token_ranks(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Returns the place of a token of each row in the ranking: by logit, equal logits by lower id.
 
@@ -134,7 +135,7 @@ def token_ranks(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = N
     return jnp.where(inside & ~rows.bad, _ranking.rank(rows, ids), -1)
 
 
-@public(tokens=token, kept_mask=BITMASK)
+@public(tokens=_checks.tokens, kept_mask=BITMASK)
 def replay_logprobs(
     logits: ArrayLike,
     tokens: ArrayLike,

@@ -7,7 +7,7 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._public import (
+from jaxsample._parameters import (
     BAD_WORDS,
     BIAS,
     BITMASK,

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxsample import _chunks, _history, _shards, _sparse
 from jaxsample._chunks import Source, opened
-from jaxsample._public import (
+from jaxsample._parameters import (
     COUNT,
     COUNT_FROM_1,
     COUNTS,
@@ -24,8 +24,8 @@ from jaxsample._public import (
     NOT_NEGATIVE,
     POSITIVE,
     TOKENS,
-    public,
 )
+from jaxsample._public import public
 from jaxsample._shards import AxisName
 
 _LARGEST = float(np.finfo(np.float32).max)

@@ -11,7 +11,7 @@ from jaxsample import _checks, _chunks, _draw, _normalizer, _prefix, _ranking, _
 from jaxsample._checks import MAX_VOCAB
 from jaxsample._chunks import Implementation, Rows, Source, opened
 from jaxsample._prefix import Kept, Rules
-from jaxsample._public import keys, public, static_integer
+from jaxsample._public import public, static_integer
 from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName
 from jaxsample.constraints import packed_bitmask
@@ -69,7 +69,7 @@ def _bool(name: str, value: Any, _: Array) -> bool:
 
 
 @public(
-    key=keys,
+    key=_checks.keys,
     params=converted,
     state=_state,
     num_logprobs=static_integer(0, MAX_VOCAB),

@@ -4,9 +4,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _draw, _ranking, _scan
+from jaxsample import _checks, _draw, _ranking, _scan
 from jaxsample._chunks import Implementation, opened
-from jaxsample._public import keys, public
+from jaxsample._public import public
 from jaxsample._shards import AxisName
 
 
@@ -37,7 +37,7 @@ def greedy_sample(
     return jnp.where(rows.bad, -1, _ranking.best(rows).token)
 
 
-@public(key=keys)
+@public(key=_checks.keys)
 def categorical_sample(
     key: ArrayLike,
     logits: ArrayLike,

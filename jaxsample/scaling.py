@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 from jaxsample import _chunks, _elementary, _moments, _ranking, _scan, _shards
 from jaxsample._chunks import Implementation, Rows, Source, opened
 from jaxsample._elementary import product
-from jaxsample._public import FROM_1, NOT_NEGATIVE, public
+from jaxsample._parameters import FROM_1, NOT_NEGATIVE
+from jaxsample._public import public
 from jaxsample._shards import AxisName
 
 

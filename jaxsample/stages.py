@@ -12,8 +12,8 @@ from jax import Array
 
 from jaxsample import _bits, _checks, _shards
 from jaxsample._chunks import Source
+from jaxsample._parameters import BAD_WORDS, IDS, WORD_LENGTHS
 from jaxsample._prefix import Rules
-from jaxsample._public import BAD_WORDS, IDS, WORD_LENGTHS
 from jaxsample.constraints import (
     Banned,
     allowed_logits,

@@ -9,10 +9,21 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _chunks, _cuts, _draw, _elementary, _moments, _prefix, _ranking, _scan
+from jaxsample import (
+    _checks,
+    _chunks,
+    _cuts,
+    _draw,
+    _elementary,
+    _moments,
+    _prefix,
+    _ranking,
+    _scan,
+)
 from jaxsample._chunks import Implementation, Rows, Source, opened
+from jaxsample._parameters import FINITE, SHARE, TOP_K
 from jaxsample._prefix import Rules
-from jaxsample._public import FINITE, SHARE, TOP_K, keys, public
+from jaxsample._public import public
 from jaxsample._ranking import Cut
 from jaxsample._shards import AxisName
 
@@ -449,7 +460,7 @@ def p_less_logits(
     return _from(x, rows, log_sum + _moments.log_collision(rows, log_sum), rows.bad)
 
 
-@public(key=keys, probability=SHARE, threshold=SHARE)
+@public(key=_checks.keys, probability=SHARE, threshold=SHARE)
 def xtc_logits(
     key: ArrayLike,
     logits: ArrayLike,

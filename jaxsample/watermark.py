@@ -15,7 +15,8 @@ from jax.typing import ArrayLike
 from jaxsample import _checks, _chunks, _elementary, _keyed, _mass, _scan, _shards
 from jaxsample._chunks import CHUNK, Rows, Source, opened
 from jaxsample._keyed import Seed
-from jaxsample._public import COUNT, FLAG, INSIDE_0_1, NOT_NEGATIVE, public, static_integer
+from jaxsample._parameters import COUNT, FLAG, INSIDE_0_1, NOT_NEGATIVE
+from jaxsample._public import public, static_integer
 from jaxsample._shards import AxisName, Shards
 
 
@@ -229,7 +230,7 @@ def gumbel_watermark_sample(
 
 
 def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
-    """Returns the race of each token: `log(p / -log(u))` up to a constant of the row.
+    """Returns the score of each token, `log(p / -log(u))` up to a constant of the row.
 
     The detector's uniform noise is `1 - u`, which is small, and precise, where a token is ahead.
     """

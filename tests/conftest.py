@@ -20,7 +20,7 @@ _from_module = doctest.DocTestFinder._from_module
 
 
 def _unwrapped_from_module(self, module, object):
-    """A public function is a wrapper, of which the finder of docstring examples sees the module."""
+    """Finds the examples of public functions, which are wrappers defined in another module."""
     return _from_module(self, module, inspect.unwrap(object) if callable(object) else object)
 
 
@@ -31,7 +31,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--optimised",
         action="store_true",
-        help="compile as users do, with optimised machine code, which takes twice as long",
+        help="compile as users do, with optimised machine code and fused multiply-add",
     )
     parser.addoption(
         "--interpret-kernels",

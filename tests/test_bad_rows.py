@@ -119,6 +119,12 @@ def test_bad_rows_leave_gradients_alone():
     assert (by_logits[0] != 0).any()
 
 
+def test_validate_takes_logits_of_any_value():
+    """A row with a NaN is a bad row, which is for the device to find."""
+    logits = np.float32([[np.nan, np.inf, -np.inf, 0]])
+    SamplingParams(unconditional_logits=logits, guidance_scale=1.5).validate()
+
+
 @pytest.mark.slow
 def test_a_lone_bad_row_and_a_batch_of_them():
     x = jnp.full((4, 300), jnp.nan)

@@ -136,9 +136,7 @@ def test_scalars_of_every_kind_share_one_program():
     assert traces(js.top_p_logits) == before + 1
 
 
-@pytest.mark.parametrize(
-    "name", ["top_k_logits", *(name for name in NAMES if name != "top_k_logits")]
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_clean_under_every_checker(name):
     function, arguments = calls(jnp.asarray(make("masked", 3, 300)))[name]
     checked = jax.checking_leaks(), jax.debug_nans(True), jax.debug_key_reuse(True)

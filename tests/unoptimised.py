@@ -1,7 +1,7 @@
 """Options of a compiler that does not optimise machine code, which takes half the time.
 
-Tests compile with them unless `--optimised` is given, as continuous integration gives it for the
-default suite, the laws and the golden results.
+Tests compile with them unless `--optimised` is given. Continuous integration gives it for the
+default suite, the golden results, the other systems and the compiler for TPU.
 """
 
 import functools
