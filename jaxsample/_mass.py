@@ -79,7 +79,7 @@ class Scale(NamedTuple):
         return _round(_bounded(_power(octaves, shift) * information), places)
 
     def least(self, x: Array) -> Mass:
-        """Returns a lower bound of the weight of tokens of a logit `[...]`, however it is rounded."""
+        """Returns a lower bound of the weight of a logit `[...]`, however it is rounded."""
         if self.row_max is None:
             return Mass(jnp.zeros_like(x, jnp.uint32), jnp.ones_like(x, jnp.uint32))
         weight = self.weights(x[..., None], np.zeros(1, np.int32), jnp.int32(0))[..., 0]
