@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks
+from jaxsample._core import _checks, _chunks
 
 SCHEMES = ("left_hash", "self_hash")
 BITS = 32

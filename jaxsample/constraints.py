@@ -8,9 +8,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _bits, _chunks, _history, _normalizer, _scan, _shards, _sparse
-from jaxsample._chunks import Implementation, Source, opened
-from jaxsample._parameters import (
+from jaxsample._core import _bits, _chunks, _history, _normalizer, _scan, _shards, _sparse
+from jaxsample._core._chunks import Implementation, Source, opened
+from jaxsample._core._parameters import (
     BAD_WORDS,
     BIAS,
     BITMASK,
@@ -22,8 +22,8 @@ from jaxsample._parameters import (
     TOKENS,
     WORD_LENGTHS,
 )
-from jaxsample._public import public
-from jaxsample._shards import AxisName
+from jaxsample._core._public import public
+from jaxsample._core._shards import AxisName
 
 
 class Banned(NamedTuple):

@@ -13,9 +13,10 @@ from jax import Array
 from jax.scipy.special import betainc, gammaincc, ndtr
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _keyed
-from jaxsample._parameters import COUNT, INSIDE_0_1
-from jaxsample._public import public, static_integer
+from jaxsample import _keyed
+from jaxsample._core import _checks
+from jaxsample._core._parameters import COUNT, INSIDE_0_1
+from jaxsample._core._public import public, static_integer
 
 
 class GreenListDetection(NamedTuple):

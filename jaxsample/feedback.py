@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import (
+from jaxsample._core import (
     _checks,
     _chunks,
     _draw,
@@ -26,13 +26,13 @@ from jaxsample import (
     _scan,
     _shards,
 )
-from jaxsample._chunks import Implementation, Rows, Source, opened
-from jaxsample._elementary import LOG2_E
-from jaxsample._parameters import FINITE, NOT_NEGATIVE, Parameter
-from jaxsample._prefix import Rules
-from jaxsample._public import public
-from jaxsample._ranking import Cut
-from jaxsample._shards import AxisName
+from jaxsample._core._chunks import Implementation, Rows, Source, opened
+from jaxsample._core._elementary import LOG2_E
+from jaxsample._core._parameters import FINITE, NOT_NEGATIVE, Parameter
+from jaxsample._core._prefix import Rules
+from jaxsample._core._public import public
+from jaxsample._core._ranking import Cut
+from jaxsample._core._shards import AxisName
 from jaxsample.sampling import categorical_sample
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _checks
+from jaxsample._core import _checks
 
 
 def request_keys(seeds: Any, positions: ArrayLike, *, unseeded: ArrayLike | None = None) -> Array:

@@ -6,12 +6,12 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _bits, _checks, _chunks, _normalizer, _ranking, _scan, _shards
-from jaxsample._checks import MAX_VOCAB
-from jaxsample._chunks import Implementation, Source, opened
-from jaxsample._parameters import BITMASK
-from jaxsample._public import public, static_integer
-from jaxsample._shards import AxisName
+from jaxsample._core import _bits, _checks, _chunks, _normalizer, _ranking, _scan, _shards
+from jaxsample._core._checks import MAX_VOCAB
+from jaxsample._core._chunks import Implementation, Source, opened
+from jaxsample._core._parameters import BITMASK
+from jaxsample._core._public import public, static_integer
+from jaxsample._core._shards import AxisName
 
 
 class TopLogprobs(NamedTuple):

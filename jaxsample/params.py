@@ -7,7 +7,7 @@ import jax
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._parameters import (
+from jaxsample._core._parameters import (
     BAD_WORDS,
     BIAS,
     BITMASK,

@@ -11,9 +11,9 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _chunks, _history, _shards, _sparse
-from jaxsample._chunks import Source, opened
-from jaxsample._parameters import (
+from jaxsample._core import _chunks, _history, _shards, _sparse
+from jaxsample._core._chunks import Source, opened
+from jaxsample._core._parameters import (
     COUNT,
     COUNT_FROM_1,
     COUNTS,
@@ -25,8 +25,8 @@ from jaxsample._parameters import (
     POSITIVE,
     TOKENS,
 )
-from jaxsample._public import public
-from jaxsample._shards import AxisName
+from jaxsample._core._public import public
+from jaxsample._core._shards import AxisName
 
 _LARGEST = float(np.finfo(np.float32).max)
 

@@ -4,10 +4,10 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _draw, _ranking, _scan
-from jaxsample._chunks import Implementation, opened
-from jaxsample._public import public
-from jaxsample._shards import AxisName
+from jaxsample._core import _checks, _draw, _ranking, _scan
+from jaxsample._core._chunks import Implementation, opened
+from jaxsample._core._public import public
+from jaxsample._core._shards import AxisName
 
 
 @public()

@@ -7,12 +7,12 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _chunks, _elementary, _moments, _ranking, _scan, _shards
-from jaxsample._chunks import Implementation, Rows, Source, opened
-from jaxsample._elementary import product
-from jaxsample._parameters import FROM_1, NOT_NEGATIVE
-from jaxsample._public import public
-from jaxsample._shards import AxisName
+from jaxsample._core import _chunks, _elementary, _moments, _ranking, _scan, _shards
+from jaxsample._core._chunks import Implementation, Rows, Source, opened
+from jaxsample._core._elementary import product
+from jaxsample._core._parameters import FROM_1, NOT_NEGATIVE
+from jaxsample._core._public import public
+from jaxsample._core._shards import AxisName
 
 
 @public(temperature=NOT_NEGATIVE)

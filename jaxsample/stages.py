@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsample import _bits, _checks, _shards
-from jaxsample._chunks import Source
-from jaxsample._parameters import BAD_WORDS, IDS, WORD_LENGTHS
-from jaxsample._prefix import Rules
+from jaxsample._core import _bits, _checks, _shards
+from jaxsample._core._chunks import Source
+from jaxsample._core._parameters import BAD_WORDS, IDS, WORD_LENGTHS
+from jaxsample._core._prefix import Rules
 from jaxsample.constraints import (
     Banned,
     allowed_logits,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _shards
-from jaxsample._shards import AxisName, Shards
+from jaxsample._core import _checks, _chunks, _shards
+from jaxsample._core._shards import AxisName, Shards
 from jaxsample.constraints import packed_bitmask
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample import (
+from jaxsample._core import (
     _checks,
     _chunks,
     _cuts,
@@ -20,12 +20,12 @@ from jaxsample import (
     _ranking,
     _scan,
 )
-from jaxsample._chunks import Implementation, Rows, Source, opened
-from jaxsample._parameters import FINITE, SHARE, TOP_K
-from jaxsample._prefix import Rules
-from jaxsample._public import public
-from jaxsample._ranking import Cut
-from jaxsample._shards import AxisName
+from jaxsample._core._chunks import Implementation, Rows, Source, opened
+from jaxsample._core._parameters import FINITE, SHARE, TOP_K
+from jaxsample._core._prefix import Rules
+from jaxsample._core._public import public
+from jaxsample._core._ranking import Cut
+from jaxsample._core._shards import AxisName
 
 
 @public(k=TOP_K)

@@ -12,12 +12,13 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks, _chunks, _elementary, _keyed, _mass, _scan, _shards
-from jaxsample._chunks import CHUNK, Rows, Source, opened
+from jaxsample import _keyed
+from jaxsample._core import _checks, _chunks, _elementary, _mass, _scan, _shards
+from jaxsample._core._chunks import CHUNK, Rows, Source, opened
+from jaxsample._core._parameters import COUNT, FLAG, INSIDE_0_1, NOT_NEGATIVE
+from jaxsample._core._public import public, static_integer
+from jaxsample._core._shards import AxisName, Shards
 from jaxsample._keyed import Seed
-from jaxsample._parameters import COUNT, FLAG, INSIDE_0_1, NOT_NEGATIVE
-from jaxsample._public import public, static_integer
-from jaxsample._shards import AxisName, Shards
 
 
 @public(

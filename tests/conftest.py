@@ -51,7 +51,7 @@ def pytest_configure(config):
 
 
 def _interpret_kernels(monkeypatch):
-    from jaxsample import _scan
+    from jaxsample._core import _scan
 
     choose = _scan.choose
 
@@ -74,7 +74,7 @@ def short_turns(monkeypatch):
 def _shorten_turns(monkeypatch):
     from rows import SHORT_TURN  # which asks for the devices
 
-    from jaxsample._kernels import rows as kernels
+    from jaxsample._tpu import rows as kernels
 
     monkeypatch.setattr(kernels, "_VECTORS", SHORT_TURN)
     monkeypatch.setattr(kernels, "TURN", SHORT_TURN * kernels.LANES)

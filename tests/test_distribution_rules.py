@@ -245,7 +245,7 @@ def test_gradients_pass_to_kept_logits_only():
 
 @pytest.mark.slow
 def test_moments_are_those_of_float64():
-    from jaxsample import _chunks, _moments, _scan
+    from jaxsample._core import _chunks, _moments, _scan
 
     for vocab, dtype in ((2, "float32"), (257, "float16"), (128256, "float32")):
         x = cases(vocab, dtype) if vocab < 10**4 else make("normal", 2, vocab)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsample import _elementary
+from jaxsample._core import _elementary
 
 POSITIVE = np.exp(np.random.default_rng(0).uniform(-80, 80, 4096)).astype(np.float32)
 NEAR_1 = (1 + np.random.default_rng(1).uniform(-0.3, 0.5, 4096)).astype(np.float32)
@@ -61,7 +61,7 @@ def test_the_derivative_of_log():
 
 def test_a_minimum_is_found_though_it_could_be_rounded_in_two_ways():
     """Reductions of floats may go to a library that rounds the sums in front of them otherwise."""
-    from jaxsample import _draw
+    from jaxsample._core import _draw
 
     x = np.random.default_rng(4).random((4096, 4)).astype(np.float32)
     ids = np.broadcast_to(np.arange(4, dtype=np.int32), x.shape)

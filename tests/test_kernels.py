@@ -14,9 +14,10 @@ from rows import SHORT_TURN, exhaustive, several_devices
 from unoptimised import compiled
 
 import jaxsample as js
-from jaxsample import SamplingParams, _bits, _chunks, _prefix, _scan
-from jaxsample._kernels import merging
-from jaxsample._kernels import rows as kernels
+from jaxsample import SamplingParams
+from jaxsample._core import _bits, _chunks, _prefix, _scan
+from jaxsample._tpu import merging
+from jaxsample._tpu import rows as kernels
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsample import _mass
-from jaxsample._mass import Mass, Scale
+from jaxsample._core import _mass
+from jaxsample._core._mass import Mass, Scale
 
 
 def to_int(mass):

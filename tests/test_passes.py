@@ -10,7 +10,8 @@ from rows import ON_GPU, make
 from unoptimised import to_read
 
 import jaxsample as js
-from jaxsample import SamplingParams, _bisection
+from jaxsample import SamplingParams
+from jaxsample._core import _bisection
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import pytest
 import reference_penalties as reference
 from rows import DTYPES, every_kind, make
 
-from jaxsample import _history
+from jaxsample._core import _history
 from jaxsample.penalties import (
     dry_penalized_logits,
     frequency_penalized_logits,

@@ -14,7 +14,8 @@ from jax import lax
 from rows import every_kind, exhaustive
 from unoptimised import compiled
 
-from jaxsample import SamplingParams, _bits, _lookup, _selection, sample
+from jaxsample import SamplingParams, sample
+from jaxsample._core import _bits, _lookup, _selection
 
 pytestmark = pytest.mark.slow
 

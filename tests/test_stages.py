@@ -11,14 +11,7 @@ import pytest
 from rows import every_kind, make, slow, traces
 
 import jaxsample as js
-from jaxsample import (
-    DEFAULT_ORDER,
-    HF_ORDER,
-    LLAMA_CPP_ORDER,
-    VLLM_ORDER,
-    SamplingParams,
-    sample,
-)
+from jaxsample import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, SamplingParams, sample
 
 VOCAB, LENGTH = 300, 12
 ORDERS = {

@@ -10,7 +10,7 @@ import numpy as np
 from rows import make
 
 import jaxsample
-from jaxsample._bits import unpacked
+from jaxsample._core._bits import unpacked
 
 VOCAB, SIZE = 97, 24
 # Equal logits are cut in another way by each system, and next to -1000 float32 is coarse.

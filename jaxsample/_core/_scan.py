@@ -8,14 +8,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _chunks, _prefix, _ranking
-from jaxsample._chunks import CHUNK, Rows, Source
-from jaxsample._kernels import merging
-from jaxsample._kernels import rows as kernels
-from jaxsample._kernels.choice import choose
-from jaxsample._kernels.rows import Bins
-from jaxsample._mass import Scale
-from jaxsample._ranking import Cut
+from jaxsample._core import _chunks, _prefix, _ranking
+from jaxsample._core._chunks import CHUNK, Rows, Source
+from jaxsample._core._mass import Scale
+from jaxsample._core._ranking import Cut
+from jaxsample._tpu import merging
+from jaxsample._tpu import rows as kernels
+from jaxsample._tpu.choice import choose
+from jaxsample._tpu.rows import Bins
 
 
 def scan(source: Source) -> Rows:

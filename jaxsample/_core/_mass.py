@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsample import _elementary
-from jaxsample._checks import to_elements
-from jaxsample._elementary import LOG2_E, Multiply, product
+from jaxsample._core import _elementary
+from jaxsample._core._checks import to_elements
+from jaxsample._core._elementary import LOG2_E, Multiply, product
 
 _WEIGHT_BITS = 23
 """256 weights of at most 2**23 sum to at most 2**31."""

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsample import _chunks, _mass
-from jaxsample._checks import to_elements
-from jaxsample._chunks import Rows
-from jaxsample._mass import Mass, Scale
+from jaxsample._core import _chunks, _mass
+from jaxsample._core._checks import to_elements
+from jaxsample._core._chunks import Rows
+from jaxsample._core._mass import Mass, Scale
 
 _LN_2 = 0.6931471805599453
 _STEPS = 2**20

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsample import _mass, _shards
-from jaxsample._chunks import Rows
-from jaxsample._mass import Mass
-from jaxsample._shards import Shards
+from jaxsample._core import _mass, _shards
+from jaxsample._core._chunks import Rows
+from jaxsample._core._mass import Mass
+from jaxsample._core._shards import Shards
 
 
 def logprobs(rows: Rows, mass: Mass, kept: Array, chosen: Array) -> Array:

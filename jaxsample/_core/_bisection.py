@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _mass, _ranking
-from jaxsample._checks import to_elements
-from jaxsample._chunks import (
+from jaxsample._core import _mass, _ranking
+from jaxsample._core._checks import to_elements
+from jaxsample._core._chunks import (
     BLOCK,
     CHUNK,
     Rows,
@@ -28,8 +28,8 @@ from jaxsample._chunks import (
     to_sortable,
     weigh,
 )
-from jaxsample._mass import Mass, Scale
-from jaxsample._ranking import Cut
+from jaxsample._core._mass import Mass, Scale
+from jaxsample._core._ranking import Cut
 
 _FEW = 19
 """Tokens to look at one by one: more spare a pass or two, but of a sharded vocabulary they move."""

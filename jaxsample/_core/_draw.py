@@ -14,12 +14,12 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry2x32_p
 
-from jaxsample import _chunks, _elementary, _mass, _prefix, _ranking
-from jaxsample._chunks import CHUNK, Rows, take_chunk, to_sortable
-from jaxsample._mass import Mass, Scale
-from jaxsample._prefix import Kept, Prefix
-from jaxsample._ranking import Cut
-from jaxsample._vmap import rowwise
+from jaxsample._core import _chunks, _elementary, _mass, _prefix, _ranking
+from jaxsample._core._chunks import CHUNK, Rows, take_chunk, to_sortable
+from jaxsample._core._mass import Mass, Scale
+from jaxsample._core._prefix import Kept, Prefix
+from jaxsample._core._ranking import Cut
+from jaxsample._core._vmap import rowwise
 
 
 class Drawn(NamedTuple):

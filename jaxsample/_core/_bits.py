@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsample import _tiles
-from jaxsample._tiles import TOKENS
+from jaxsample._core import _tiles
+from jaxsample._core._tiles import TOKENS
 
 WORD = 32
 """Tokens of a word."""

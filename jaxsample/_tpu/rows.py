@@ -17,10 +17,10 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxsample import _bits, _chunks, _mass
-from jaxsample._bits import WORD
-from jaxsample._chunks import BLOCK, CHUNK
-from jaxsample._elementary import product
+from jaxsample._core import _bits, _chunks, _mass
+from jaxsample._core._bits import WORD
+from jaxsample._core._chunks import BLOCK, CHUNK
+from jaxsample._core._elementary import product
 
 ROWS = 8
 LANES = 128

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsample import _chunks, _mass, _moments, _ranking
-from jaxsample._bisection import Order, by_logit, search
-from jaxsample._checks import to_elements
-from jaxsample._chunks import Rows
-from jaxsample._elementary import product
-from jaxsample._mass import Mass, Scale
-from jaxsample._ranking import Cut
-from jaxsample._vmap import rowwise
+from jaxsample._core import _chunks, _mass, _moments, _ranking
+from jaxsample._core._bisection import Order, by_logit, search
+from jaxsample._core._checks import to_elements
+from jaxsample._core._chunks import Rows
+from jaxsample._core._elementary import product
+from jaxsample._core._mass import Mass, Scale
+from jaxsample._core._ranking import Cut
+from jaxsample._core._vmap import rowwise
 
 _TAIL_FREE_SHIFT = 7
 """Weights of 30 bits, whose bends add up in 32."""

@@ -16,9 +16,9 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from jaxsample._chunks import Implementation, Source
-from jaxsample._kernels.rows import MAX_VOCAB, MIN_VOCAB, ROWS
-from jaxsample._vmap import rowwise
+from jaxsample._core._chunks import Implementation, Source
+from jaxsample._core._vmap import rowwise
+from jaxsample._tpu.rows import MAX_VOCAB, MIN_VOCAB, ROWS
 
 Function = Callable[..., tuple[Array, ...]]
 

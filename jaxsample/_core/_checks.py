@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._bits import WORD
+from jaxsample._core._bits import WORD
 
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 MAX_VOCAB = 2**21

@@ -11,8 +11,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _checks
-from jaxsample._chunks import Source
+from jaxsample._core import _checks
+from jaxsample._core._chunks import Source
 
 
 @dataclasses.dataclass(frozen=True)

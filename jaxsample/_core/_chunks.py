@@ -16,13 +16,13 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample import _bits, _mass, _shards, _tiles
-from jaxsample._bits import WORD
-from jaxsample._checks import MAX_VOCAB, to_elements
-from jaxsample._elementary import product
-from jaxsample._lookup import take
-from jaxsample._mass import Mass, Scale
-from jaxsample._shards import AxisName, Shards
+from jaxsample._core import _bits, _mass, _shards, _tiles
+from jaxsample._core._bits import WORD
+from jaxsample._core._checks import MAX_VOCAB, to_elements
+from jaxsample._core._elementary import product
+from jaxsample._core._lookup import take
+from jaxsample._core._mass import Mass, Scale
+from jaxsample._core._shards import AxisName, Shards
 
 BLOCK = 64
 """The chunks that the ranking looks through."""

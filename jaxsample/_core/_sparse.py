@@ -7,7 +7,7 @@ sharded vocabulary they are `_shards.places`, those of other devices dropped.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _bits, _chunks, _shards
+from jaxsample._core import _bits, _chunks, _shards
 
 
 def lower(logits: Array, ids: Array, values: Array) -> Array:

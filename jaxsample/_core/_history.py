@@ -7,8 +7,8 @@ never used as an index, so they may be anything.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _chunks
-from jaxsample._vmap import rowwise
+from jaxsample._core import _chunks
+from jaxsample._core._vmap import rowwise
 
 
 def is_bad(tokens: Array, length: Array) -> Array:

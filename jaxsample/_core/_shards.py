@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._checks import to_elements
+from jaxsample._core._checks import to_elements
 
 AxisName = str | tuple[str, ...] | None
 """The mesh axis, or axes, over which a vocabulary is sharded."""

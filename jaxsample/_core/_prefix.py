@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _chunks, _elementary, _mass, _ranking
-from jaxsample._bisection import by_logit, search
-from jaxsample._chunks import Rows
-from jaxsample._mass import Mass, Scale
-from jaxsample._parameters import SHARE, TOP_K
-from jaxsample._ranking import Cut
-from jaxsample._vmap import rowwise
+from jaxsample._core import _chunks, _elementary, _mass, _ranking
+from jaxsample._core._bisection import by_logit, search
+from jaxsample._core._chunks import Rows
+from jaxsample._core._mass import Mass, Scale
+from jaxsample._core._parameters import SHARE, TOP_K
+from jaxsample._core._ranking import Cut
+from jaxsample._core._vmap import rowwise
 
 CANDIDATES = 64
 

@@ -8,8 +8,8 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 from jax import Array
 
-from jaxsample import _checks, _chunks
-from jaxsample._kernels.choice import check
+from jaxsample._core import _checks, _chunks
+from jaxsample._tpu.choice import check
 
 P = ParamSpec("P")
 R = TypeVar("R")

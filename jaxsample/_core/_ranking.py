@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample import _mass, _selection, _shards
-from jaxsample._checks import to_elements
-from jaxsample._chunks import (
+from jaxsample._core import _mass, _selection, _shards
+from jaxsample._core._checks import to_elements
+from jaxsample._core._chunks import (
     CHUNK,
     Rows,
     block_size,
@@ -26,8 +26,8 @@ from jaxsample._chunks import (
     take_chunk,
     take_rest,
 )
-from jaxsample._lookup import take
-from jaxsample._mass import Scale
+from jaxsample._core._lookup import take
+from jaxsample._core._mass import Scale
 
 
 class Cut(NamedTuple):
