@@ -47,7 +47,7 @@ def _works(sizes: Sizes, dtype: str) -> dict[str, Work]:
     keys, full, state = jax.eval_shape(
         lambda: (requests.keys(sizes.batch), requests.full(*shape), requests.state(*shape))
     )
-    nothing = {"bias_token_ids": None, "bias": None, "bitmask": None}
+    nothing = {"logit_bias_token_ids": None, "logit_bias": None, "bitmask": None}
     penalties = dataclasses.replace(full, **nothing)
     joint = jax.eval_shape(lambda: requests.joint(sizes.batch, *requests.JOINT))
     return {

@@ -25,8 +25,8 @@ def keys(batch: int) -> Array:
 
 def joint(batch: int, temperature: float, k: int, p: float, min_p: float) -> SamplingParams:
     """Temperature, top-k, top-p and min-p, each an array of one value a row."""
-    values = {"temperature": temperature, "top_k": k, "top_p": p, "min_p": min_p}
-    return SamplingParams(**{name: jnp.full(batch, value) for name, value in values.items()})
+    temperatures, ks, ps, min_ps = (jnp.full(batch, value) for value in (temperature, k, p, min_p))
+    return SamplingParams(temperature=temperatures, top_k=ks, top_p=ps, min_p=min_ps)
 
 
 def full(batch: int, vocab: int) -> SamplingParams:
@@ -34,8 +34,8 @@ def full(batch: int, vocab: int) -> SamplingParams:
     rng = np.random.default_rng(SEED)
     return dataclasses.replace(
         joint(batch, *JOINT),
-        bias_token_ids=_ids(batch, vocab, IDS),
-        bias=jnp.ones((batch, IDS)),
+        logit_bias_token_ids=_ids(batch, vocab, IDS),
+        logit_bias=jnp.ones((batch, IDS)),
         bitmask=packed_bitmask(rng.random((batch, vocab)) < 0.5),
         repetition_penalty=jnp.full(batch, 1.2),
         presence_penalty=jnp.full(batch, 0.5),
@@ -59,19 +59,19 @@ def every_stage(batch: int, vocab: int) -> SamplingParams:
         bad_word_lengths=_ids(batch, 4, IDS),
         stop_token_ids=_ids(batch, vocab, 2),
         min_tokens=each(9),
-        no_repeat_ngram=each(3),
+        no_repeat_ngram_size=each(3),
         dry_multiplier=each(0.8),
         dry_base=each(1.75),
         dry_allowed_length=each(2),
-        dry_breakers=_ids(batch, vocab, 4),
-        temperature_low=each(0.5),
-        temperature_high=each(1.5),
-        temperature_exponent=each(1.0),
+        dry_sequence_breakers=_ids(batch, vocab, 4),
+        dynatemp_low=each(0.5),
+        dynatemp_high=each(1.5),
+        dynatemp_exponent=each(1.0),
         smoothing_factor=each(0.3),
         smoothing_curve=each(1.5),
         typical_p=each(0.9),
-        epsilon=each(1e-5),
-        eta=each(1e-5),
+        epsilon_cutoff=each(1e-5),
+        eta_cutoff=each(1e-5),
         top_a=each(0.2),
         top_n_sigma=each(1.0),
         tail_free=each(0.95),

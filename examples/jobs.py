@@ -19,11 +19,11 @@ from tokenizers import Tokenizer
 from jaxsample import SamplingParams, seed_words
 
 _NAMED = {
-    "entropy_temperature": ("temperature_low", "temperature_high", "temperature_exponent"),
+    "dynatemp": ("dynatemp_low", "dynatemp_high", "dynatemp_exponent"),
     "smoothing": ("smoothing_factor", "smoothing_curve"),
     "dry": ("dry_multiplier", "dry_base", "dry_allowed_length"),
     "xtc": ("xtc_probability", "xtc_threshold"),
-    "bias": ("logit_bias",),
+    "logit_bias": ("logit_bias",),
 }
 RULES = _NAMED | {n: (n,) for n in NEUTRAL if not any(n in names for names in _NAMED.values())}
 """By the name of its stage, the settings of each rule."""
@@ -75,8 +75,10 @@ def make_params(requests: Sequence[Request], tokenizer: Tokenizer) -> list[Sampl
         match name:
             case "logit_bias":
                 biases = [token_bias(request, tokenizer) for request in requests]
-                columns["bias_token_ids"] = in_rows((bias.keys() for bias in biases), -1, np.int32)
-                columns["bias"] = in_rows((bias.values() for bias in biases), 0, np.float32)
+                columns["logit_bias_token_ids"] = in_rows(
+                    (bias.keys() for bias in biases), -1, np.int32
+                )
+                columns["logit_bias"] = in_rows((bias.values() for bias in biases), 0, np.float32)
             case "bad_words":
                 columns |= bad_words([r.bad_words for r in requests], tokenizer)
             case _:

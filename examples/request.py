@@ -15,7 +15,7 @@ from jaxsample import SamplingParams
 class Request:
     """A prompt and how to continue it.
 
-    The settings from min_tokens to no_repeat_ngram are those of `SamplingParams`.
+    The settings from min_tokens to no_repeat_ngram_size are those of `SamplingParams`.
 
     Attributes:
       prompt: the text to continue.
@@ -33,17 +33,17 @@ class Request:
     max_tokens: int = 120
     min_tokens: int = 0
     temperature: float = 0.8
-    temperature_low: float = 1.0
-    temperature_high: float = 1.0
-    temperature_exponent: float = 1.0
+    dynatemp_low: float = 1.0
+    dynatemp_high: float = 1.0
+    dynatemp_exponent: float = 1.0
     smoothing_factor: float = 0.0
     smoothing_curve: float = 1.0
     top_k: int = 0
     top_p: float = 0.95
     min_p: float = 0.0
     typical_p: float = 1.0
-    epsilon: float = 0.0
-    eta: float = 0.0
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
     top_a: float = 0.0
     top_n_sigma: float = 0.0
     tail_free: float = 1.0
@@ -57,7 +57,7 @@ class Request:
     dry_multiplier: float = 0.0
     dry_base: float = 1.75
     dry_allowed_length: int = 2
-    no_repeat_ngram: int = 0
+    no_repeat_ngram_size: int = 0
     logit_bias: dict = dataclasses.field(default_factory=dict)
     bad_words: list = dataclasses.field(default_factory=list)
 
@@ -97,7 +97,7 @@ def check(name: str, value: Any) -> None:
             _check_kind(f"a token of {name}", str, token)
             if bias != -math.inf:
                 _check_kind(f"{name}[{json.dumps(token)}]", float, bias)
-        SamplingParams(bias=[*value.values()]).validate()
+        SamplingParams(logit_bias=[*value.values()]).validate()
     elif kind is list:
         for word in value:
             _check_kind(f"each of {name}", str, word)

@@ -1,5 +1,6 @@
 """Token sampling for JAX decoding loops: pure functions over logits `[..., vocab]`."""
 
+from jaxsample.adaptive_p import AdaptivePParams, AdaptivePState, adaptive_p_sample, init_adaptive_p
 from jaxsample.constraints import (
     allowed_logits,
     bad_words_logits,
@@ -10,24 +11,6 @@ from jaxsample.constraints import (
     packed_bitmask,
     suppressed_logits,
 )
-from jaxsample.detection import (
-    GreenListDetection,
-    ScoreDetection,
-    detect_green_list,
-    detect_gumbel,
-    detect_synthid,
-)
-from jaxsample.feedback import (
-    AdaptivePParams,
-    AdaptivePState,
-    MirostatParams,
-    MirostatState,
-    adaptive_p_sample,
-    init_adaptive_p,
-    init_mirostat,
-    mirostat_v1_sample,
-    mirostat_v2_sample,
-)
 from jaxsample.keys import request_keys, seed_words
 from jaxsample.logprobs import (
     TopLogprobs,
@@ -36,6 +19,14 @@ from jaxsample.logprobs import (
     token_ranks,
     top_logprobs,
 )
+from jaxsample.mirostat import (
+    MirostatParams,
+    MirostatState,
+    init_mirostat,
+    mirostat_v1_sample,
+    mirostat_v2_sample,
+)
+from jaxsample.orders import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, Order, Rule
 from jaxsample.params import SamplingParams
 from jaxsample.penalties import (
     dry_penalized_logits,
@@ -47,7 +38,6 @@ from jaxsample.penalties import (
 from jaxsample.sampler import SampleOutput, sample
 from jaxsample.sampling import categorical_sample, greedy_sample
 from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
-from jaxsample.stages import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, Order
 from jaxsample.state import SamplerState, init_state, reset_rows, update_state
 from jaxsample.truncation import (
     epsilon_logits,
@@ -63,8 +53,13 @@ from jaxsample.truncation import (
     typical_p_logits,
     xtc_logits,
 )
-from jaxsample.watermark import (
+from jaxsample.watermarks import (
+    GreenListDetection,
+    ScoreDetection,
     context_repeated,
+    detect_green_list,
+    detect_gumbel,
+    detect_synthid,
     green_list_logits,
     gumbel_watermark_sample,
     last_tokens,
@@ -84,6 +79,7 @@ __all__ = [
     "MirostatParams",
     "MirostatState",
     "Order",
+    "Rule",
     "SampleOutput",
     "SamplerState",
     "SamplingParams",

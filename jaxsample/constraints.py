@@ -2,13 +2,11 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample._core import _bits, _chunks, _history, _normalizer, _scan, _shards, _sparse
+from jaxsample._core import _bits, _checks, _chunks, _history, _normalizer, _scan, _shards, _sparse
 from jaxsample._core._chunks import Implementation, Source, opened
 from jaxsample._core._parameters import (
     BAD_WORDS,
@@ -146,6 +144,7 @@ def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike, *, axis_name: AxisName
     return _bits.masked(x.logits, _bits.unpacked(jnp.asarray(bitmask), x.logits.shape[-1]))
 
 
+@public(first="allowed", convert_first=_checks.mask)
 def packed_bitmask(allowed: ArrayLike) -> Array:
     """Packs a mask over the vocabulary as `bitmask_logits` reads it.
 
@@ -162,15 +161,7 @@ def packed_bitmask(allowed: ArrayLike) -> Array:
     >>> print(packed_bitmask(np.arange(34) % 2 == 1))
     [-1431655766           2]
     """
-    array = allowed if isinstance(allowed, Array) else np.asarray(allowed)
-    if array.dtype != np.bool_:
-        raise TypeError(f"allowed must hold bool, got {array.dtype}")
-    if array.ndim < 1:
-        raise ValueError(f"allowed must have shape [..., vocab], got {array.shape}")
-    return _packed_bitmask(jnp.asarray(array))
-
-
-_packed_bitmask = jax.jit(_bits.packed)
+    return _bits.packed(jnp.asarray(allowed))
 
 
 @public(token_ids=IDS)
@@ -318,7 +309,7 @@ def bad_words(
     return Banned(last, begun & (prefix >= 0) & (start >= 0), bad)
 
 
-@public(rows="conditional", unconditional=LOGITS, scale=FINITE)
+@public(first="conditional", unconditional=LOGITS, scale=FINITE)
 def guided_logits(
     conditional: ArrayLike,
     unconditional: ArrayLike,

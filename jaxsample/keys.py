@@ -9,8 +9,55 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsample._core import _checks
+from jaxsample._core._public import public
 
 
+def _words(name: str, seeds: Any) -> tuple[Any, Any]:
+    """Returns the two words of each seed, and which seeds are below 0; None where none can be."""
+    if getattr(seeds, "dtype", None) == np.uint32:
+        if seeds.shape[-1:] != (2,):
+            raise ValueError(
+                f"{name} of uint32 must have shape [..., 2], two words a seed, got {seeds.shape}"
+            )
+        return seeds, None
+    if not isinstance(seeds, Array):
+        return _host_words(seeds)
+    if _checks.kind(seeds) not in "iu":
+        raise TypeError(f"{name} must hold integers, got {seeds.dtype}")
+    high = (seeds >> 16) >> 16 if seeds.dtype.itemsize > 2 else jnp.where(seeds < 0, -1, 0)
+    return jnp.stack([high.astype(jnp.uint32), seeds.astype(jnp.uint32)], axis=-1), seeds < 0
+
+
+def _host_words(seeds: Any) -> tuple[np.ndarray, np.ndarray]:
+    array = np.asarray(seeds, object)
+    for seed in array.flat:
+        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+            raise TypeError(f"seeds must hold integers, got {seed!r}")
+        if seed >= 2**64:
+            raise ValueError(f"seeds must be below 2**64, got {seed}")
+    words = [divmod(int(seed) % 2**64, 2**32) for seed in array.flat]
+    negative = [seed < 0 for seed in array.flat]
+    return (
+        np.array(words, np.uint32).reshape(*array.shape, 2),
+        np.array(negative, bool).reshape(array.shape),
+    )
+
+
+def _unseeded(name: str, value: Any, seeds: tuple[Any, Any]) -> Any:
+    negative = seeds[1]
+    if value is None and isinstance(negative, np.ndarray) and negative.any():
+        place = np.argwhere(negative)[0].tolist()
+        raise ValueError(f"{name} must be given where seeds are below 0, as at {place}")
+    return value
+
+
+@public(
+    first="seeds",
+    convert_first=_words,
+    static=(),
+    positions=lambda name, value, _: _checks.integers(name, value),
+    unseeded=_unseeded,
+)
 def request_keys(seeds: Any, positions: ArrayLike, *, unseeded: ArrayLike | None = None) -> Array:
     """Returns the key of each request at a position: `fold_in(key of the seed, position)`.
 
@@ -42,20 +89,20 @@ def request_keys(seeds: Any, positions: ArrayLike, *, unseeded: ArrayLike | None
     >>> print(keys.shape, keys[0] == jax.random.fold_in(jax.random.key(7), 0))
     (4,) True
     """
-    words, negative = _words(seeds)
-    if unseeded is None and isinstance(negative, np.ndarray) and negative.any():
-        raise ValueError(f"unseeded must be given where seeds are below 0, got {seeds}")
-    positions = _checks.integers("positions", positions)
+    words, negative = seeds
     try:
-        shape = jnp.broadcast_shapes(words.shape[:-1], positions.shape)
+        shape = jnp.broadcast_shapes(words.shape[:-1], jnp.shape(positions))
     except ValueError:
         raise ValueError(
             f"positions must broadcast with one seed a request, of shape {words.shape[:-1]}, got "
-            f"shape {positions.shape}"
+            f"shape {jnp.shape(positions)}"
         ) from None
+    keys = jnp.broadcast_to(jax.random.wrap_key_data(words, impl="threefry2x32"), shape)
     if unseeded is not None:
-        unseeded = _checks.keys("unseeded", unseeded, jnp.empty((*shape, 1)))
-    return _request_keys(words, negative, jnp.broadcast_to(positions, shape), unseeded)
+        others = _checks.keys("unseeded", unseeded, jnp.empty((*shape, 1)))
+        keys = keys if negative is None else jnp.where(negative, others, keys)
+    each = jnp.broadcast_to(positions, shape).astype(jnp.uint32)
+    return jnp.vectorize(jax.random.fold_in)(keys, each)
 
 
 def seed_words(seeds: Any) -> np.ndarray:
@@ -79,45 +126,3 @@ def seed_words(seeds: Any) -> np.ndarray:
     if negative.any():
         raise ValueError(f"seeds must be at least 0, got {seeds}")
     return words
-
-
-@jax.jit
-def _request_keys(
-    words: Array, negative: Array | None, positions: Array, unseeded: Array | None
-) -> Array:
-    keys = jax.random.wrap_key_data(words, impl="threefry2x32")
-    keys = jnp.broadcast_to(keys, positions.shape)
-    if negative is not None and unseeded is not None:
-        keys = jnp.where(negative, unseeded, keys)
-    return jnp.vectorize(jax.random.fold_in)(keys, positions.astype(jnp.uint32))
-
-
-def _words(seeds: Any) -> tuple[Any, Any]:
-    """Returns the two words of each seed, and which seeds are below 0; None where none can be."""
-    if getattr(seeds, "dtype", None) == np.uint32:
-        if seeds.shape[-1:] != (2,):
-            raise ValueError(
-                f"seeds of uint32 must have shape [..., 2], two words a seed, got {seeds.shape}"
-            )
-        return seeds, None
-    if not isinstance(seeds, Array):
-        return _host_words(seeds)
-    if _checks.kind(seeds) not in "iu":
-        raise TypeError(f"seeds must hold integers, got {seeds.dtype}")
-    high = (seeds >> 16) >> 16 if seeds.dtype.itemsize > 2 else jnp.where(seeds < 0, -1, 0)
-    return jnp.stack([high.astype(jnp.uint32), seeds.astype(jnp.uint32)], axis=-1), seeds < 0
-
-
-def _host_words(seeds: Any) -> tuple[np.ndarray, np.ndarray]:
-    array = np.asarray(seeds, object)
-    for seed in array.flat:
-        if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-            raise TypeError(f"seeds must hold integers, got {seed!r}")
-        if seed >= 2**64:
-            raise ValueError(f"seeds must be below 2**64, got {seed}")
-    words = [divmod(int(seed) % 2**64, 2**32) for seed in array.flat]
-    negative = [seed < 0 for seed in array.flat]
-    return (
-        np.array(words, np.uint32).reshape(*array.shape, 2),
-        np.array(negative, bool).reshape(array.shape),
-    )

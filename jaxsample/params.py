@@ -1,6 +1,7 @@
 """`SamplingParams`: the parameters of all rules, of each row of a batch."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -50,29 +51,30 @@ class SamplingParams:
       suppressed_token_ids: `[..., n]`, of `suppressed_logits`.
       bad_words: `[..., words, n]`, of `bad_words_logits`, with `bad_word_lengths` `[..., words]`.
       stop_token_ids: `[..., n]`, barred for the first `min_tokens`, of `min_tokens_logits`.
-      no_repeat_ngram: at least 0; neutral 0.
+      no_repeat_ngram_size: at least 0; neutral 0.
       repetition_penalty: finite and above 0; neutral 1.
       presence_penalty: finite; neutral 0.
       frequency_penalty: finite; neutral 0.
       dry_multiplier: finite and at least 0; neutral 0. With `dry_base` (at least 1, 1.75 if not
-        given), `dry_allowed_length` (at least 1, 2) and `dry_breakers` `[..., n]` (none).
-      bias_token_ids: `[..., n]`, of `biased_logits`, with `bias` `[..., n]`.
+        given), `dry_allowed_length` (at least 1, 2) and `dry_sequence_breakers` `[..., n]` (none).
+      logit_bias_token_ids: `[..., n]`, of `biased_logits`, with `logit_bias` `[..., n]`.
       temperature: finite and at least 0; 0 is greedy, 1 neutral.
-      temperature_low: finite and at least 0, of `entropy_scaled_logits`, with `temperature_high`
-        and `temperature_exponent` (1 if not given); neutral 1 and 1.
+      dynatemp_low: finite and at least 0, of `entropy_scaled_logits`, with `dynatemp_high`
+        and `dynatemp_exponent` (1 if not given); neutral 1 and 1.
       smoothing_factor: finite and at least 0, neutral 0, with `smoothing_curve` (1 if not given).
       top_k: an integer, at least -1; -1, 0 and anything from `vocab` up are neutral.
       top_p: in [0, 1]; 1 is neutral, 0 keeps the token of rank 0.
       min_p: in [0, 1]; 0 is neutral.
       typical_p: in [0, 1]; 1 is neutral.
-      epsilon: in [0, 1]; 0 is neutral.
-      eta: in [0, 1]; 0 is neutral.
+      epsilon_cutoff: in [0, 1]; 0 is neutral.
+      eta_cutoff: in [0, 1]; 0 is neutral.
       top_a: in [0, 1]; 0 is neutral.
       top_n_sigma: finite; 0 and below are neutral.
       tail_free: in [0, 1]; 1 is neutral.
       top_h: in [0, 1]; 1 is neutral.
       p_less: bool; False is neutral.
       xtc_probability: in [0, 1], neutral 0, with `xtc_threshold` in [0, 1], neutral above 0.5.
+      custom: parameters of each `Rule` in the order, by its name: any pytree of arrays and numbers.
 
     >>> import numpy as np
     >>> SamplingParams(temperature=0.7, top_p=np.array([0.9, 1.2])).validate()
@@ -90,28 +92,28 @@ class SamplingParams:
     bad_word_lengths: ArrayLike | None = _field(WORD_LENGTHS)
     stop_token_ids: ArrayLike | None = _field(IDS)
     min_tokens: ArrayLike | None = _field(COUNT)
-    no_repeat_ngram: ArrayLike | None = _field(COUNT)
+    no_repeat_ngram_size: ArrayLike | None = _field(COUNT)
     repetition_penalty: ArrayLike | None = _field(POSITIVE)
     presence_penalty: ArrayLike | None = _field(FINITE)
     frequency_penalty: ArrayLike | None = _field(FINITE)
     dry_multiplier: ArrayLike | None = _field(NOT_NEGATIVE)
     dry_base: ArrayLike | None = _field(FROM_1)
     dry_allowed_length: ArrayLike | None = _field(COUNT_FROM_1)
-    dry_breakers: ArrayLike | None = _field(IDS)
-    bias_token_ids: ArrayLike | None = _field(IDS)
-    bias: ArrayLike | None = _field(BIAS)
+    dry_sequence_breakers: ArrayLike | None = _field(IDS)
+    logit_bias_token_ids: ArrayLike | None = _field(IDS)
+    logit_bias: ArrayLike | None = _field(BIAS)
     temperature: ArrayLike | None = _field(NOT_NEGATIVE)
-    temperature_low: ArrayLike | None = _field(NOT_NEGATIVE)
-    temperature_high: ArrayLike | None = _field(NOT_NEGATIVE)
-    temperature_exponent: ArrayLike | None = _field(NOT_NEGATIVE)
+    dynatemp_low: ArrayLike | None = _field(NOT_NEGATIVE)
+    dynatemp_high: ArrayLike | None = _field(NOT_NEGATIVE)
+    dynatemp_exponent: ArrayLike | None = _field(NOT_NEGATIVE)
     smoothing_factor: ArrayLike | None = _field(NOT_NEGATIVE)
     smoothing_curve: ArrayLike | None = _field(FROM_1)
     top_k: ArrayLike | None = _field(TOP_K)
     top_p: ArrayLike | None = _field(SHARE)
     min_p: ArrayLike | None = _field(SHARE)
     typical_p: ArrayLike | None = _field(SHARE)
-    epsilon: ArrayLike | None = _field(SHARE)
-    eta: ArrayLike | None = _field(SHARE)
+    epsilon_cutoff: ArrayLike | None = _field(SHARE)
+    eta_cutoff: ArrayLike | None = _field(SHARE)
     top_a: ArrayLike | None = _field(SHARE)
     top_n_sigma: ArrayLike | None = _field(FINITE)
     tail_free: ArrayLike | None = _field(SHARE)
@@ -119,6 +121,7 @@ class SamplingParams:
     p_less: ArrayLike | None = _field(FLAG)
     xtc_probability: ArrayLike | None = _field(SHARE)
     xtc_threshold: ArrayLike | None = _field(SHARE)
+    custom: Mapping[str, Any] | None = None
 
     def validate(self) -> None:
         """Checks the values, which no traced code can, on the host.
@@ -132,8 +135,8 @@ class SamplingParams:
 
 
 def given(params: SamplingParams) -> list[tuple[str, Parameter, Any]]:
-    """Returns the fields that are not None: their names, parameters and values."""
-    fields = [(f.name, f.metadata["parameter"]) for f in dataclasses.fields(params)]
+    """Returns the fields of stages that are not None: their names, parameters and values."""
+    fields = [(f.name, f.metadata["parameter"]) for f in dataclasses.fields(params) if f.metadata]
     found = [(name, parameter, getattr(params, name)) for name, parameter in fields]
     return [(name, parameter, value) for name, parameter, value in found if value is not None]
 

@@ -154,7 +154,7 @@ def _breakers(name: str, value: Any, logits: Array) -> Array:
     multiplier=NOT_NEGATIVE,
     base=FROM_1,
     allowed_length=COUNT_FROM_1,
-    breakers=_breakers,
+    sequence_breakers=_breakers,
 )
 def dry_penalized_logits(
     logits: ArrayLike,
@@ -163,7 +163,7 @@ def dry_penalized_logits(
     multiplier: ArrayLike,
     base: ArrayLike = 1.75,
     allowed_length: ArrayLike = 2,
-    breakers: ArrayLike | None = None,
+    sequence_breakers: ArrayLike | None = None,
     *,
     axis_name: AxisName = None,
 ) -> Array:
@@ -181,7 +181,7 @@ def dry_penalized_logits(
       multiplier: finite and at least 0, a scalar or `[...]`; 0 is neutral.
       base: finite and at least 1, a scalar or `[...]`. The penalty ends at the largest float32.
       allowed_length: integer, at least 1, a scalar or `[...]`.
-      breakers: integers `[..., n]` below `vocab`, or None; negative ids are padding.
+      sequence_breakers: integers `[..., n]` below `vocab`, or None; negative ids are padding.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
 
@@ -201,7 +201,8 @@ def dry_penalized_logits(
     >>> print(dry_penalized_logits(jnp.zeros(5), history, 6, 0.8))
     [ 0.   0.   0.  -0.8  0. ]
     """
-    x, text, breaking = opened(logits, axis_name), jnp.asarray(tokens), jnp.asarray(breakers)
+    x, text = opened(logits, axis_name), jnp.asarray(tokens)
+    breaking = jnp.asarray(sequence_breakers)
     length, multiplier, base, allowed = map(x.per_row, (length, multiplier, base, allowed_length))
     vocab, size = x.vocab, text.shape[-1]
     place = _chunks.positions(text)

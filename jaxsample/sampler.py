@@ -16,9 +16,10 @@ from jaxsample._core._ranking import Cut
 from jaxsample._core._shards import AxisName
 from jaxsample.constraints import packed_bitmask
 from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs
+from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.params import SamplingParams, converted
 from jaxsample.scaling import divisor_of
-from jaxsample.stages import DEFAULT_ORDER, Order, applied, mask_of, planned, rules_of
+from jaxsample.stages import applied, mask_of, planned, rules_of
 from jaxsample.state import SamplerState
 
 _MODES = ("processed_logprobs", "raw_logprobs")
@@ -110,7 +111,8 @@ def sample(
       params: what to apply; fields that are None cost nothing.
       state: what the rows hold so far, for the rules that look back.
       order: static, the names of the stages; `DEFAULT_ORDER`, `VLLM_ORDER`, `HF_ORDER` and
-        `LLAMA_CPP_ORDER` are there. A nested tuple judges its stages on the same distribution.
+        `LLAMA_CPP_ORDER` are there. A nested tuple judges its stages on the same distribution, and
+        a `Rule` is a rule of the caller.
       num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the token's rank.
       logprobs_mode: static, "processed_logprobs", of the distribution that was drawn from, or
         "raw_logprobs", of the logits as they were given.

@@ -1,4 +1,4 @@
-"""The stages of `sample`, a name for each rule, and the orders in which systems apply them."""
+"""The stages of `sample`: each a rule with its parameters, and the plan of those that apply."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jaxsample._core import _bits, _checks, _shards
 from jaxsample._core._chunks import Source
@@ -25,6 +25,7 @@ from jaxsample.constraints import (
     suppressed,
     without,
 )
+from jaxsample.orders import Order, Rule
 from jaxsample.params import SamplingParams
 from jaxsample.penalties import (
     dry_penalized_logits,
@@ -51,94 +52,7 @@ from jaxsample.truncation import (
     xtc_logits,
 )
 
-Order = tuple[str | tuple[str, ...], ...]
-"""Names of stages. A nested tuple is judged jointly: each of its stages on the same distribution,
-and what all of them keep is kept."""
-
-DEFAULT_ORDER: Order = (
-    "guidance",
-    "allowed",
-    "bitmask",
-    "suppressed",
-    "bad_words",
-    "min_tokens",
-    "no_repeat_ngram",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "dry",
-    "bias",
-    "temperature",
-    "entropy_temperature",
-    "smoothing",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon",
-    "eta",
-    "top_a",
-    "top_n_sigma",
-    "tail_free",
-    "top_h",
-    "p_less",
-    "xtc",
-)
-"""Constraints, penalties, bias, temperature, top-k, top-p, min-p, then the others."""
-
-VLLM_ORDER: Order = (
-    "bitmask",
-    "allowed",
-    "bad_words",
-    "min_tokens",
-    "bias",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "temperature",
-    "min_p",
-    "top_k",
-    "top_p",
-)
-"""The order of vLLM, and its stages."""
-
-HF_ORDER: Order = (
-    "guidance",
-    "bias",
-    "repetition_penalty",
-    "no_repeat_ngram",
-    "bad_words",
-    "min_tokens",
-    "allowed",
-    "suppressed",
-    "temperature",
-    "top_h",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "epsilon",
-    "eta",
-)
-"""The order of Hugging Face transformers' `generate`, and its stages."""
-
-LLAMA_CPP_ORDER: Order = (
-    "bitmask",
-    "bias",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "dry",
-    "top_n_sigma",
-    "top_k",
-    "typical_p",
-    "top_p",
-    "min_p",
-    "xtc",
-    "temperature",
-    "entropy_temperature",
-)
-"""The order of llama.cpp's default chain, and its stages."""
+Groups = list[tuple[str | Rule, ...] | tuple[str, ...]]
 
 
 class _Input(NamedTuple):
@@ -171,54 +85,76 @@ class _Input(NamedTuple):
         return {**self.axis, "implementation": self.x.implementation}
 
 
-class _Stage(NamedTuple):
-    """The application of a stage.
+class Stage(NamedTuple):
+    """A rule as a stage of `sample`.
 
     Attributes:
-      apply: to its input, for new logits.
-      fields: the params that it needs.
-      optional: the params that it has a default for.
-      remembers: whether it needs the state.
-      drops: whether it only drops tokens, by looking at all of the distribution.
-      mask: gives what it leaves, packed, or what it takes away, if it does so whatever the logits.
+      name: its name in an order.
+      apply: returns new logits.
+      fields: the fields of `SamplingParams` that it needs.
+      optional: the fields that have a default.
+      needs_state: whether it needs the `SamplerState`.
+      drops: whether it only drops tokens, by the whole distribution.
+      mask: returns the packed mask of the tokens that it leaves, or the tokens that it bans, where
+        that does not depend on the logits.
     """
 
+    name: str
     apply: Callable[[_Input], Array]
-    fields: tuple[str, ...]
+    fields: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
-    remembers: bool = False
+    needs_state: bool = False
     drops: bool = False
     mask: Callable[[_Input], Array | Banned] | None = None
 
 
 def _of(
+    name: str,
     rule: Callable[..., Array],
     *fields: str,
     looks: bool = True,
     drops: bool = False,
     mask: Callable[[_Input], Array] | None = None,
-) -> _Stage:
+) -> Stage:
     """Returns the stage of a rule that takes the logits and then its fields."""
 
     def apply(i: _Input) -> Array:
         options = i.looks if looks else i.axis
         return rule(i.logits, *(i.given[f] for f in fields), **options)
 
-    return _Stage(apply, fields, drops=drops, mask=mask)
+    return Stage(name, apply, fields, drops=drops, mask=mask)
 
 
-def _named(i: _Input, prefix: str) -> dict[str, Any]:
-    """Returns the params of a stage by the names that its function has for them."""
-    return {field.removeprefix(prefix): value for field, value in i.given.items()}
-
-
-def _bans(banned: Callable[[_Input], Banned], *fields: str, remembers: bool = False) -> _Stage:
+def _bans(
+    name: str, banned: Callable[[_Input], Banned], *fields: str, needs_state: bool = False
+) -> Stage:
     """Returns the stage that masks a few tokens."""
 
     def apply(i: _Input) -> Array:
         return without(i.x, banned(i))
 
-    return _Stage(apply, fields, remembers=remembers, mask=banned)
+    return Stage(name, apply, fields, needs_state=needs_state, mask=banned)
+
+
+def _custom(rule: Rule) -> Stage:
+    """Returns the stage of a rule of the caller."""
+
+    def apply(i: _Input) -> Array:
+        logits = jnp.asarray(rule.function(i.logits, i.given.get(rule.name), i.state))
+        if logits.dtype not in _checks.FLOATS or logits.shape != i.logits.shape:
+            raise ValueError(
+                f"rule {rule.name!r} must return floating logits of shape {i.logits.shape}, got "
+                f"{logits.dtype} of shape {logits.shape}"
+            )
+        # Written once: each pass of the draw would compute and round them in its own way.
+        return lax.optimization_barrier(logits)
+
+    return Stage(rule.name, apply)
+
+
+def _named(i: _Input, prefix: str) -> dict[str, Any]:
+    """Returns the params of a stage by the names that its function has for them."""
+    return {field.removeprefix(prefix): value for field, value in i.given.items()}
 
 
 def _allowed(i: _Input) -> Array:
@@ -246,7 +182,7 @@ def _min_tokens(i: _Input) -> Banned:
 
 
 def _no_repeat_ngram(i: _Input) -> Array:
-    n = i.given["no_repeat_ngram"]
+    n = i.given["no_repeat_ngram_size"]
     return no_repeat_ngram_logits(i.logits, i.state.tokens, i.state.lengths, n, **i.axis)
 
 
@@ -290,47 +226,48 @@ def _xtc(i: _Input) -> Array:
     return xtc_logits(keys.reshape(i.keys.shape), i.logits, chance, threshold, **i.looks)
 
 
-_STAGES = {
-    "guidance": _of(guided_logits, "unconditional_logits", "guidance_scale"),
-    "allowed": _of(allowed_logits, "allowed", looks=False, mask=_allowed),
-    "bitmask": _of(bitmask_logits, "bitmask", looks=False, mask=_bitmask),
-    "suppressed": _bans(_suppressed, "suppressed_token_ids"),
-    "bad_words": _bans(_bad_words, "bad_words", "bad_word_lengths", remembers=True),
-    "min_tokens": _bans(_min_tokens, "min_tokens", "stop_token_ids", remembers=True),
-    "no_repeat_ngram": _Stage(_no_repeat_ngram, ("no_repeat_ngram",), remembers=True),
-    "repetition_penalty": _Stage(_repetition, ("repetition_penalty",), remembers=True),
-    "frequency_penalty": _Stage(_frequency, ("frequency_penalty",), remembers=True),
-    "presence_penalty": _Stage(_presence, ("presence_penalty",), remembers=True),
-    "dry": _Stage(
+_EVERY_STAGE = (
+    _of("guidance", guided_logits, "unconditional_logits", "guidance_scale"),
+    _of("allowed", allowed_logits, "allowed", looks=False, mask=_allowed),
+    _of("bitmask", bitmask_logits, "bitmask", looks=False, mask=_bitmask),
+    _bans("suppressed", _suppressed, "suppressed_token_ids"),
+    _bans("bad_words", _bad_words, "bad_words", "bad_word_lengths", needs_state=True),
+    _bans("min_tokens", _min_tokens, "min_tokens", "stop_token_ids", needs_state=True),
+    Stage("no_repeat_ngram", _no_repeat_ngram, ("no_repeat_ngram_size",), needs_state=True),
+    Stage("repetition_penalty", _repetition, ("repetition_penalty",), needs_state=True),
+    Stage("frequency_penalty", _frequency, ("frequency_penalty",), needs_state=True),
+    Stage("presence_penalty", _presence, ("presence_penalty",), needs_state=True),
+    Stage(
+        "dry",
         _dry,
         ("dry_multiplier",),
-        ("dry_base", "dry_allowed_length", "dry_breakers"),
-        remembers=True,
+        ("dry_base", "dry_allowed_length", "dry_sequence_breakers"),
+        needs_state=True,
     ),
-    "bias": _of(biased_logits, "bias_token_ids", "bias", looks=False),
-    "temperature": _of(scaled_logits, "temperature"),
-    "entropy_temperature": _Stage(
-        _entropy_temperature, ("temperature_low", "temperature_high"), ("temperature_exponent",)
+    _of("logit_bias", biased_logits, "logit_bias_token_ids", "logit_bias", looks=False),
+    _of("temperature", scaled_logits, "temperature"),
+    Stage(
+        "dynatemp", _entropy_temperature, ("dynatemp_low", "dynatemp_high"), ("dynatemp_exponent",)
     ),
-    "smoothing": _Stage(_smoothing, ("smoothing_factor",), ("smoothing_curve",)),
-    "top_k": _of(top_k_logits, "top_k", drops=True),
-    "top_p": _of(top_p_logits, "top_p", drops=True),
-    "min_p": _of(min_p_logits, "min_p", drops=True),
-    "typical_p": _of(typical_p_logits, "typical_p", drops=True),
-    "epsilon": _of(epsilon_logits, "epsilon", drops=True),
-    "eta": _of(eta_logits, "eta", drops=True),
-    "top_a": _of(top_a_logits, "top_a", drops=True),
-    "top_n_sigma": _of(top_n_sigma_logits, "top_n_sigma", looks=False, drops=True),
-    "tail_free": _of(tail_free_logits, "tail_free", drops=True),
-    "top_h": _of(top_h_logits, "top_h", drops=True),
-    "p_less": _Stage(_p_less, ("p_less",), drops=True),
-    "xtc": _Stage(_xtc, ("xtc_probability", "xtc_threshold"), drops=True),
-}
+    Stage("smoothing", _smoothing, ("smoothing_factor",), ("smoothing_curve",)),
+    _of("top_k", top_k_logits, "top_k", drops=True),
+    _of("top_p", top_p_logits, "top_p", drops=True),
+    _of("min_p", min_p_logits, "min_p", drops=True),
+    _of("typical_p", typical_p_logits, "typical_p", drops=True),
+    _of("epsilon_cutoff", epsilon_logits, "epsilon_cutoff", drops=True),
+    _of("eta_cutoff", eta_logits, "eta_cutoff", drops=True),
+    _of("top_a", top_a_logits, "top_a", drops=True),
+    _of("top_n_sigma", top_n_sigma_logits, "top_n_sigma", looks=False, drops=True),
+    _of("tail_free", tail_free_logits, "tail_free", drops=True),
+    _of("top_h", top_h_logits, "top_h", drops=True),
+    Stage("p_less", _p_less, ("p_less",), drops=True),
+    Stage("xtc", _xtc, ("xtc_probability", "xtc_threshold"), drops=True),
+)
+
+STAGES = {stage.name: stage for stage in _EVERY_STAGE}
 
 _PREFIX = {"top_k", "top_p", "min_p"}
-"""The stages that are settled together, by the best candidates alone wherever they suffice."""
-
-_TEMPERATURE = ("temperature",)
+"""The stages that are applied together, by the candidates alone wherever they suffice."""
 
 
 class Plan(NamedTuple):
@@ -340,12 +277,12 @@ class Plan(NamedTuple):
       first: the groups that are applied one after the other.
       masks: the stages behind them that only mask, whatever the logits.
       scales: whether the temperature comes then.
-      last: the groups of top-k, top-p and min-p at the end, which the draw looks through.
+      last: the groups of top-k, top-p and min-p at the end, which are fused with the draw.
       scales_after: whether the temperature comes behind them.
     """
 
-    first: tuple[tuple[str, ...], ...]
-    masks: tuple[str, ...]
+    first: tuple[tuple[Stage, ...], ...]
+    masks: tuple[Stage, ...]
     scales: bool
     last: tuple[tuple[str, ...], ...]
     scales_after: bool
@@ -353,68 +290,68 @@ class Plan(NamedTuple):
 
 def planned(params: SamplingParams, state: SamplerState | None, order: Order) -> Plan:
     """Returns the plan of the stages that the params ask for."""
-    groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in order]
+    groups: Groups = [entry if isinstance(entry, tuple) else (entry,) for entry in order]
     _check_order(groups)
-    asked = {name for name, stage in _STAGES.items() if _is_asked(stage, params, state)}
-    if missing := sorted(asked.difference(*groups)):
+    names = {entry if isinstance(entry, str) else entry.name for group in groups for entry in group}
+    asked = {name for name, stage in STAGES.items() if _is_asked(stage, params, state)}
+    if missing := sorted((asked | set(params.custom or {})) - names):
         raise ValueError(f"order must name every stage that params ask for, {missing[0]!r} too")
-    active = [tuple(name for name in group if name in asked) for group in groups]
+    active = [
+        tuple(
+            STAGES[entry] if isinstance(entry, str) else _custom(entry)
+            for entry in group
+            if isinstance(entry, Rule) or entry in asked
+        )
+        for group in groups
+    ]
     active = [group for group in active if group]
-    end = len(active) - (active[-1:] == [_TEMPERATURE])
+    end = len(active) - _is_temperature(active)
     start = end
-    while start and _PREFIX.issuperset(active[start - 1]):
+    while start and _are_prefix(active[start - 1]):
         start -= 1
     if start == end:  # nothing is cut: it scales what the others leave
         start = end = len(active)
-    scales = active[:start][-1:] == [_TEMPERATURE]
-    first, last = active[: start - scales], active[start:end]
-    masks: list[str] = []
-    while first and all(_STAGES[name].mask for name in first[-1]):
+    scales = _is_temperature(active[:start])
+    first = active[: start - scales]
+    masks: list[Stage] = []
+    while first and all(stage.mask for stage in first[-1]):
         masks += first.pop()
-    return Plan(tuple(first), tuple(masks), scales, tuple(last), end < len(active))
+    last = tuple(tuple(stage.name for stage in group) for group in active[start:end])
+    return Plan(tuple(first), tuple(masks), scales, last, end < len(active))
 
 
 def applied(
-    groups: tuple[tuple[str, ...], ...],
+    groups: tuple[tuple[Stage, ...], ...],
     keys: Array,
     x: Source,
     params: SamplingParams,
     state: SamplerState | None,
 ) -> Source:
     """Returns the logits after some groups of stages."""
-    for is_prefix, some in itertools.groupby(groups, _PREFIX.issuperset):
+    for is_prefix, some in itertools.groupby(groups, _are_prefix):
         if is_prefix:
-            cut = cut_by(x, rules_of(tuple(some), x, params))
-            x = dataclasses.replace(x, logits=cut)
+            names = tuple(tuple(stage.name for stage in group) for group in some)
+            x = dataclasses.replace(x, logits=cut_by(x, rules_of(names, x, params)))
             continue
         for group in some:
-            results = [_STAGES[name].apply(_input(name, keys, x, params, state)) for name in group]
+            results = [stage.apply(_input(stage, keys, x, params, state)) for stage in group]
             # Logits are kept as they are or -inf, and the least is what all of them keep.
             x = dataclasses.replace(x, logits=functools.reduce(jnp.minimum, results))
     return x
 
 
-def _input(
-    name: str, keys: Array, x: Source, params: SamplingParams, state: SamplerState | None
-) -> _Input:
-    stage = _STAGES[name]
-    fields = {field: getattr(params, field) for field in (*stage.fields, *stage.optional)}
-    given = {field: value for field, value in fields.items() if value is not None}
-    return _Input(keys, x, given, state)
-
-
 def mask_of(
-    names: tuple[str, ...],
+    stages: tuple[Stage, ...],
     keys: Array,
     x: Source,
     params: SamplingParams,
     state: SamplerState | None,
 ) -> tuple[Array | None, Array]:
-    """Returns the tokens that stages leave, packed, and the rows `[...]` with a bad parameter."""
+    """Returns the packed mask that stages leave, and the rows `[...]` with a bad parameter."""
     words, bad = None, jnp.array(False)
-    for name in names:
-        mask: Any = _STAGES[name].mask
-        left = mask(_input(name, keys, x, params, state))
+    for stage in stages:
+        mask: Any = stage.mask
+        left = mask(_input(stage, keys, x, params, state))
         if not isinstance(left, Banned):
             words = left if words is None else words & left
             continue
@@ -433,25 +370,52 @@ def rules_of(groups: tuple[tuple[str, ...], ...], x: Source, params: SamplingPar
     return Rules(values, groups)
 
 
-def _is_asked(stage: _Stage, params: SamplingParams, state: SamplerState | None) -> bool:
+def _are_prefix(group: tuple[Stage, ...]) -> bool:
+    return _PREFIX.issuperset(stage.name for stage in group)
+
+
+def _is_temperature(groups: list[tuple[Stage, ...]]) -> bool:
+    """Whether the last group is the temperature alone."""
+    return groups[-1:] == [(STAGES["temperature"],)]
+
+
+def _input(
+    stage: Stage, keys: Array, x: Source, params: SamplingParams, state: SamplerState | None
+) -> _Input:
+    if not stage.fields:  # of a rule of the caller
+        return _Input(keys, x, dict(params.custom or {}), state)
+    fields = {field: getattr(params, field) for field in (*stage.fields, *stage.optional)}
+    given = {field: value for field, value in fields.items() if value is not None}
+    return _Input(keys, x, given, state)
+
+
+def _is_asked(stage: Stage, params: SamplingParams, state: SamplerState | None) -> bool:
     fields = (*stage.fields, *stage.optional)
     given = [name for name in fields if getattr(params, name) is not None]
     for name in stage.fields:
         if given and name not in given:
             raise ValueError(f"params must have {name} where they have {given[0]}")
-    if given and stage.remembers and state is None:
+    if given and stage.needs_state and state is None:
         raise ValueError(f"state must be given where params have {given[0]}")
     return bool(given)
 
 
-def _check_order(groups: list[tuple[str, ...]]) -> None:
-    names = list(itertools.chain(*groups))
-    for name in names:
-        if name not in _STAGES:
-            raise ValueError(f"order must hold names of {', '.join(_STAGES)}; got {name!r}")
-        if names.count(name) > 1:
+def _check_order(groups: Groups) -> None:
+    names: list[str] = []
+    for entry in itertools.chain(*groups):
+        is_rule = isinstance(entry, Rule)
+        name = entry.name if isinstance(entry, Rule) else entry
+        if is_rule and name in STAGES:
+            raise ValueError(f"order must hold rules with names of their own, got {name!r}")
+        if not is_rule and name not in STAGES:
+            raise ValueError(
+                f"order must hold rules and names of {', '.join(STAGES)}; got {name!r}"
+            )
+        if name in names:
             raise ValueError(f"order must name a stage once, got {name!r} twice")
+        names.append(name)
     for group in groups:
-        for name in group:
-            if len(group) > 1 and not _STAGES[name].drops:
+        for entry in group:
+            if len(group) > 1 and not (isinstance(entry, str) and STAGES[entry].drops):
+                name = entry if isinstance(entry, str) else entry.name
                 raise ValueError(f"order must not nest {name!r}: it is not a truncation")

@@ -1,7 +1,7 @@
 """The state of a decoding loop, in fixed shapes, so that rows may come and go."""
 
 import dataclasses
-import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsample._core import _checks, _chunks, _shards
-from jaxsample._core._shards import AxisName, Shards
+from jaxsample._core._public import public, static_integer
+from jaxsample._core._shards import AxisName
 from jaxsample.constraints import packed_bitmask
 
 
@@ -35,6 +36,23 @@ class SamplerState:
     counts: Array
 
 
+def _state(name: str, value: Any) -> SamplerState:
+    _checks.instance(name, value, SamplerState)
+    return value
+
+
+def _integers(name: str, value: ArrayLike, _: SamplerState) -> Array:
+    return _checks.integers(name, value)
+
+
+@public(
+    first="prompt_tokens",
+    convert_first=_checks.text,
+    static=("vocab_size", "max_length", "axis_name"),
+    prompt_lengths=_checks.integer,
+    vocab_size=static_integer(1, _checks.MAX_VOCAB),
+    max_length=static_integer(1, 2**31 - 1),
+)
 def init_state(
     prompt_tokens: ArrayLike,
     prompt_lengths: ArrayLike,
@@ -66,27 +84,18 @@ def init_state(
     >>> print(state.lengths, state.tokens[:, :4].tolist())
     [4 2] [[3, 1, 3, 4], [2, 4, 0, 0]]
     """
-    vocab_size = _checks.static_integer("vocab_size", vocab_size, 1, _checks.MAX_VOCAB)
-    max_length = _checks.static_integer("max_length", max_length, 1, 2**31 - 1)
-    tokens = _checks.integers("prompt_tokens", prompt_tokens)
-    if tokens.ndim < 1 or tokens.shape[-1] > max_length:
+    tokens = jnp.asarray(prompt_tokens)
+    if tokens.shape[-1] > max_length:
         raise ValueError(
             f"prompt_tokens must have shape [..., n] with n <= max_length = {max_length}, "
             f"got {tokens.shape}"
         )
-    lengths = _checks.integer("prompt_lengths", prompt_lengths, tokens)
-    lengths = _checks.to_rows(lengths, tokens)
-    return _init_state(tokens, lengths, vocab_size, max_length, axis_name)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _init_state(
-    tokens: Array, lengths: Array, vocab: int, max_length: int, axis_name: AxisName
-) -> SamplerState:
+    lengths = _checks.to_rows(jnp.asarray(prompt_lengths), tokens)
     *lead, width = tokens.shape
     valid = _chunks.positions(tokens) < lengths[..., None]
-    ids = jnp.where(valid & (tokens >= 0), tokens, vocab)  # dropped, as any beyond the vocabulary
-    seen = jnp.zeros((*lead, vocab), bool)
+    # Ids at or above the vocabulary are dropped.
+    ids = jnp.where(valid & (tokens >= 0), tokens, vocab_size)
+    seen = jnp.zeros((*lead, vocab_size), bool)
     shards = _chunks.shards(seen, axis_name)
     seen = jnp.vectorize(lambda mask, ids: mask.at[ids].set(True), signature="(v),(n)->(v)")(
         seen, _shards.places(seen, ids, shards)
@@ -101,6 +110,12 @@ def _init_state(
     )
 
 
+@public(
+    first="state",
+    convert_first=_state,
+    tokens=lambda name, value, state: _checks.tokens(name, value, state.counts),
+    active=lambda name, value, state: _checks.flags(name, value, state.counts),
+)
 def update_state(
     state: SamplerState, tokens: ArrayLike, active: ArrayLike = True, *, axis_name: AxisName = None
 ) -> SamplerState:
@@ -128,17 +143,9 @@ def update_state(
     >>> print(state.counts)
     [[0 0 0 1] [0 0 0 0]]
     """
-    tokens = _checks.tokens("tokens", tokens, state.counts)
-    active = _checks.flags("active", active, state.counts)
     shards = _chunks.shards(state.counts, axis_name)
-    return _update_state(state, tokens, _checks.to_rows(active, state.counts), shards)
-
-
-@jax.jit
-def _update_state(
-    state: SamplerState, tokens: Array, active: Array, shards: Shards | None
-) -> SamplerState:
-    active &= tokens >= 0
+    token = jnp.asarray(tokens)
+    appended = _checks.to_rows(jnp.asarray(active), state.counts) & (token >= 0)
     vocab, max_length = _shards.vocab(state.counts, shards), state.tokens.shape[-1]
 
     def set_at(row: Array, place: Array, token: Array) -> Array:
@@ -147,17 +154,23 @@ def _update_state(
     def add_at(row: Array, place: Array) -> Array:
         return row.at[place].add(1, mode="drop")
 
-    place = jnp.where(active & (state.lengths >= 0), state.lengths, max_length)
+    in_range = appended & (state.lengths >= 0)
+    place = jnp.where(in_range, state.lengths, max_length)
     return dataclasses.replace(
         state,
-        tokens=jnp.vectorize(set_at, signature="(n),(),()->(n)")(state.tokens, place, tokens),
-        lengths=state.lengths + (active & (state.lengths >= 0)).astype(jnp.int32),
+        tokens=jnp.vectorize(set_at, signature="(n),(),()->(n)")(state.tokens, place, token),
+        lengths=state.lengths + in_range.astype(jnp.int32),
         counts=jnp.vectorize(add_at, signature="(v),()->(v)")(
-            state.counts, _shards.places(state.counts, jnp.where(active, tokens, vocab), shards)
+            state.counts, _shards.places(state.counts, jnp.where(appended, token, vocab), shards)
         ),
     )
 
 
+@public(
+    first="state",
+    convert_first=_state,
+    rows=_integers,
+)
 def reset_rows(
     state: SamplerState,
     rows: ArrayLike,
@@ -191,18 +204,13 @@ def reset_rows(
     """
     if state.counts.ndim != 2:
         raise ValueError(f"state must have one leading axis, got {state.lengths.shape}")
-    rows, tokens = _checks.integers("rows", rows), _checks.integers("prompt_tokens", prompt_tokens)
-    if rows.ndim != 1 or tokens.ndim != 2 or len(rows) != len(tokens):
+    place, tokens = jnp.asarray(rows), jnp.asarray(prompt_tokens)
+    if place.ndim != 1 or tokens.ndim != 2 or len(place) != len(tokens):
         raise ValueError(
-            f"rows and prompt_tokens must have shapes [n] and [n, width], got {rows.shape} and "
+            f"rows and prompt_tokens must have shapes [n] and [n, width], got {place.shape} and "
             f"{tokens.shape}"
         )
     vocab, max_length = state.counts.shape[-1], state.tokens.shape[-1]
     new = init_state(tokens, prompt_lengths, vocab, max_length, axis_name=axis_name)
-    return _reset_rows(state, rows, new)
-
-
-@jax.jit
-def _reset_rows(state: SamplerState, rows: Array, new: SamplerState) -> SamplerState:
-    place = jnp.where(rows < 0, len(state.lengths), rows)  # dropped
+    place = jnp.where(place < 0, len(state.lengths), place)  # dropped
     return jax.tree.map(lambda old, fresh: old.at[place].set(fresh, mode="drop"), state, new)

@@ -95,8 +95,8 @@ def calls(x, scalars=False):
         "min_tokens_logits": (js.min_tokens_logits, (x, few, integer, integer + 1)),
         "guided_logits": (js.guided_logits, (x, x, real)),
         "replay_logprobs": (js.replay_logprobs, (x, token, words)),
-        "green_list_logits": (js.green_list_logits, (x, keys, history[:, :4])),
-        "synthid_logits": (js.synthid_logits, (x, keys, history[:, :4])),
+        "green_list_logits": (js.green_list_logits, (keys, x, history[:, :4])),
+        "synthid_logits": (js.synthid_logits, (keys, x, history[:, :4])),
         "gumbel_watermark_sample": (js.gumbel_watermark_sample, (keys, x, history[:, :4])),
         "mirostat_v1_sample": (
             js.mirostat_v1_sample,

@@ -13,7 +13,8 @@ from test_statistics import assert_follows
 import jaxsample as js
 
 DROPS = {
-    *("top_k", "top_p", "min_p", "typical_p", "epsilon", "eta", "top_a", "top_n_sigma"),
+    *("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_a"),
+    "top_n_sigma",
     *("tail_free", "top_h", "p_less", "xtc"),
 }
 USUAL = ("temperature", "top_k", "top_p", "min_p")

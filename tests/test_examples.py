@@ -157,7 +157,9 @@ def test_replaying_writes_the_same_texts():
 def test_every_rule_is_a_setting_named_as_its_stage():
     assert jobs.RULES.keys() <= set(DEFAULT_ORDER)
     scalars = [
-        f.name for f in dataclasses.fields(SamplingParams) if not f.metadata["parameter"].axes
+        f.name
+        for f in dataclasses.fields(SamplingParams)
+        if f.metadata and not f.metadata["parameter"].axes
     ]
     assert {*scalars, "logit_bias", "bad_words"} == {*NEUTRAL, "guidance_scale"}
 
@@ -175,8 +177,8 @@ def test_a_setting_becomes_params_of_its_own_rule(name):
 
 def test_params_of_words_and_biases():
     _, bias = jobs.make_params([NOTHING, ASKED["logit_bias"]], TOKENIZER)
-    assert bias.bias_token_ids.tolist() == [*TOKENIZER.encode("self").ids, 7]
-    assert bias.bias.tolist() == [-math.inf, 2]
+    assert bias.logit_bias_token_ids.tolist() == [*TOKENIZER.encode("self").ids, 7]
+    assert bias.logit_bias.tolist() == [-math.inf, 2]
     none, words = jobs.make_params([NOTHING, ASKED["bad_words"]], TOKENIZER)
     for row, text in enumerate(("import os", "import os ")):
         ids = TOKENIZER.encode(text).ids
@@ -268,14 +270,17 @@ def test_a_bad_flag_ends_a_process_in_one_line_too():
         (["--model", "nope"], "No such file or directory: 'nope/config.json'"),
         (["--bogus"], "unrecognized arguments: --bogus"),
         (["--order", "mine"], "--order: invalid choice: 'mine'"),
-        (["--order", "vllm", "--prompt", "x", "--eta", "0.1"], "order vllm has no eta, which a"),
+        (
+            ["--order", "vllm", "--prompt", "x", "--eta-cutoff", "0.1"],
+            "order vllm has no eta_cutoff, which a",
+        ),
         (["--typical-p", "2"], "--typical-p: typical_p must be in [0, 1], got 2"),
         (["--repetition-penalty", "0"], "repetition_penalty must be finite and above 0, got 0"),
         (["--dry-allowed-length", "0"], "dry_allowed_length must be at least 1, got 0"),
         (["--p-less", "1"], "--p-less: p_less must be true or false, got 1"),
         (["--logit-bias", "3"], "--logit-bias: logit_bias must be an object of numbers, got 3"),
         (["--logit-bias", '{"a": "b"}'], 'logit_bias["a"] must be a number, got "b"'),
-        (["--logit-bias", '{"a": NaN}'], "bias[0] must be finite or -inf, got nan"),
+        (["--logit-bias", '{"a": NaN}'], "logit_bias[0] must be finite or -inf, got nan"),
         (["--logit-bias", '{"x y": 1}'], 'by id or text; "x y" is not one token'),
         (["--logit-bias", '{"4096": 1}'], 'by id or text; "4096" is not one token'),
         (["--bad-words", "a"], '--bad-words: bad_words must be a list of strings, got "a"'),
@@ -305,7 +310,10 @@ def test_a_bad_flag_is_named(monkeypatch, capsys, args, said):
         ('[{"prompt": "x", "top_k": 4294967296}]', "request 1: top_k must be below 2**31"),
         ('[{"prompt": "\\ud800"}]', "request 1: prompt must be valid Unicode"),
         ('[{"prompt": "x", "p_less": 1}]', "request 1: p_less must be true or false, got 1"),
-        ('[{"prompt": "x", "eta": true}]', "request 1: eta must be a number, got true"),
+        (
+            '[{"prompt": "x", "eta_cutoff": true}]',
+            "request 1: eta_cutoff must be a number, got true",
+        ),
         ('[{"prompt": "x", "bad_words": ["\\ud800"]}]', "each of bad_words must be valid Unicode"),
         ('[{"prompt": "x", "logit_bias": {"a": Infinity}}]', 'logit_bias["a"] must be below 2**31'),
     ],

@@ -6,13 +6,13 @@ import reference
 import reference_feedback
 from rows import every_kind, make, slow, traces
 
-from jaxsample import categorical_sample
-from jaxsample.feedback import (
+from jaxsample import (
     AdaptivePParams,
     AdaptivePState,
     MirostatParams,
     MirostatState,
     adaptive_p_sample,
+    categorical_sample,
     init_adaptive_p,
     init_mirostat,
     mirostat_v1_sample,

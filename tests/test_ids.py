@@ -21,11 +21,11 @@ def state():
 
 
 FIELDS = {
-    "bias_token_ids": {"bias": np.full((ROWS, 2), 100.0)},
+    "logit_bias_token_ids": {"logit_bias": np.full((ROWS, 2), 100.0)},
     "suppressed_token_ids": {},
     "stop_token_ids": {"min_tokens": 3},
     "bad_words": {"bad_word_lengths": np.ones((ROWS, 1), int)},
-    "dry_breakers": {"dry_multiplier": 0.0},
+    "dry_sequence_breakers": {"dry_multiplier": 0.0},
 }
 """Every field of ids, with what it needs beside it."""
 
@@ -43,19 +43,19 @@ def function_of(field, x, p):
     """The function of a field's rule, called with the same arguments."""
     s = state()
     return {
-        "bias_token_ids": lambda: js.biased_logits(x, p.bias_token_ids, p.bias),
+        "logit_bias_token_ids": lambda: js.biased_logits(x, p.logit_bias_token_ids, p.logit_bias),
         "suppressed_token_ids": lambda: js.suppressed_logits(x, p.suppressed_token_ids),
         "stop_token_ids": lambda: js.min_tokens_logits(x, p.stop_token_ids, 0, p.min_tokens),
         "bad_words": lambda: js.bad_words_logits(
             x, s.tokens, s.lengths, p.bad_words, p.bad_word_lengths
         ),
-        "dry_breakers": lambda: js.dry_penalized_logits(
-            x, s.tokens, s.lengths, p.dry_multiplier, breakers=p.dry_breakers
+        "dry_sequence_breakers": lambda: js.dry_penalized_logits(
+            x, s.tokens, s.lengths, p.dry_multiplier, sequence_breakers=p.dry_sequence_breakers
         ),
     }[field]()
 
 
-@pytest.mark.parametrize("field", [f if f == "bias_token_ids" else slow(f) for f in FIELDS])
+@pytest.mark.parametrize("field", [f if f == "logit_bias_token_ids" else slow(f) for f in FIELDS])
 def test_an_id_at_or_above_the_vocabulary_makes_its_row_bad(field):
     x, keys = jnp.zeros((ROWS, VOCAB)), jax.random.split(jax.random.key(0), ROWS)
     harmless = params_with(field, 3)

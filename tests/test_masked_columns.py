@@ -67,7 +67,7 @@ def calls(x, at):
         "repetition": lambda: js.repetition_penalized_logits(x, counts > 0, 1.3),
         "presence": lambda: js.presence_penalized_logits(x, counts, 0.7),
         "frequency": lambda: js.frequency_penalized_logits(x, counts, 0.7),
-        "dry": lambda: js.dry_penalized_logits(x, text, 9, 0.8, breakers=ids[:, :1]),
+        "dry": lambda: js.dry_penalized_logits(x, text, 9, 0.8, sequence_breakers=ids[:, :1]),
         "no_repeat_ngram": lambda: js.no_repeat_ngram_logits(x, text, 9, 2),
         "biased": lambda: js.biased_logits(x, ids, np.float32([1, -2, 3])),
         "allowed": lambda: js.allowed_logits(x, allowed),

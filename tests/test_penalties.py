@@ -42,7 +42,7 @@ def arguments():
     def dry(x, tokens, length, **changes):
         usual = {"multiplier": np.float32(0.8), "base": np.float32(1.2), "allowed_length": 2}
         rows = {name: jnp.broadcast_to(a, x.shape[:-1]) for name, a in (usual | changes).items()}
-        return dry_penalized_logits(x, tokens, length, **rows, breakers=np.array([9, -1]))
+        return dry_penalized_logits(x, tokens, length, **rows, sequence_breakers=np.array([9, -1]))
 
     infinite = [np.nan, np.inf, -np.inf]
     return {
@@ -227,14 +227,14 @@ def test_bad_lengths_and_breakers():
     for value in (-1, ROOM + 1, -(2**31), 2**31 - 1):
         length[4] = value
         for function in (
-            lambda x, n: dry_penalized_logits(x, tokens, n, column(0.8), breakers=[9, -1]),
+            lambda x, n: dry_penalized_logits(x, tokens, n, column(0.8), sequence_breakers=[9, -1]),
             lambda x, n: no_repeat_ngram_logits(x, tokens, n, column(2)),
         ):
             got, want = np.asarray(function(x, length)), np.asarray(function(x, good))
             assert np.isnan(got[4]).all()
             assert_same_bits(np.delete(got, 4, 0), np.delete(want, 4, 0))
     breakers = np.resize(np.array([[-5], [3], [VOCAB]]), (BATCH, 1))
-    y = dry_penalized_logits(x, tokens, good, 0.8, breakers=breakers)
+    y = dry_penalized_logits(x, tokens, good, 0.8, sequence_breakers=breakers)
     np.testing.assert_array_equal(np.isnan(y).all(axis=-1), breakers[:, 0] == VOCAB)
 
 
@@ -360,7 +360,7 @@ def test_the_gradient_of_each_penalty():
         (
             lambda x, h: dry_penalized_logits(x, h, 1, 1, 2, 2, 1),
             ValueError,
-            "breakers must",
+            "sequence_breakers must",
         ),
         (lambda x, h: no_repeat_ngram_logits(x, h, 1, True), TypeError, "n must be an integer"),
         (

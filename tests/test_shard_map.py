@@ -221,7 +221,7 @@ def drawn(x, **options):
 
 
 def tournament(x, **options):
-    logits = js.synthid_logits(x, jax.random.key(0), jnp.array([3, 1]), depth=3, **options)
+    logits = js.synthid_logits(jax.random.key(0), x, jnp.array([3, 1]), depth=3, **options)
     return js.token_logprobs(logits, jnp.full(x.shape[:-1], 2049), **options)
 
 

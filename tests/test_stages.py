@@ -12,6 +12,7 @@ from rows import every_kind, make, slow, traces
 
 import jaxsample as js
 from jaxsample import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, SamplingParams, sample
+from jaxsample.stages import STAGES
 
 VOCAB, LENGTH = 300, 12
 ORDERS = {
@@ -20,17 +21,7 @@ ORDERS = {
     "hf": HF_ORDER,
     "llama.cpp": LLAMA_CPP_ORDER,
 }
-FIELDS = {
-    "guidance": ("unconditional_logits", "guidance_scale"),
-    "suppressed": ("suppressed_token_ids",),
-    "bad_words": ("bad_words", "bad_word_lengths"),
-    "min_tokens": ("min_tokens", "stop_token_ids"),
-    "dry": ("dry_multiplier", "dry_base", "dry_allowed_length", "dry_breakers"),
-    "bias": ("bias_token_ids", "bias"),
-    "entropy_temperature": ("temperature_low", "temperature_high", "temperature_exponent"),
-    "smoothing": ("smoothing_factor", "smoothing_curve"),
-    "xtc": ("xtc_probability", "xtc_threshold"),
-}
+FIELDS = {name: (*stage.fields, *stage.optional) for name, stage in STAGES.items()}
 
 
 def every_param(batch, seed=0, vocab=VOCAB):
@@ -53,28 +44,28 @@ def every_param(batch, seed=0, vocab=VOCAB):
         bad_word_lengths=rng.integers(0, 3, (batch, 3)),
         stop_token_ids=rng.integers(-1, vocab, (batch, 2)),
         min_tokens=count(0, 0, 9),
-        no_repeat_ngram=count(0, 0, 1, 2),
+        no_repeat_ngram_size=count(0, 0, 1, 2),
         repetition_penalty=pick(1, 1, 1.3, 0.8),
         presence_penalty=pick(0, 0, 0.7),
         frequency_penalty=pick(0, 0, 0.4, -0.3),
         dry_multiplier=pick(0, 0, 0.8),
         dry_base=pick(1.75, 1.2),
         dry_allowed_length=count(1, 2),
-        dry_breakers=rng.integers(-1, 4, (batch, 1)),
-        bias_token_ids=rng.integers(-1, vocab, (batch, 4)),
-        bias=rng.normal(size=(batch, 4)).astype(np.float32),
+        dry_sequence_breakers=rng.integers(-1, 4, (batch, 1)),
+        logit_bias_token_ids=rng.integers(-1, vocab, (batch, 4)),
+        logit_bias=rng.normal(size=(batch, 4)).astype(np.float32),
         temperature=pick(0, 0.7, 1, 1.4),
-        temperature_low=pick(1, 0.5),
-        temperature_high=pick(1, 1.5),
-        temperature_exponent=pick(1, 2),
+        dynatemp_low=pick(1, 0.5),
+        dynatemp_high=pick(1, 1.5),
+        dynatemp_exponent=pick(1, 2),
         smoothing_factor=pick(0, 0, 0.2),
         smoothing_curve=pick(1, 1.5),
         top_k=count(0, 0, 5, 100),
         top_p=pick(1, 1, 0.9, 0.5),
         min_p=pick(0, 0, 0.02),
         typical_p=pick(1, 1, 0.8),
-        epsilon=pick(0, 0, 1e-3),
-        eta=pick(0, 0, 1e-2),
+        epsilon_cutoff=pick(0, 0, 1e-3),
+        eta_cutoff=pick(0, 0, 1e-2),
         top_a=pick(0, 0, 0.2),
         top_n_sigma=pick(0, 0, 2),
         tail_free=pick(1, 1, 0.95),
@@ -95,7 +86,7 @@ def a_state(batch, seed=0, vocab=VOCAB):
 
 def only(params, stages):
     """The params of some stages, the others None."""
-    names = itertools.chain(*(FIELDS.get(stage, (stage,)) for stage in stages))
+    names = itertools.chain(*(FIELDS[stage] for stage in stages))
     return SamplingParams(**{name: getattr(params, name) for name in names})
 
 
@@ -114,7 +105,7 @@ def apply(stage, key, x, p, s):
             x, p.stop_token_ids, s.lengths - s.prompt_lengths, p.min_tokens
         ),
         "no_repeat_ngram": lambda: js.no_repeat_ngram_logits(
-            x, s.tokens, s.lengths, p.no_repeat_ngram
+            x, s.tokens, s.lengths, p.no_repeat_ngram_size
         ),
         "repetition_penalty": lambda: js.repetition_penalized_logits(
             x, unpacked | (s.counts > 0), p.repetition_penalty
@@ -130,14 +121,16 @@ def apply(stage, key, x, p, s):
             p.dry_multiplier,
             p.dry_base,
             p.dry_allowed_length,
-            p.dry_breakers,
+            p.dry_sequence_breakers,
         ),
-        "bias": lambda: js.biased_logits(x, p.bias_token_ids, p.bias),
+        "logit_bias": lambda: js.biased_logits(x, p.logit_bias_token_ids, p.logit_bias),
         "temperature": lambda: js.scaled_logits(x, p.temperature),
-        "entropy_temperature": lambda: js.entropy_scaled_logits(
-            x, p.temperature_low, p.temperature_high, p.temperature_exponent
+        "dynatemp": lambda: js.entropy_scaled_logits(
+            x, p.dynatemp_low, p.dynatemp_high, p.dynatemp_exponent
         ),
         "smoothing": lambda: js.smoothed_logits(x, p.smoothing_factor, p.smoothing_curve),
+        "epsilon_cutoff": lambda: js.epsilon_logits(x, p.epsilon_cutoff),
+        "eta_cutoff": lambda: js.eta_logits(x, p.eta_cutoff),
         "p_less": lambda: jnp.where(p.p_less[:, None], js.p_less_logits(x), x),
         "xtc": lambda: js.xtc_logits(
             jax.vmap(jax.random.fold_in, (0, None))(key, 1), x, p.xtc_probability, p.xtc_threshold
@@ -191,8 +184,8 @@ def test_sample_is_its_functions_in_order(name):
         (("top_k", "top_p"), "min_p"),
         ("temperature", ("min_p", "top_p", "top_k")),
         ("top_k", "temperature", "top_p"),
-        (("top_p", "epsilon"), "temperature"),
-        ("bias", "xtc"),
+        (("top_p", "epsilon_cutoff"), "temperature"),
+        ("logit_bias", "xtc"),
     ],
 )
 def test_sample_is_its_functions_in_any_order(order):
@@ -315,22 +308,22 @@ def test_neutral_values_change_nothing():
         suppressed_token_ids=np.full((batch, 3), -1),
         bad_word_lengths=np.zeros((batch, 3), int),
         min_tokens=np.zeros(batch, int),
-        no_repeat_ngram=np.zeros(batch, int),
+        no_repeat_ngram_size=np.zeros(batch, int),
         repetition_penalty=one,
         presence_penalty=zero,
         frequency_penalty=zero,
         dry_multiplier=zero,
-        bias_token_ids=np.full((batch, 4), -1),
+        logit_bias_token_ids=np.full((batch, 4), -1),
         temperature=one,
-        temperature_low=one,
-        temperature_high=one,
+        dynatemp_low=one,
+        dynatemp_high=one,
         smoothing_factor=zero,
         top_k=np.zeros(batch, int),
         top_p=one,
         min_p=zero,
         typical_p=one,
-        epsilon=zero,
-        eta=zero,
+        epsilon_cutoff=zero,
+        eta_cutoff=zero,
         top_a=zero,
         top_n_sigma=zero,
         tail_free=one,
@@ -430,7 +423,7 @@ def test_xtc_and_the_draw_share_no_key():
 def test_gradients_pass_through_every_kind_of_stage():
     """Those of the log-probs, against the functions one after the other."""
     x, state = jnp.asarray(make("normal", 6, VOCAB)), a_state(6)
-    stages = ("repetition_penalty", "frequency_penalty", "bias", "temperature", "typical_p")
+    stages = ("repetition_penalty", "frequency_penalty", "logit_bias", "temperature", "typical_p")
     params = only(every_param(6), stages)
     params = dataclasses.replace(params, temperature=jnp.full(6, 0.8))
     keys = jax.random.split(jax.random.key(1), 6)
@@ -446,14 +439,18 @@ X, KEY = np.zeros((2, 40), np.float32), jax.random.key(0)
 @pytest.mark.parametrize(
     ("params", "options", "match"),
     [
-        ({"bias": np.zeros((2, 1))}, {}, "params must have bias_token_ids where they have bias"),
+        (
+            {"logit_bias": np.zeros((2, 1))},
+            {},
+            "params must have logit_bias_token_ids where they have logit_bias",
+        ),
         ({"xtc_threshold": 0.1}, {}, "params must have xtc_probability where"),
         ({"dry_base": 2.0}, {}, "params must have dry_multiplier where they have dry_base"),
         ({"frequency_penalty": 1}, {}, "state must be given where params have frequency_penalty"),
-        ({"eta": 0.1}, {"order": VLLM_ORDER}, "order must name every stage .* 'eta'"),
-        ({}, {"order": ("top_q",)}, "order must hold names of .*; got 'top_q'"),
+        ({"eta_cutoff": 0.1}, {"order": VLLM_ORDER}, "order must name every stage .* 'eta_cutoff'"),
+        ({}, {"order": ("top_q",)}, "order must hold rules and names of .*; got 'top_q'"),
         ({}, {"order": ("top_k", "top_k")}, "order must name a stage once, got 'top_k' twice"),
-        ({}, {"order": (("top_k", "bias"),)}, "order must not nest 'bias'"),
+        ({}, {"order": (("top_k", "logit_bias"),)}, "order must not nest 'logit_bias'"),
         ({}, {"num_logprobs": 41}, r"num_logprobs must be in \[0, 40\], got 41"),
         ({}, {"logprobs_mode": "raw"}, "logprobs_mode must be one of .*, got 'raw'"),
         ({}, {"state": a_state(3, 0, 40)}, "state must be of logits of shape"),
@@ -470,7 +467,7 @@ def test_validate_knows_every_field():
         "repetition_penalty": 0,
         "dry_base": 0.5,
         "dry_allowed_length": 0,
-        "bias": [np.inf],
+        "logit_bias": [np.inf],
         "smoothing_curve": 0,
         "min_tokens": -1,
         "top_n_sigma": np.nan,

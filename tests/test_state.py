@@ -168,7 +168,7 @@ def test_rows_come_and_go_in_one_program():
                 jnp.array(seeds), jnp.array([now - s for s in started])
             )
             params = SamplingParams(
-                repetition_penalty=np.full(3, 1.3), no_repeat_ngram=np.full(3, 2), top_p=0.9
+                repetition_penalty=np.full(3, 1.3), no_repeat_ngram_size=np.full(3, 2), top_p=0.9
             )
             tokens, state = step(keys, jnp.stack([x[0]] * 3), params, state)
             for request, (slot, start) in enumerate(schedule):

@@ -17,9 +17,11 @@ from rows import every_kind, make, slow, traces
 from scipy import stats
 
 from jaxsample import categorical_sample
-from jaxsample.detection import detect_green_list, detect_gumbel, detect_synthid
-from jaxsample.watermark import (
+from jaxsample.watermarks import (
     context_repeated,
+    detect_green_list,
+    detect_gumbel,
+    detect_synthid,
     green_list_logits,
     gumbel_watermark_sample,
     last_tokens,
@@ -43,9 +45,9 @@ def bits(x):
 def marks(x, context, key=KEY):
     """Every watermark of the same rows."""
     return {
-        "left": green_list_logits(x, key, context[..., -1:]),
-        "self": green_list_logits(x, key, context, scheme="self_hash"),
-        "synthid": synthid_logits(x, key, context, depth=5),
+        "left": green_list_logits(key, x, context[..., -1:]),
+        "self": green_list_logits(key, x, context, scheme="self_hash"),
+        "synthid": synthid_logits(key, x, context, depth=5),
         "gumbel": gumbel_watermark_sample(key, x, context),
     }
 
@@ -64,7 +66,7 @@ def assert_same(got, want):
 )
 def test_green_tokens_gain_exactly_delta(dtype, scheme):
     x, context = every_kind(1, 257, dtype), contexts(9, 3)
-    got = np.asarray(green_list_logits(x, KEY, context, 0.3, 1.5, scheme=scheme))
+    got = np.asarray(green_list_logits(KEY, x, context, 0.3, 1.5, scheme=scheme))
     assert got.dtype == np.float32
     for row, tokens, new in zip(x.astype(np.float32), context, got, strict=True):
         want = reference.green_list(row, WORDS, tokens, 0.3, 1.5, scheme)
@@ -78,7 +80,7 @@ def test_green_tokens_gain_exactly_delta(dtype, scheme):
 )
 def test_synthid_is_the_tournament(vocab, dtype, depth):
     x, context = every_kind(1, vocab, dtype), contexts(9, 4)
-    got = synthid_logits(x, KEY, context, depth=depth)
+    got = synthid_logits(KEY, x, context, depth=depth)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(np.isneginf(got), np.isneginf(x))
     for row, tokens, new in zip(x, context, np.asarray(got), strict=True):
@@ -167,11 +169,11 @@ def test_missing_tokens_and_short_texts_tell_nothing():
 def test_neutral_values_are_the_identity(dtype):
     x, context = every_kind(1, 500, dtype), contexts(9, 3)
     for y in (
-        green_list_logits(x, KEY, context, delta=0.0),
-        green_list_logits(x, KEY, np.where([True, False, False], -1, context)),
-        green_list_logits(x, KEY, np.full(1, -1), scheme="self_hash"),
-        synthid_logits(x, KEY, context, False),
-        synthid_logits(x, KEY, np.where([True, False, False], -1, context)),
+        green_list_logits(KEY, x, context, delta=0.0),
+        green_list_logits(KEY, x, np.where([True, False, False], -1, context)),
+        green_list_logits(KEY, x, np.full(1, -1), scheme="self_hash"),
+        synthid_logits(KEY, x, context, False),
+        synthid_logits(KEY, x, np.where([True, False, False], -1, context)),
     ):
         np.testing.assert_array_equal(bits(y), bits(x.astype(np.float32)))
 
@@ -197,9 +199,9 @@ def test_bad_rows_stay_bad_and_alone():
 def test_bad_parameters_spoil_their_row(gamma, delta):
     x, context = make("masked", 2, 300), contexts(2, 1)
     gammas, deltas = np.float32([gamma, 0.25]), np.float32([delta, 2])
-    got = np.asarray(green_list_logits(x, KEY, context, gammas, deltas))
+    got = np.asarray(green_list_logits(KEY, x, context, gammas, deltas))
     assert np.isnan(got[0]).all()
-    np.testing.assert_array_equal(got[1], green_list_logits(x[1], KEY, context[1]))
+    np.testing.assert_array_equal(got[1], green_list_logits(KEY, x[1], context[1]))
 
 
 @pytest.mark.slow
@@ -283,12 +285,12 @@ def test_each_row_may_have_its_own_key_and_parameters(batch):
     other = marks(x, context, keys)
     assert_same(marks(x[3], context[3], keys[3]), {name: a[3] for name, a in other.items()})
     gamma, delta = np.linspace(0.1, 0.9, 16), np.linspace(0, 4, 16)
-    got = green_list_logits(x, KEY, context, gamma, delta)
+    got = green_list_logits(KEY, x, context, gamma, delta)
     for i in (0, 9):
-        alone = green_list_logits(x[i], KEY, context[i], gamma[i], delta[i])
+        alone = green_list_logits(KEY, x[i], context[i], gamma[i], delta[i])
         np.testing.assert_array_equal(got[i], alone)
     active = np.arange(16) % 2 == 0
-    got = synthid_logits(x, KEY, context, active, depth=5)
+    got = synthid_logits(KEY, x, context, active, depth=5)
     np.testing.assert_array_equal(got, np.where(active[:, None], want["synthid"], x))
 
 
@@ -304,14 +306,14 @@ def test_values_never_trace_again():
     x = jnp.zeros((2, 77))
     before = traces(green_list_logits)
     for i, delta in enumerate((0, 0.5, np.float64(2), jnp.float32(3))):
-        green_list_logits(x, jax.random.key(i), np.array([i]), 0.1 * (i + 1), delta)
+        green_list_logits(jax.random.key(i), x, np.array([i]), 0.1 * (i + 1), delta)
     assert traces(green_list_logits) == before + 1
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_gradients_of_the_green_list_are_ones(scheme):
     x, context = jnp.asarray(make("masked", 2, 300)), contexts(2, 2)
-    y, gradient = jax.vjp(lambda x: green_list_logits(x, KEY, context, scheme=scheme), x)
+    y, gradient = jax.vjp(lambda x: green_list_logits(KEY, x, context, scheme=scheme), x)
     np.testing.assert_array_equal(gradient(jnp.ones_like(y))[0], jnp.ones_like(x))
 
 
@@ -321,7 +323,7 @@ def test_gradients_of_synthid_are_those_of_the_tournament():
     x = x.at[2, 0].set(jnp.nan)
 
     def loss(x):
-        y = jax.nn.log_softmax(synthid_logits(x, KEY, context, depth=6)[:2])
+        y = jax.nn.log_softmax(synthid_logits(KEY, x, context, depth=6)[:2])
         return jnp.sum(jnp.where(y > -jnp.inf, y * jnp.cos(jnp.arange(60.0))[None], 0))
 
     gradient = np.asarray(jax.grad(loss)(x))
@@ -343,33 +345,33 @@ def test_gradients_of_synthid_are_those_of_the_tournament():
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda x: green_list_logits(x, 0, [1]), TypeError, "key must be a jax.random.key"),
+        (lambda x: green_list_logits(0, x, [1]), TypeError, "key must be a jax.random.key"),
         (
-            lambda x: green_list_logits(x, jax.random.split(KEY, 3), [1]),
+            lambda x: green_list_logits(jax.random.split(KEY, 3), x, [1]),
             ValueError,
             "key must be one key, or keys of shape",
         ),
-        (lambda x: green_list_logits(x, KEY, 1), ValueError, r"context must have shape \[..., n"),
-        (lambda x: green_list_logits(x, KEY, [0.5]), TypeError, "context must hold integers"),
+        (lambda x: green_list_logits(KEY, x, 1), ValueError, r"context must have shape \[..., n"),
+        (lambda x: green_list_logits(KEY, x, [0.5]), TypeError, "context must hold integers"),
         (
-            lambda x: synthid_logits(x, KEY, np.zeros((2, 0), int)),
+            lambda x: synthid_logits(KEY, x, np.zeros((2, 0), int)),
             ValueError,
             "context must hold at least one token",
         ),
-        (lambda x: green_list_logits(x, KEY, [1], "a"), TypeError, "gamma must be a real number"),
+        (lambda x: green_list_logits(KEY, x, [1], "a"), TypeError, "gamma must be a real number"),
         (
-            lambda x: green_list_logits(x, KEY, [1], delta=np.ones(3)),
+            lambda x: green_list_logits(KEY, x, [1], delta=np.ones(3)),
             ValueError,
             "delta must be a scalar or",
         ),
         (
-            lambda x: green_list_logits(x, KEY, [1], scheme="right"),
+            lambda x: green_list_logits(KEY, x, [1], scheme="right"),
             ValueError,
             "scheme must be one of .*got 'right'",
         ),
-        (lambda x: synthid_logits(x, KEY, [1], 1), TypeError, "active must be a bool"),
-        (lambda x: synthid_logits(x, KEY, [1], depth=33), ValueError, r"depth must be in \[1, 32"),
-        (lambda x: synthid_logits(x, KEY, [1], depth=2.0), TypeError, "depth must be a Python int"),
+        (lambda x: synthid_logits(KEY, x, [1], 1), TypeError, "active must be a bool"),
+        (lambda x: synthid_logits(KEY, x, [1], depth=33), ValueError, r"depth must be in \[1, 32"),
+        (lambda x: synthid_logits(KEY, x, [1], depth=2.0), TypeError, "depth must be a Python int"),
         (lambda x: last_tokens([1, 2], 1, width=0), ValueError, "width must be in"),
         (lambda x: last_tokens([1.0], 1, width=1), TypeError, "tokens must hold integers"),
         (lambda x: last_tokens(3, 1, width=1), ValueError, r"tokens must have shape \[..., L"),
@@ -395,7 +397,7 @@ def test_the_share_of_green_tokens_is_gamma():
     x, context = np.zeros((8, 32000), np.float32), contexts(8, 3)
     for scheme in SCHEMES:
         for gamma in (0.1, 0.25, 0.5):
-            green = np.asarray(green_list_logits(x, KEY, context, gamma, scheme=scheme)) > 0
+            green = np.asarray(green_list_logits(KEY, x, context, gamma, scheme=scheme)) > 0
             p_values = stats.binomtest(int(green.sum()), green.size, gamma).pvalue
             assert p_values > ERROR_RATE, (scheme, gamma)
 
@@ -403,12 +405,12 @@ def test_the_share_of_green_tokens_is_gamma():
 @pytest.mark.slow
 def test_words_of_neighbours_are_independent():
     """Bits of neighbouring candidates, of neighbouring contexts, and of one word."""
-    from jaxsample import _keyed
+    from jaxsample.watermarks import _hash
 
     ids = jnp.broadcast_to(jnp.arange(4096, dtype=jnp.int32), (16, 4096))
-    seed = _keyed.fold(jnp.broadcast_to(KEY, 16), jnp.arange(16, dtype=jnp.int32)[:, None])
-    words = np.asarray(_keyed.word(seed, ids))
-    noise = np.asarray(_keyed.uniform(seed, jnp.asarray(words)))
+    seed = _hash.fold(jnp.broadcast_to(KEY, 16), jnp.arange(16, dtype=jnp.int32)[:, None])
+    words = np.asarray(_hash.word(seed, ids))
+    noise = np.asarray(_hash.uniform(seed, jnp.asarray(words)))
     assert stats.kstest(noise.ravel(), "uniform").pvalue > ERROR_RATE
     one = np.unpackbits(words.view(np.uint8).reshape(16, 4096, 4), axis=-1).astype(np.float32) - 0.5
     for a, b in ((one[:, 1:], one[:, :-1]), (one[1:], one[:-1]), (one, one)):
@@ -435,7 +437,7 @@ def test_unbiased_on_average_over_keys(name):
     def synthid(x):
         def mark(key):
             secret, own = jax.random.split(key)
-            return categorical_sample(own, synthid_logits(x, secret, context))
+            return categorical_sample(own, synthid_logits(secret, x, context))
 
         return mark
 
@@ -529,9 +531,9 @@ def watermarked(name, logits, own, history, length):
         return gumbel_watermark_sample(KEY, logits, context)
     if name == "synthid":
         new = ~context_repeated(history, length, width=WIDTHS[name])
-        logits = synthid_logits(logits, KEY, context, new)
+        logits = synthid_logits(KEY, logits, context, new)
     elif name != "none":
-        logits = green_list_logits(logits, KEY, context, scheme=f"{name}_hash")
+        logits = green_list_logits(KEY, logits, context, scheme=f"{name}_hash")
     return categorical_sample(own, logits)
 
 

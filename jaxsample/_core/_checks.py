@@ -91,6 +91,12 @@ def flags(name: str, value: ArrayLike, rows: Array) -> Array:
     return _parameter(name, value, rows, "b", jnp.bool_, "a bool")
 
 
+def instance(name: str, value: object, expected: type) -> None:
+    """Raises for a value of another type."""
+    if not isinstance(value, expected):
+        raise TypeError(f"{name} must be of type {expected.__name__}, got {type(value).__name__}")
+
+
 def static_integer(name: str, value: Any, least: int, most: int) -> int:
     """Returns a static integer in a range."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):
@@ -181,6 +187,14 @@ def in_range(
     for row in np.argwhere(~inside(computed)):
         place = f"[{', '.join(map(str, row))}]" if array.ndim else ""
         raise ValueError(f"{name}{place} must be {allowed}, got {array[tuple(row)]}")
+
+
+def mask(name: str, value: ArrayLike) -> Array:
+    """Returns a bool mask `[..., vocab]`."""
+    array = held(name, value, "b")
+    if array.ndim < 1:
+        raise ValueError(f"{name} must have shape [..., vocab], got {array.shape}")
+    return jnp.asarray(array)
 
 
 def held(name: str, value: ArrayLike, kinds: str) -> Array | np.ndarray:

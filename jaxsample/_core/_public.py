@@ -6,16 +6,15 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import jax
-from jax import Array
 
-from jaxsample._core import _checks, _chunks
+from jaxsample._core import _checks, _shards
 from jaxsample._tpu.choice import check
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Converter = Callable[[str, Any, Array], Any]
-"""Takes the name and value of an argument and the logits, returns an array or a static value."""
+Converter = Callable[[str, Any, Any], Any]
+"""Takes the name and value of an argument and the first one, returns what the body gets."""
 
 
 def static_integer(least: int, most: int) -> Converter:
@@ -25,37 +24,39 @@ def static_integer(least: int, most: int) -> Converter:
 
 def public(
     *,
-    rows: str = "logits",
-    convert_rows: Callable[[str, Any], Array] = _checks.logits,
+    first: str = "logits",
+    convert_first: Callable[[str, Any], Any] = _checks.logits,
+    static: tuple[str, ...] | None = None,
     **converters: Converter,
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Makes a public function of a body that is jitted.
+    """Makes a public function of a body, which is jitted.
 
-    Logits and `axis_name` and `implementation`, where the function has them, are checked, and
-    the arguments that are named here are converted, before the body is traced: a Python number
-    never compiles anew, and an integer of 64 bits is not cut. Keyword-only arguments are static.
+    Arguments are checked and converted to arrays of known dtype before the body is traced: a Python
+    number never compiles anew, and an integer of 64 bits is not cut.
 
     Args:
-      rows: the name of the argument that holds the logits, or another array `[..., n]`.
-      convert_rows: its converter.
+      first: the name of the logits, or of the argument that the others are checked against.
+      convert_first: its converter.
+      static: the names of the static arguments; None: the keyword-only ones.
       **converters: of the other arguments, by name.
     """
 
     def decorated(body: Callable[P, R]) -> Callable[P, R]:
         signature = inspect.signature(body)
-        static = [p.name for p in signature.parameters.values() if p.kind == p.KEYWORD_ONLY]
-        program = jax.jit(body, static_argnames=static)
+        options = [p.name for p in signature.parameters.values() if p.kind == p.KEYWORD_ONLY]
+        program = jax.jit(body, static_argnames=options if static is None else static)
 
         @functools.wraps(body)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
             given = bound.arguments
-            logits = given[rows] = convert_rows(rows, given[rows])
-            _chunks.shards(logits, given.get("axis_name"))
+            checked_first = given[first] = convert_first(first, given[first])
+            if (axis_name := given.get("axis_name")) is not None:
+                _shards.named(axis_name)
             check(given.get("implementation"))
             for name, convert in converters.items():
-                given[name] = convert(name, given[name], logits)
+                given[name] = convert(name, given[name], checked_first)
             return program(*bound.args, **bound.kwargs)
 
         return checked

@@ -125,8 +125,8 @@ def accept(sampler, token: int) -> None:
 
 def pipeline(row: np.ndarray, values: dict, text: np.ndarray) -> np.ndarray:
     """New logits of a row, by the samplers of llama.cpp's default chain in its order."""
-    size, vocab = len(values["bias"]), row.size
-    pairs = zip(values["bias_token_ids"].tolist(), values["bias"].tolist(), strict=True)
+    size, vocab = len(values["logit_bias"]), row.size
+    pairs = zip(values["logit_bias_token_ids"].tolist(), values["logit_bias"].tolist(), strict=True)
     penalties = ("repetition_penalty", "frequency_penalty", "presence_penalty")
     t, delta = values["dynamic"]
     if not delta:

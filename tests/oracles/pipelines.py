@@ -18,7 +18,8 @@ KINDS = ("normal", "flat", "peaked", "masked")
 SLACK = 1e-4
 """A row is compared if its kept set stays when all thresholds move by this share, up and down."""
 THRESHOLDS = {
-    "top_p", "min_p", "typical_p", "epsilon", "eta", "top_h", "top_n_sigma", "xtc_threshold"
+    "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "top_n_sigma",
+    "xtc_threshold",
 }  # fmt: skip
 
 Values = dict[str, Any]
@@ -31,8 +32,8 @@ _FIELDS: dict[str, tuple[Callable, Any]] = {
     "top_p": (lambda rng: rng.uniform(0.3, 0.99), 1.0),
     "min_p": (lambda rng: rng.uniform(0.001, 0.3), 0.0),
     "typical_p": (lambda rng: rng.uniform(0.3, 0.99), 1.0),
-    "epsilon": (lambda rng: rng.uniform(1e-4, 2e-2), 0.0),
-    "eta": (lambda rng: rng.uniform(1e-4, 2e-2), 0.0),
+    "epsilon_cutoff": (lambda rng: rng.uniform(1e-4, 2e-2), 0.0),
+    "eta_cutoff": (lambda rng: rng.uniform(1e-4, 2e-2), 0.0),
     "top_h": (lambda rng: rng.uniform(0.3, 0.95), 1.0),
     "top_n_sigma": (lambda rng: rng.uniform(0.5, 3), 0.0),
     "xtc_threshold": (lambda rng: rng.uniform(0.02, 0.5), 0.6),
@@ -40,9 +41,9 @@ _FIELDS: dict[str, tuple[Callable, Any]] = {
     "presence_penalty": (lambda rng: rng.uniform(-1, 1.5), 0.0),
     "frequency_penalty": (lambda rng: rng.uniform(-1, 1.5), 0.0),
     "dry_multiplier": (lambda rng: rng.uniform(0.3, 2), 0.0),
-    "no_repeat_ngram": (lambda rng: rng.integers(1, 5), 0),
+    "no_repeat_ngram_size": (lambda rng: rng.integers(1, 5), 0),
     "min_tokens": (lambda rng: rng.integers(1, SIZE), 0),
-    "bias": (lambda rng: 3 * rng.normal(size=4), np.zeros(4)),
+    "logit_bias": (lambda rng: 3 * rng.normal(size=4), np.zeros(4)),
     "suppressed_token_ids": (lambda rng: rng.permutation(VOCAB)[:6], np.full(6, -1)),
     "allowed": (lambda rng: rng.random(VOCAB) < 0.8, np.full(VOCAB, True)),
     "bad_word_lengths": (lambda rng: rng.integers(1, 4, 3), np.zeros(3, int)),
@@ -75,7 +76,7 @@ def batch(fields: tuple[str, ...], rows: int, *, prompts: bool, greedy: bool = T
         if not greedy:
             own["temperature"] = own["temperature"] or 1.0
         own["stop_token_ids"] = rng.integers(8, VOCAB, 2)  # no bad words: those it does not ban
-        own["bias_token_ids"] = rng.permutation(VOCAB)[:4]
+        own["logit_bias_token_ids"] = rng.permutation(VOCAB)[:4]
         own["bad_words"] = rng.integers(8, size=(3, 3))
         own["unconditional_logits"] = 2 * rng.normal(size=VOCAB)
         values.append(own)
@@ -88,7 +89,7 @@ def ours(batch: Batch, order: jaxsample.Order, key: jax.Array, slack: float = 0.
     stacked = {name: np.stack([v[name] for v in batch.values]) for name in batch.values[0]}
     if "dynamic" in stacked:
         t, delta = stacked.pop("dynamic").T.astype(np.float32)
-        stacked |= {"temperature_low": t - delta, "temperature_high": t + delta}
+        stacked |= {"dynatemp_low": t - delta, "dynatemp_high": t + delta}
     for name in THRESHOLDS.intersection(stacked):
         looser = -1 if name in ("top_p", "typical_p", "top_h", "top_n_sigma") else 1
         moved = stacked[name] * (1 + looser * slack)
@@ -97,7 +98,7 @@ def ours(batch: Batch, order: jaxsample.Order, key: jax.Array, slack: float = 0.
     if "xtc_threshold" in stacked:
         stacked["xtc_probability"] = np.ones(len(batch.logits))
     for needed, other in (
-        ("bias", "bias_token_ids"),
+        ("logit_bias", "logit_bias_token_ids"),
         ("min_tokens", "stop_token_ids"),
         ("bad_word_lengths", "bad_words"),
         ("guidance_scale", "unconditional_logits"),

@@ -46,7 +46,7 @@ def test_temperature(record_property):
     )
     theirs = [oracle.temperature(*args) for args in zip(x, t, delta, exponent, strict=True)]
     compare.assert_same_values(np.asarray(ours), np.stack(theirs), tolerance=2e-5)
-    record_property("compared", f"entropy_temperature: {x.shape[0] * x.shape[1]} rows")
+    record_property("compared", f"dynatemp: {x.shape[0] * x.shape[1]} rows")
 
 
 def test_penalties(record_property):

@@ -5,7 +5,8 @@ import reference_feedback as reference
 from reference import logprobs
 from rows import make
 
-from jaxsample import categorical_sample, feedback
+import jaxsample
+from jaxsample import categorical_sample
 
 pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed: the extra `oracles`")
 
@@ -40,18 +41,18 @@ def decides_v2(row: np.ndarray, mu: float) -> bool:
 @pytest.mark.parametrize("version", [1, 2])
 def test_mirostat(version, record_property):
     init, step_of, decides, kinds = (
-        (oracle.mirostat_v1, feedback.mirostat_v1_sample, decides_v1, KINDS[:3]),
-        (oracle.mirostat_v2, feedback.mirostat_v2_sample, decides_v2, KINDS[:4]),
+        (oracle.mirostat_v1, jaxsample.mirostat_v1_sample, decides_v1, KINDS[:3]),
+        (oracle.mirostat_v2, jaxsample.mirostat_v2_sample, decides_v2, KINDS[:4]),
     )[version - 1]
     x, rng = logits_of_step(0, kinds), np.random.default_rng(version)
     tau = rng.uniform(1, 7, len(x)).astype(np.float32)
     eta = rng.uniform(0.05, 0.5, len(x)).astype(np.float32)
     samplers = [init(VOCAB, *pair, seed) for seed, pair in enumerate(zip(tau, eta, strict=True))]
-    params, mu, compared = feedback.MirostatParams(tau=tau, eta=eta), 2 * tau, 0
+    params, mu, compared = jaxsample.MirostatParams(tau=tau, eta=eta), 2 * tau, 0
     for step in range(STEPS):
         x = logits_of_step(step, kinds)
         keys = jax.random.split(jax.random.key(step), len(x))
-        ours, state = step_of(keys, x, params, feedback.MirostatState(mu))
+        ours, state = step_of(keys, x, params, jaxsample.MirostatState(mu))
         theirs = [oracle.apply(sampler, row) for sampler, row in zip(samplers, x, strict=True)]
         kept = np.stack([logits for logits, _ in theirs]) > -np.inf
         decided = np.array([decides(row, m) for row, m in zip(x, mu, strict=True)])
@@ -82,14 +83,14 @@ def test_adaptive_p(record_property):
     samplers = [
         oracle.adaptive_p(*pair, seed) for seed, pair in enumerate(zip(target, decay, strict=True))
     ]
-    params = feedback.AdaptivePParams(target=target, decay=decay)
-    memory = np.stack(feedback.init_adaptive_p(params, target.shape), axis=-1)
+    params = jaxsample.AdaptivePParams(target=target, decay=decay)
+    memory = np.stack(jaxsample.init_adaptive_p(params, target.shape), axis=-1)
     unlike = 0
     for step in range(STEPS):
         x = logits_of_step(step, KINDS)
         keys = jax.random.split(jax.random.key(step), len(x))
-        state = feedback.AdaptivePState(*memory.T)
-        ours, following = feedback.adaptive_p_sample(keys, x, params, state)
+        state = jaxsample.AdaptivePState(*memory.T)
+        ours, following = jaxsample.adaptive_p_sample(keys, x, params, state)
         theirs = [oracle.apply(sampler, row) for sampler, row in zip(samplers, x, strict=True)]
         logits = np.stack([new for new, _ in theirs])
         want = [reference.adaptive_p(*row) for row in zip(x, target, *memory.T, strict=True)]

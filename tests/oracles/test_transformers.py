@@ -9,7 +9,8 @@ import scipy.special
 from rows import every_kind, make
 
 import jaxsample
-from jaxsample import _keyed, watermark
+from jaxsample import watermarks
+from jaxsample.watermarks import _hash
 
 pytest.importorskip("transformers", reason="transformers is not installed: the extra `oracles`")
 
@@ -141,10 +142,10 @@ def test_guidance(record_property):
 def test_synthid(record_property):
     x, depth, key = every_kind(30, 257), 30, jax.random.key(5)
     context = np.random.default_rng(5).integers(257, size=(len(x), 4)).astype(np.int32)
-    seed = _keyed.fold(jax.numpy.broadcast_to(key, len(x)), context)
-    words = _keyed.word(seed, jax.numpy.broadcast_to(jax.numpy.arange(257), x.shape))
-    g = np.stack([_keyed.coin(words, jax.numpy.int32(layer)) for layer in range(depth)], axis=-1)
-    ours = np.asarray(watermark.synthid_logits(x, key, context, depth=depth), np.float64)
+    seed = _hash.fold(jax.numpy.broadcast_to(key, len(x)), context)
+    words = _hash.word(seed, jax.numpy.broadcast_to(jax.numpy.arange(257), x.shape))
+    g = np.stack([_hash.coin(words, jax.numpy.int32(layer)) for layer in range(depth)], axis=-1)
+    ours = np.asarray(watermarks.synthid_logits(key, x, context, depth=depth), np.float64)
     ours -= scipy.special.logsumexp(ours, axis=-1, keepdims=True)
     theirs = oracle.synthid(x, g)
     size = np.abs(x, where=x > -np.inf, out=np.zeros_like(x)).max(axis=-1, keepdims=True)
@@ -156,9 +157,9 @@ def test_synthid(record_property):
 
 def test_pipeline(record_property):
     fields = (
-        "guidance_scale", "bias", "repetition_penalty", "no_repeat_ngram", "bad_word_lengths",
-        "min_tokens", "allowed", "suppressed_token_ids", "temperature", "top_h", "top_k", "top_p",
-        "min_p", "typical_p", "epsilon", "eta",
+        "guidance_scale", "logit_bias", "repetition_penalty", "no_repeat_ngram_size",
+        "bad_word_lengths", "min_tokens", "allowed", "suppressed_token_ids", "temperature", "top_h",
+        "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff",
     )  # fmt: skip
     batch = pipelines.batch(fields, 1200, prompts=True, greedy=False)
     for own, kind in zip(batch.values, np.repeat(pipelines.KINDS, 300), strict=True):

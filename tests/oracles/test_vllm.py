@@ -8,7 +8,7 @@ from jaxsample import VLLM_ORDER
 pytestmark = pytest.mark.oracle
 
 FIELDS = (
-    "allowed", "bad_word_lengths", "min_tokens", "bias", "repetition_penalty",
+    "allowed", "bad_word_lengths", "min_tokens", "logit_bias", "repetition_penalty",
     "frequency_penalty", "presence_penalty", "temperature", "min_p", "top_k", "top_p",
 )  # fmt: skip
 

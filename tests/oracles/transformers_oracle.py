@@ -79,21 +79,21 @@ def pipeline(row: np.ndarray, values: dict, text: np.ndarray, prompt: int) -> np
 def _settings(values: dict) -> dict:
     lengths = zip(values["bad_words"].tolist(), values["bad_word_lengths"], strict=True)
     words = [word[:length] for word, length in lengths if length]
-    bias = zip(values["bias_token_ids"].tolist(), values["bias"].tolist(), strict=True)
+    bias = zip(values["logit_bias_token_ids"].tolist(), values["logit_bias"].tolist(), strict=True)
     suppressed = values["suppressed_token_ids"]
     plain = (
         "temperature", "repetition_penalty", "guidance_scale", "top_p", "min_p", "typical_p",
     )  # fmt: skip
     return {name: float(values[name]) for name in plain} | {
-        "no_repeat_ngram_size": int(values["no_repeat_ngram"]),
+        "no_repeat_ngram_size": int(values["no_repeat_ngram_size"]),
         "min_new_tokens": int(values["min_tokens"]),
         "bad_words_ids": words or None,
         "sequence_bias": {(token,): value for token, value in bias},
         "suppress_tokens": suppressed.tolist() if suppressed[0] >= 0 else None,
         "top_h": float(values["top_h"]) if values["top_h"] < 1 else None,
         "top_k": int(values["top_k"]),
-        "epsilon_cutoff": float(values["epsilon"]),
-        "eta_cutoff": float(values["eta"]),
+        "epsilon_cutoff": float(values["epsilon_cutoff"]),
+        "eta_cutoff": float(values["eta_cutoff"]),
     }
 
 

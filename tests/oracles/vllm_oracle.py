@@ -16,7 +16,7 @@ def process(row: np.ndarray, values: dict, text: np.ndarray, prompt: int) -> np.
             x[word[size - 1]] = -np.inf
     if len(text) - prompt < values["min_tokens"]:
         x[values["stop_token_ids"]] = -np.inf
-    np.add.at(x, values["bias_token_ids"], values["bias"])
+    np.add.at(x, values["logit_bias_token_ids"], values["logit_bias"])
 
     seen = np.isin(np.arange(x.size), text)
     counts = np.bincount(text[prompt:], minlength=x.size)

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
-from jax.typing import ArrayLike
+from jax import Array
 
-from jaxsample._core import _checks, _chunks
+from jaxsample._core import _checks
 
 SCHEMES = ("left_hash", "self_hash")
 BITS = 32
@@ -40,49 +39,11 @@ def keys(name: str, value: Any, rows: Array) -> Array:
     return jnp.broadcast_to(keys, rows.shape[:-1])
 
 
-def context(name: str, value: ArrayLike, rows: Array) -> Array:
-    """Returns the last tokens `[..., width]` of each row, int32."""
-    array = _checks.per_item(name, value, rows, "iu")
-    if array.shape[-1] == 0:
-        raise ValueError(f"{name} must hold at least one token a row, got shape {array.shape}")
-    return array
-
-
-def history(tokens: ArrayLike, length: ArrayLike) -> tuple[Array, Array]:
-    """Returns tokens `[..., L]` and their number, int32 `[...]`; -1 where it is outside [0, L]."""
-    array = jnp.asarray(tokens)
-    count = jnp.broadcast_to(length, array.shape[:-1])
-    return array, jnp.where((count >= 0) & (count <= array.shape[-1]), count, -1)
-
-
-def width(name: str, value: Any, _: Array) -> int:
-    """Returns the static number of tokens of a context."""
-    return _checks.static_integer(name, value, 1, _checks.MAX_VOCAB)
-
-
 def scheme(name: str, value: str, _: Array) -> str:
     """Returns the scheme, one of `SCHEMES`."""
     if value not in SCHEMES:
         raise ValueError(f"{name} must be one of {SCHEMES}, got {value!r}")
     return value
-
-
-def known(tokens: Array) -> Array:
-    """Whether none of the tokens `[..., n]` is missing."""
-    return jnp.all(tokens >= 0, axis=-1)
-
-
-def grams(tokens: Array, length: Array, width: int) -> tuple[Array, Array, Array]:
-    """Returns the tokens of histories `[..., L]` that have a whole context, each with that context.
-
-    Returns:
-      The contexts, `[..., n, width]`, the tokens `[..., n]`, and bool `[..., n]`: whether they lie
-      within the length and are not missing.
-    """
-    number = max(tokens.shape[-1] - width, 0)
-    gram = jnp.stack([tokens[..., i : i + number] for i in range(width + 1)], axis=-1)
-    place = width + _chunks.positions(gram[..., 0])
-    return gram[..., :-1], gram[..., -1], known(gram) & (place < length[..., None])
 
 
 def fold(key: Array, context: Array) -> Seed:
@@ -130,24 +91,6 @@ def uniform(seed: Seed, words: Array) -> Array:
     first, _ = _expand(seed, words)
     low = _mix(words ^ first ^ np.uint32(0x9E3779B9)).astype(jnp.float32)
     return words.astype(jnp.float32) * 2.0**-32 + (low + 0.5) * 2.0**-64
-
-
-def first_of_each(valid: Array, words: Array, values: Array) -> tuple[Array, Array]:
-    """Marks each word's first place, so that what repeats is counted once.
-
-    Args:
-      valid: bool `[..., n]`, the places that count.
-      words: uint32 `[..., n]`.
-      values: `[..., n]`, what goes with each place.
-
-    Returns:
-      The values in the order of the words, and bool `[..., n]`, True where a value comes from the
-      first valid place of its word.
-    """
-    operands = ((~valid).astype(jnp.int32), words, values)
-    invalid, words, values = lax.sort(operands, num_keys=2, is_stable=True)
-    again = jnp.zeros_like(valid).at[..., 1:].set(words[..., 1:] == words[..., :-1])
-    return values, (invalid == 0) & ~again
 
 
 def _mix(x: Array) -> Array:

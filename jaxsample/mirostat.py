@@ -1,8 +1,4 @@
-"""Samplers with memory: what was drawn so far steers the next draw.
-
-Each takes the state of every row and returns the next one beside the tokens: pure functions, to
-carry through a `scan` or a `while_loop`. States and parameters have no gradient.
-"""
+"""Mirostat: draws tokens of a given surprise on average, by a state of past draws."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,12 +24,19 @@ from jaxsample._core import (
 )
 from jaxsample._core._chunks import Implementation, Rows, Source, opened
 from jaxsample._core._elementary import LOG2_E
-from jaxsample._core._parameters import FINITE, NOT_NEGATIVE, Parameter
+from jaxsample._core._parameters import FINITE, NOT_NEGATIVE
 from jaxsample._core._prefix import Rules
 from jaxsample._core._public import public
 from jaxsample._core._ranking import Cut
 from jaxsample._core._shards import AxisName
-from jaxsample.sampling import categorical_sample
+
+_ZIPF_TOKENS = 100
+_STEEPEST = 1e6
+"""Nats between neighbours of the ranking, far more than probabilities can tell apart."""
+_FLATTEST = 1e-6
+"""An exponent as good as 0, with which any k is the whole vocabulary or one token."""
+
+_Keep = Callable[[Source, Array], tuple[Rows, Cut]]
 
 
 @jax.tree_util.register_dataclass
@@ -91,19 +94,19 @@ def init_mirostat(params: MirostatParams, rows_shape: tuple[int, ...] = ()) -> M
     >>> print(init_mirostat(MirostatParams(tau=3.0), (2,)).mu)
     [6. 6.]
     """
-    _check_type("params", params, MirostatParams)
+    _checks.instance("params", params, MirostatParams)
     rows = jnp.empty((*rows_shape, 1))
     return MirostatState(2 * _checks.to_rows(_checks.real("tau", params.tau, rows), rows))
 
 
 def _mirostat_params(name: str, value: Any, logits: Array) -> MirostatParams:
-    _check_type(name, value, MirostatParams)
+    _checks.instance(name, value, MirostatParams)
     tau, eta = (NOT_NEGATIVE(field, getattr(value, field), logits) for field in ("tau", "eta"))
     return MirostatParams(tau=tau, eta=eta)
 
 
 def _mirostat_state(name: str, value: Any, logits: Array) -> MirostatState:
-    _check_type(name, value, MirostatState)
+    _checks.instance(name, value, MirostatState)
     return MirostatState(FINITE("mu", value.mu, logits))
 
 
@@ -212,185 +215,6 @@ def mirostat_v2_sample(
     return _mirostat(_unsurprising, key, x, params, state)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdaptivePParams:
-    """Parameters of adaptive-p; each field is a scalar or broadcasts to `logits.shape[:-1]`.
-
-    Attributes:
-      target: the probability to reach on average, at most 1; a negative one is neutral.
-      decay: of the memory, in [0, 0.99]: the last 1 / (1 - decay) tokens count.
-
-    >>> AdaptivePParams(target=0.5, decay=1).validate()
-    Traceback (most recent call last):
-    ...
-    ValueError: decay must be in [0, 0.99], got 1
-    """
-
-    target: ArrayLike
-    decay: ArrayLike = 0.9
-
-    def validate(self) -> None:
-        """Checks the values, which no traced code can, on the host.
-
-        Raises:
-          TypeError: a field that holds no real numbers.
-          ValueError: a value outside its range; the message names the field, the row and the range.
-        """
-        _TARGET.validate("target", self.target)
-        _DECAY.validate("decay", self.decay)
-
-
-class AdaptivePState(NamedTuple):
-    """The state of adaptive-p: a decaying mean of the probabilities of the drawn tokens.
-
-    Attributes:
-      weighted_sum: float32 `[...]`, finite.
-      total_weight: float32 `[...]`, finite and at least 0; 0 remembers nothing.
-    """
-
-    weighted_sum: Array
-    total_weight: Array
-
-
-def init_adaptive_p(params: AdaptivePParams, rows_shape: tuple[int, ...] = ()) -> AdaptivePState:
-    """Returns the state before the first token, as if all tokens before had met the target.
-
-        total_weight = 1 / (1 - decay),  weighted_sum = target total_weight
-
-    Args:
-      params: fields that are scalars or broadcast to `rows_shape`.
-      rows_shape: static, `logits.shape[:-1]` of the calls to come.
-
-    Returns:
-      `AdaptivePState(weighted_sum, total_weight)`, float32 in the shape of the rows.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
-
-    >>> print(*init_adaptive_p(AdaptivePParams(target=0.5, decay=0.9)))
-    5.0 10.0
-    """
-    _check_type("params", params, AdaptivePParams)
-    rows = jnp.empty((*rows_shape, 1))
-    target, decay = (
-        _checks.to_rows(_checks.real(name, getattr(params, name), rows), rows)
-        for name in ("target", "decay")
-    )
-    total_weight = 1 / (1 - decay)
-    return AdaptivePState(jnp.maximum(target, 0) * total_weight, total_weight)
-
-
-def _adaptive_p_params(name: str, value: Any, logits: Array) -> AdaptivePParams:
-    _check_type(name, value, AdaptivePParams)
-    target, decay = _TARGET("target", value.target, logits), _DECAY("decay", value.decay, logits)
-    return AdaptivePParams(target=target, decay=decay)
-
-
-def _adaptive_p_state(name: str, value: Any, logits: Array) -> AdaptivePState:
-    _check_type(name, value, AdaptivePState)
-    fields = value._asdict().items()
-    return AdaptivePState(**{field: FINITE(field, of_it, logits) for field, of_it in fields})
-
-
-@public(key=_checks.keys, params=_adaptive_p_params, state=_adaptive_p_state)
-def adaptive_p_sample(
-    key: ArrayLike,
-    logits: ArrayLike,
-    params: AdaptivePParams,
-    state: AdaptivePState,
-    *,
-    axis_name: AxisName = None,
-    implementation: Implementation = None,
-) -> tuple[Array, AdaptivePState]:
-    """Draws tokens of about a target probability, and corrects what came out too high or too low.
-
-        goal = clip(2 target - weighted_sum / total_weight, 0, 1)
-        d = |p - goal| / 0.3
-        draw from softmax(5 - 10 d^2 / (1 + d))
-        weighted_sum <- p(drawn token) + decay weighted_sum
-        total_weight <- 1 + decay total_weight
-
-    No token is dropped, and the many that are hardly likely stand at d = goal / 0.3 all alike: cut
-    them off before, with `min_p_logits` say.
-
-    Args:
-      key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
-        (`jax.random.key`) or raw uint32. In a decoding loop, `fold_in(request_key, position)`.
-      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      params: `AdaptivePParams(target, decay)`.
-      state: from `init_adaptive_p` or the last call; its fields are scalars or `[...]`.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
-
-    Returns:
-      The tokens, int32 `[...]`, and the next state. Where the target is negative they are the
-      tokens of `categorical_sample(key, logits)`, and the state stays. A bad row (a NaN, +inf or no
-      finite logit, a parameter outside its range, a state that is not) gets token -1, keeps its
-      state and touches no other row.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
-
-    References:
-      llama.cpp's adaptive-p.
-
-    >>> import jax, jax.numpy as jnp
-    >>> logits = jnp.log(jnp.array([0.75, 0.25]))
-    >>> params = AdaptivePParams(target=0.0)
-    >>> tokens, state = adaptive_p_sample(jax.random.key(0), logits, params, AdaptivePState(0, 0))
-    >>> print(tokens, *state)
-    1 0.25 1.0
-    """
-    x = lax.stop_gradient(opened(logits, axis_name, implementation))
-    target, decay = map(x.per_row, lax.stop_gradient((params.target, params.decay)))
-    state = AdaptivePState(*map(x.per_row, lax.stop_gradient(state)))
-    bad = ~(_TARGET.inside(target) & _DECAY.inside(decay))
-    bad |= ~(jnp.isfinite(state.weighted_sum) & NOT_NEGATIVE.inside(state.total_weight))
-    rows, scale, (sums,) = _scan.scan_and_weigh(x)
-    mass = _chunks.added_up(sums, scale)
-
-    average = state.weighted_sum / jnp.where(state.total_weight > 0, state.total_weight, 1)
-    goal = jnp.where(state.total_weight > 0, 2 * target - average, target)
-    goal = lax.optimization_barrier(jnp.clip(goal, 0, 1))
-    logprobs = _normalizer.logprobs(rows, mass, x.logits, x.logits)
-    distance = _chunks.settle(
-        jnp.abs(_elementary.exp2(logprobs * LOG2_E) - goal[..., None]) * (1 / _WIDTH)
-    )
-    adapted = _PEAK - _chunks.settle(_SHARPNESS * distance * distance / (1 + distance))
-    adapted = jnp.where(x.logits == -jnp.inf, -jnp.inf, adapted)
-    adapted = jnp.where((target < 0)[..., None], x.logits.astype(jnp.float32), adapted)
-    adapted = jnp.where(bad[..., None], jnp.nan, adapted)
-    # Written down: each pass of the draw would compute it anew, and round it in its own way.
-    tokens = categorical_sample(key, lax.optimization_barrier(adapted), axis_name=axis_name)
-
-    chosen = _shards.take(x.logits, tokens[..., None], x.shards)
-    chosen = _normalizer.logprobs(rows, mass, x.logits, chosen)[..., 0]
-    p = _chunks.settle(_elementary.exp2(chosen * LOG2_E))
-    weighted_sum, total_weight = (_chunks.settle(decay * past) for past in state)
-    following = AdaptivePState(p + weighted_sum, 1 + total_weight)
-    stays = (tokens < 0) | (target < 0)
-    return tokens, jax.tree.map(lambda old, new: jnp.where(stays, old, new), state, following)
-
-
-_ZIPF_TOKENS = 100
-_STEEPEST = 1e6
-"""Nats between neighbours of the ranking, far more than probabilities can tell apart."""
-_FLATTEST = 1e-6
-"""An exponent as good as 0, with which any k is the whole vocabulary or one token."""
-
-_Keep = Callable[[Source, Array], tuple[Rows, Cut]]
-
-_MAX_DECAY = np.float32(0.99)
-_DECAY = Parameter(
-    "iuf", f"in [0, {_MAX_DECAY:.2f}]", lambda decay: (decay >= 0) & (decay <= _MAX_DECAY)
-)
-_TARGET = Parameter("iuf", "at most 1", lambda target: target <= 1)
-_PEAK, _SHARPNESS, _WIDTH = 5, 10, 0.3
-
-
 def _mirostat(
     keep: _Keep, key: ArrayLike, x: Source, params: MirostatParams, state: MirostatState
 ) -> tuple[Array, MirostatState]:
@@ -457,8 +281,3 @@ def _tree_sum(x: Array) -> Array:
         size //= 2
         x = x[..., :size] + x[..., size:]
     return x[..., 0]
-
-
-def _check_type(name: str, value: object, expected: type) -> None:
-    if not isinstance(value, expected):
-        raise TypeError(f"{name} must be of type {expected.__name__}, got {type(value).__name__}")

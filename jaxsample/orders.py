@@ -1,0 +1,130 @@
+"""The orders in which systems apply the stages of `sample`, and rules of the caller in an order."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jax import Array
+
+from jaxsample.state import SamplerState
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A rule of the caller, for an `order` of `sample`: a custom logits processor.
+
+    The logits that it returns are written to memory once; the stages after it read them. It keeps
+    the guarantees of `sample` (slot, batch size, `vmap` and sharding never change a token) as far
+    as the function itself computes each row alone and in the same way in every program.
+
+    Attributes:
+      name: unlike the names of the stages; the key of its parameters in `SamplingParams.custom`.
+      function: `function(logits, params, state)`, traced: the logits `[..., vocab]` that the stages
+        before it left (float32 after a rule that computes new logits, else in the dtype that
+        `sample` was given), its parameters (None without any), and the `SamplerState` or None. It
+        returns logits of that shape, float32, bfloat16 or float16, with -inf for masked tokens; a
+        NaN or +inf makes its row a bad row. Inside `shard_map` it gets the logits of one device.
+        A rule is static: another function object compiles anew, so define it once.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxsample import SamplingParams, sample
+    >>> def favoured(logits, params, state):
+    ...     return logits.at[..., params["token"]].add(params["boost"])
+    >>> params = SamplingParams(temperature=0.5, custom={"favoured": {"token": 2, "boost": 9.0}})
+    >>> order = (Rule("favoured", favoured), "temperature")
+    >>> print(sample(jax.random.key(0), jnp.zeros(4), params, order=order).tokens)
+    2
+    """
+
+    name: str
+    function: Callable[[Array, Any, SamplerState | None], Array]
+
+
+Order = tuple[str | Rule | tuple[str, ...], ...]
+"""Names of stages, and rules of the caller. The stages of a nested tuple are applied jointly: each
+to the same distribution, and a token is kept if all of them keep it."""
+
+DEFAULT_ORDER: Order = (
+    "guidance",
+    "allowed",
+    "bitmask",
+    "suppressed",
+    "bad_words",
+    "min_tokens",
+    "no_repeat_ngram",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "dry",
+    "logit_bias",
+    "temperature",
+    "dynatemp",
+    "smoothing",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "top_a",
+    "top_n_sigma",
+    "tail_free",
+    "top_h",
+    "p_less",
+    "xtc",
+)
+"""Constraints, penalties, bias, temperature, top-k, top-p, min-p, then the others."""
+
+VLLM_ORDER: Order = (
+    "bitmask",
+    "allowed",
+    "bad_words",
+    "min_tokens",
+    "logit_bias",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "temperature",
+    "min_p",
+    "top_k",
+    "top_p",
+)
+"""The order of vLLM, and its stages."""
+
+HF_ORDER: Order = (
+    "guidance",
+    "logit_bias",
+    "repetition_penalty",
+    "no_repeat_ngram",
+    "bad_words",
+    "min_tokens",
+    "allowed",
+    "suppressed",
+    "temperature",
+    "top_h",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
+"""The order of Hugging Face transformers' `generate`, and its stages."""
+
+LLAMA_CPP_ORDER: Order = (
+    "bitmask",
+    "logit_bias",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "dry",
+    "top_n_sigma",
+    "top_k",
+    "typical_p",
+    "top_p",
+    "min_p",
+    "xtc",
+    "temperature",
+    "dynatemp",
+)
+"""The order of llama.cpp's default chain, and its stages."""

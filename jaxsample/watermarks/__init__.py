@@ -1,0 +1,34 @@
+"""Watermarks: a keyed mark on generated text, which the holder of the secret key can detect.
+
+A mark depends on the secret key, the last few tokens (the context) and the candidate token, by a
+keyed pseudo-random function of integers. Use a key that nothing else draws from. Detectors need the
+text and the key, but neither the model nor the prompt.
+
+A p-value is the probability, over keys, that unmarked text scores as high. Repeated n-grams are
+scored once, since their scores are not independent. For the same reason texts that share their
+commonest n-grams score alike under one key, the more so the narrower the context. float32 holds
+p-values down to 1e-38.
+"""
+
+from jaxsample.watermarks._scoring import ScoreDetection
+from jaxsample.watermarks.context import context_repeated, last_tokens
+from jaxsample.watermarks.green_list import (
+    GreenListDetection,
+    detect_green_list,
+    green_list_logits,
+)
+from jaxsample.watermarks.gumbel import detect_gumbel, gumbel_watermark_sample
+from jaxsample.watermarks.synthid import detect_synthid, synthid_logits
+
+__all__ = [
+    "GreenListDetection",
+    "ScoreDetection",
+    "context_repeated",
+    "detect_green_list",
+    "detect_gumbel",
+    "detect_synthid",
+    "green_list_logits",
+    "gumbel_watermark_sample",
+    "last_tokens",
+    "synthid_logits",
+]
