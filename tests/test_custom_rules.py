@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from composed import a_state, apply, composed, every_param
 from rows import every_kind, slow, traces
-from test_stages import a_state, apply, composed, every_param
 
 import jaxsample as js
 from jaxsample import Rule, SamplingParams, sample

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from draws import ERROR_RATE, assert_follows, draw
 from rows import KINDS, every_kind, make, slow
 from scipy import stats
-from test_statistics import ERROR_RATE, assert_follows, draw
 
 import jaxsample as js
 from jaxsample import SamplingParams, sample

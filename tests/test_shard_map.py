@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import calls, every
+from composed import a_state, every_param, only
 from hlo import bytes_moved
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from meshes import MESHES, MOST_BYTES_A_ROW, VOCAB, mesh_of, rows_of, sharded_map
 from rows import exhaustive, several_devices
-from test_sharding import MESHES, MOST_BYTES_A_ROW, VOCAB, mesh_of, rows_of
-from test_stages import a_state, every_param, only
 from unoptimised import to_read
 
 import jaxsample as js
@@ -27,40 +27,9 @@ RESCALED = ("top_k", "xtc", "temperature")
 SHAPES = ("vocab", "both")
 
 
-def spec_of(x, leaf, batch="batch", vocab="vocab"):
-    """The axes of an argument or a result, with its rows and its tokens as those of the logits."""
-    axes = [None] * leaf.ndim
-    if leaf.shape[:1] == x.shape[:1]:
-        axes[0] = batch
-    if leaf.shape[-1:] in (x.shape[-1:], (x.shape[-1] // 32,)):
-        axes[-1] = vocab
-    return P(*axes)
-
-
-def sharded_map(function, x, arguments, mesh, **spec):
-    """The function in a `shard_map`: what is not of the rows or the vocabulary is replicated."""
-
-    def specs(tree):
-        return jax.tree.map(lambda leaf: spec_of(x, leaf, **spec), tree)
-
-    return jax.shard_map(
-        told(function, spec.get("vocab", "vocab")),
-        mesh=mesh,
-        in_specs=specs(arguments),
-        out_specs=specs(jax.eval_shape(function, *arguments)),
-    )
-
-
 def inside(function, x, arguments, shape, **spec):
     """The same over simulated devices, compiled."""
     return jax.jit(sharded_map(function, x, arguments, mesh_of(*MESHES[shape]), **spec))
-
-
-def told(function, axis_name):
-    """The function, told over which axis the vocabulary is sharded."""
-    if function is js.packed_bitmask:  # has no token that depends on another
-        return function
-    return functools.partial(function, axis_name=axis_name)
 
 
 def called(name, x, **options):

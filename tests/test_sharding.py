@@ -8,30 +8,17 @@ from catalogue import NAMES, VARIED, calls, every
 from hlo import bytes_moved
 from jax.sharding import AxisType, NamedSharding, auto_axes
 from jax.sharding import PartitionSpec as P
-from rows import every_kind, exhaustive, several_devices, slow
+from meshes import MESHES, MOST_BYTES_A_ROW, mesh_of, rows_of
+from rows import exhaustive, several_devices, slow
 
 import jaxsample as js
 
 pytestmark = several_devices
 
-VOCAB = 8192
 LONG = 131072
-MESHES = {"vocab": (1, 8), "both": (2, 4), "two": (1, 2), "four": (1, 4), "batch": (2, 1)}
-MOST_BYTES_A_ROW = 64 * 1024
 FIRST = ("categorical_sample",)
 SOME = (*FIRST, "greedy_sample", "top_p_logits", "sample", "sample, full call")
 SORTS = ("tail_free_logits",)  # the rows whose tails candidates do not hold
-
-
-def rows_of(vocab):
-    x = every_kind(2, vocab)
-    x[1, 3] = np.nan
-    return jnp.asarray(x)  # 18
-
-
-def mesh_of(batch, vocab, axis_type=AxisType.Auto):
-    devices = np.array(jax.devices()[: batch * vocab]).reshape(batch, vocab)
-    return jax.sharding.Mesh(devices, ("batch", "vocab"), axis_types=(axis_type,) * 2)
 
 
 def sharded(mesh, x, arguments):

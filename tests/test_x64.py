@@ -4,8 +4,8 @@ import catalogue
 import jax
 import numpy as np
 import pytest
+from composed import a_state, every_param
 from rows import every_kind
-from test_stages import a_state, every_param
 
 import jaxsample as js
 

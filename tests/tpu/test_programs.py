@@ -11,8 +11,8 @@ from catalogue import NAMES, shapes
 from hlo import bytes_moved
 from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from meshes import sharded_map, spec_of
 from rows import exhaustive
-from test_shard_map import sharded_map, spec_of
 from topologies import compiled, devices
 
 from bench.tpu.chips import CHIPS

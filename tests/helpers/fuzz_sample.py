@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import reference
-from test_stages import composed, only
-from test_statistics import assert_follows
+from composed import composed, only
+from draws import assert_follows
 
 import jaxsample as js
 

@@ -1,8 +1,8 @@
 """The golden results: what every public function gives for fixed inputs, bit for bit.
 
-`python tests/golden_cases.py` writes the files in tests/golden, with which test_golden compares, or
-those of the groups that it is given.
-They are written again only where a major version changes a result, and the changelog says which.
+`python tests/helpers/golden_cases.py` writes the files in tests/golden, with which test_golden
+compares, or those of the groups that it is given. They are written again only where a major version
+changes a result, and the changelog says which.
 
 The inputs are made of the raw bits of a generator, a stream that NumPy promises to keep, by sums
 and products alone: they are the same on every machine.
@@ -22,7 +22,7 @@ import numpy as np
 import jaxsample as js
 from jaxsample import SamplingParams
 
-FOLDER = Path(__file__).parent / "golden"
+FOLDER = Path(__file__).parent.parent / "golden"
 ROWS = 12
 LENGTH = 16
 DTYPES = ("float32", "bfloat16", "float16")
