@@ -51,7 +51,7 @@ class AdaptivePParams:
     decay: ArrayLike = 0.9
 
     def validate(self) -> None:
-        """Checks the values, which no traced code can, on the host.
+        """Checks the values on the host, which traced code cannot do.
 
         Raises:
           TypeError: a field that holds no real numbers.
@@ -123,7 +123,7 @@ def adaptive_p_sample(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> tuple[Array, AdaptivePState]:
-    """Draws tokens of about a target probability, and corrects what came out too high or too low.
+    """Draws tokens of about a target probability, corrected by the probabilities of past draws.
 
         goal = clip(2 target - weighted_sum / total_weight, 0, 1)
         d = |p - goal| / 0.3
@@ -176,10 +176,10 @@ def adaptive_p_sample(
     goal = jnp.where(state.total_weight > 0, 2 * target - average, target)
     goal = lax.optimization_barrier(jnp.clip(goal, 0, 1))
     logprobs = _normalizer.logprobs(rows, mass, x.logits, x.logits)
-    distance = _chunks.settle(
+    distance = _chunks.rounded(
         jnp.abs(_elementary.exp2(logprobs * LOG2_E) - goal[..., None]) * (1 / _WIDTH)
     )
-    adapted = _PEAK - _chunks.settle(_SHARPNESS * distance * distance / (1 + distance))
+    adapted = _PEAK - _chunks.rounded(_SHARPNESS * distance * distance / (1 + distance))
     adapted = jnp.where(x.logits == -jnp.inf, -jnp.inf, adapted)
     adapted = jnp.where((target < 0)[..., None], x.logits.astype(jnp.float32), adapted)
     adapted = jnp.where(bad[..., None], jnp.nan, adapted)
@@ -188,8 +188,8 @@ def adaptive_p_sample(
 
     chosen = _shards.take(x.logits, tokens[..., None], x.shards)
     chosen = _normalizer.logprobs(rows, mass, x.logits, chosen)[..., 0]
-    p = _chunks.settle(_elementary.exp2(chosen * LOG2_E))
-    weighted_sum, total_weight = (_chunks.settle(decay * past) for past in state)
+    p = _chunks.rounded(_elementary.exp2(chosen * LOG2_E))
+    weighted_sum, total_weight = (_chunks.rounded(decay * past) for past in state)
     following = AdaptivePState(p + weighted_sum, 1 + total_weight)
     stays = (tokens < 0) | (target < 0)
     return tokens, jax.tree.map(lambda old, new: jnp.where(stays, old, new), state, following)

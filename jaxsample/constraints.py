@@ -1,4 +1,4 @@
-"""Logits to logits: what may be said, and what had better be, whatever the model thinks of it."""
+"""Constraints, logits to logits: biases, masks, banned tokens and guidance."""
 
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from jaxsample._core._shards import AxisName
 
 
 class Banned(NamedTuple):
-    """A few tokens of each row that may not come.
+    """A few banned tokens of each row.
 
     Attributes:
       ids: int32 `[..., n]`; negative ones are padding.
@@ -76,7 +76,7 @@ def biased_logits(
     wide = jnp.where(bad[..., None], jnp.nan, x.logits.astype(jnp.float32))
     ids, total = _summed(jnp.where(used, ids, vocab), jnp.where(used, each, 0))
     places = _shards.places(wide, ids, x.shards)
-    new = _chunks.settle(_shards.take(wide, places) + total)
+    new = _chunks.rounded(_shards.take(wide, places) + total)
     return _sparse.replace(wide, jnp.where(total == 0, vocab, places), new)
 
 
@@ -168,7 +168,7 @@ def packed_bitmask(allowed: ArrayLike) -> Array:
 def suppressed_logits(
     logits: ArrayLike, token_ids: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
-    """Masks some tokens.
+    """Masks the tokens of a list.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -259,10 +259,10 @@ def bad_words_logits(
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      tokens: integers `[..., L]`, the history; what lies behind its length is not looked at.
+      tokens: integers `[..., L]`, the history; tokens behind its length are ignored.
       length: integers in [0, L], a scalar or `[...]`.
-      words: integers `[..., words, n]` in [0, vocab), one list for all rows or one a row; what lies
-        behind a word's length is not looked at.
+      words: integers `[..., words, n]` in [0, vocab), one list for all rows or one a row; tokens
+        behind a word's length are ignored.
       word_lengths: integers `[..., words]` in [0, n]; 0 is no word, words of 1 are always masked.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
@@ -322,7 +322,7 @@ def guided_logits(
 
     Args:
       conditional: logits `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      unconditional: logits `[..., vocab]`, what the model says without the prompt to be followed.
+      unconditional: logits `[..., vocab]`, of the model without the prompt to be followed.
       scale: finite, a scalar or `[...]`; 1 is neutral, 0 leaves the unconditional ones.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
@@ -357,8 +357,8 @@ def guided_logits(
     # A log-probability may lie beyond float32, and 0 times -inf is NaN.
     lowest = jnp.finfo(jnp.float32).min
     c, u = (jnp.where(masked | bad, 0, jnp.maximum(part, lowest)) for part in parts)
-    step = _chunks.settle(jnp.where(bad, 1, weight) * (c - u))
-    guided = _chunks.settle(u + step)
+    step = _chunks.rounded(jnp.where(bad, 1, weight) * (c - u))
+    guided = _chunks.rounded(u + step)
     guided = jnp.where(bad, jnp.nan, jnp.where(masked, -jnp.inf, guided))
     return jnp.where(weight == 1, jnp.asarray(conditional).astype(jnp.float32), guided)
 

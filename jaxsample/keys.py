@@ -1,4 +1,4 @@
-"""PRNG keys of requests, from their seeds and the positions in their texts."""
+"""PRNG keys of requests, from their seeds and positions."""
 
 from typing import Any
 

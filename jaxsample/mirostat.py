@@ -58,7 +58,7 @@ class MirostatParams:
     eta: ArrayLike = 0.1
 
     def validate(self) -> None:
-        """Checks the values, which no traced code can, on the host.
+        """Checks the values on the host, which traced code cannot do.
 
         Raises:
           TypeError: a field that holds no real numbers.
@@ -227,8 +227,8 @@ def _mirostat(
 
     chosen = _shards.take(x.logits, tokens[..., None], x.shards)
     logprobs = _normalizer.logprobs(rows, mass, x.logits, chosen)[..., 0]
-    surprise = _chunks.settle(-logprobs * LOG2_E)
-    next_mu = mu - _chunks.settle(eta * (surprise - tau))
+    surprise = _chunks.rounded(-logprobs * LOG2_E)
+    next_mu = mu - _chunks.rounded(eta * (surprise - tau))
     return jnp.where(bad, -1, tokens), MirostatState(jnp.where(bad, mu, next_mu))
 
 
@@ -236,7 +236,7 @@ def _unsurprising(x: Source, mu: Array) -> tuple[Rows, Cut]:
     """Returns the rows, and the cut behind the last token of a surprise of at most mu bits."""
     rows, scale, (sums,) = _scan.scan_and_weigh(x)
     log_mass = _mass.log(_chunks.added_up(sums, scale))
-    floor = rows.row_max + log_mass - _chunks.settle(mu / LOG2_E)
+    floor = rows.row_max + log_mass - _chunks.rounded(mu / LOG2_E)
     likely = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
     return rows, _ranking.select(floor > rows.row_max, _ranking.best(rows), likely)
 
@@ -252,11 +252,11 @@ def _zipf_prefix(x: Source, mu: Array) -> tuple[Rows, Cut]:
     top = _ranking.candidates(rows, _ZIPF_TOKENS)
     s = _zipf_exponent(top.logit)
     e = s - 1
-    power = -_chunks.settle(e * log_vocab)
+    power = -_chunks.rounded(e * log_vocab)
     # e / (1 - N^-e), of which the limit at e = 0 is 1 / log N.
     inverse = _elementary.exp2(power * LOG2_E)
     share = jnp.where(inverse == 1, 1, _elementary.log(inverse) / (inverse - 1)) / log_vocab
-    log2_k = (mu + _chunks.settle(_elementary.log(share) * LOG2_E)) / s
+    log2_k = (mu + _chunks.rounded(_elementary.log(share) * LOG2_E)) / s
     k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
     return rows, _prefix.prefix(rows, top, rules).cut
@@ -269,7 +269,7 @@ def _zipf_exponent(logits: Array) -> Array:
     masked = logits[..., 1:] == -jnp.inf
     gaps = jnp.where(masked, 0, jnp.minimum(logits[..., :-1] - logits[..., 1:], _STEEPEST))
     squares = jnp.where(masked, 0, t * t)
-    s = _tree_sum(_chunks.settle(gaps * t)) / jnp.maximum(_tree_sum(squares), np.float32(1e-30))
+    s = _tree_sum(_chunks.rounded(gaps * t)) / jnp.maximum(_tree_sum(squares), np.float32(1e-30))
     return jnp.maximum(s, _FLATTEST)
 
 

@@ -1,4 +1,4 @@
-"""`SamplingParams`: the parameters of all rules, of each row of a batch."""
+"""`SamplingParams`: the parameters of every rule, for each row of a batch."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -124,7 +124,7 @@ class SamplingParams:
     custom: Mapping[str, Any] | None = None
 
     def validate(self) -> None:
-        """Checks the values, which no traced code can, on the host.
+        """Checks the values on the host, which traced code cannot do.
 
         Raises:
           TypeError: a field of the wrong kind of numbers.

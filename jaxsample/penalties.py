@@ -1,7 +1,7 @@
-"""Logits to logits: tokens that were already said, or would repeat the text, become less likely.
+"""Penalties, logits to logits: tokens that would repeat the text become less likely.
 
-Repetition, presence and frequency look at what each token counts; DRY and no-repeat-ngram at the
-history, `tokens [..., L]` of which the first `length [...]` are valid.
+Repetition, presence and frequency penalties depend on the count of each token; DRY and
+no-repeat-n-gram on the history, `tokens [..., L]` of which the first `length [...]` are valid.
 """
 
 from typing import Any
@@ -35,7 +35,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 def repetition_penalized_logits(
     logits: ArrayLike, seen: ArrayLike, penalty: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
-    """Moves the logits of seen tokens down: `logit * r` below 0, `logit / r` above, r the penalty.
+    """Lowers the logits of seen tokens: `logit * penalty` below 0, `logit / penalty` above.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -68,7 +68,7 @@ def repetition_penalized_logits(
     wide = x.logits.astype(jnp.float32)
     touched = jnp.asarray(seen) & jnp.isfinite(wide) & (penalty != 1)[..., None]
     some = jnp.where(touched, wide, 0)
-    moved = _chunks.settle(some * jnp.where(some < 0, penalty[..., None], rate))
+    moved = _chunks.rounded(some * jnp.where(some < 0, penalty[..., None], rate))
     return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, moved, wide))
 
 
@@ -76,7 +76,7 @@ def repetition_penalized_logits(
 def presence_penalized_logits(
     logits: ArrayLike, counts: ArrayLike, penalty: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
-    """Takes the penalty once from every token with a count: `logit - penalty * [count > 0]`.
+    """Subtracts the penalty from tokens with a count: `logit - penalty * [count > 0]`.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -106,7 +106,7 @@ def presence_penalized_logits(
 def frequency_penalized_logits(
     logits: ArrayLike, counts: ArrayLike, penalty: ArrayLike, *, axis_name: AxisName = None
 ) -> Array:
-    """Takes the penalty from a token as often as it was written: `logit - penalty * count`.
+    """Subtracts the penalty once for each time a token was written: `logit - penalty * count`.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -139,8 +139,8 @@ def _counted_less(x: Source, counts: Array, penalty: Array) -> Array:
     penalty = jnp.where(bad, 0, penalty)[..., None]
     touched = (counts > 0) & (penalty != 0)
     wide = x.logits.astype(jnp.float32)
-    amount = _chunks.settle(penalty * counts)  # kept from contraction with the sum
-    less = _chunks.settle(wide - amount)
+    amount = _chunks.rounded(penalty * counts)  # kept from contraction with the sum
+    less = _chunks.rounded(wide - amount)
     return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, less, wide))
 
 
@@ -167,7 +167,7 @@ def dry_penalized_logits(
     *,
     axis_name: AxisName = None,
 ) -> Array:
-    """Penalises tokens that would go on repeating the text ("don't repeat yourself").
+    """Penalises tokens that would continue a repetition of the text ("don't repeat yourself").
 
     Where the last n tokens also stand earlier in the history, the token that followed there loses
     `multiplier * base**(n - allowed_length)`, for the largest such n, if n >= allowed_length. A
@@ -175,7 +175,7 @@ def dry_penalized_logits(
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      tokens: integers `[..., L]`, the history; what lies behind its length is not looked at, ids
+      tokens: integers `[..., L]`, the history; tokens behind its length are ignored, ids
         outside the vocabulary are penalised nowhere.
       length: integers in [0, L], a scalar or `[...]`.
       multiplier: finite and at least 0, a scalar or `[...]`; 0 is neutral.
@@ -225,7 +225,7 @@ def dry_penalized_logits(
     wide = jnp.where(bad[..., None], jnp.nan, x.logits.astype(jnp.float32))
     ids = jnp.where(repeats & (text >= 0), text, vocab)
     places = _shards.places(wide, ids, x.shards)
-    return _sparse.lower(wide, places, _chunks.settle(_shards.take(wide, places) - amount))
+    return _sparse.lower(wide, places, _chunks.rounded(_shards.take(wide, places) - amount))
 
 
 def _power(base: Array, exponent: Array, largest: int) -> Array:
@@ -251,10 +251,10 @@ def no_repeat_ngram_logits(
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      tokens: integers `[..., L]`, the history; what lies behind its length is not looked at, ids
+      tokens: integers `[..., L]`, the history; tokens behind its length are ignored, ids
         outside the vocabulary are masked nowhere.
       length: integers in [0, L], a scalar or `[...]`.
-      n: integer, at least 0, a scalar or `[...]`; 0 is neutral, 1 masks all that was said.
+      n: integer, at least 0, a scalar or `[...]`; 0 is neutral, 1 masks every token of the history.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
         `shard_map`; None where it is whole.
 

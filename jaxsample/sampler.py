@@ -1,4 +1,4 @@
-"""Every rule in one call: the stages that the params ask for, in order, then the draw."""
+"""`sample`: the stages that the params ask for, in order, then the draw, in one program."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -92,10 +92,10 @@ def sample(
 ) -> SampleOutput:
     """Applies the rules that the params ask for, in order, and draws a token of each row.
 
-    Returns the very tokens of the functions it is made of, bit for bit. Temperature, top-k, top-p
-    and min-p at the end of the order, and what masks tokens just in front of them (`allowed`,
-    `bitmask`, `suppressed`, `bad_words`, `min_tokens`), are settled in fewer passes over the
-    logits, and no logits are written for them:
+    Returns the same tokens as the composition of the functions of its stages, bit for bit.
+    Temperature, top-k, top-p and min-p at the end of the order, and the masks just in front of them
+    (`allowed`, `bitmask`, `suppressed`, `bad_words`, `min_tokens`), are fused with the draw: fewer
+    passes over the logits, and no intermediate logits are written:
 
         categorical_sample(key, min_p_logits(top_p_logits(top_k_logits(
             scaled_logits(logits, temperature), top_k), top_p), min_p))
@@ -188,18 +188,18 @@ def _drawn(
 ) -> SampleOutput:
     """Returns the draw from logits that are scaled and cut, in either order; fused."""
     divisor: Any = None
-    rate: Any = None
+    beta: Any = None
     greedy: Any = None
     if temperature is not None:
         divisor, greedy, outside = divisor_of(x.per_row(temperature))
-        rate = 1 / lax.stop_gradient(divisor)  # what is kept and drawn has no gradient
+        beta = 1 / lax.stop_gradient(divisor)  # what is kept and drawn has no gradient
         bad |= outside
     rules, outside = _prefix.checked(x.vocab, rules)
 
     noise = _draw.random_words(keys)
     if rules.values:
-        rows, top = _scan.scan_and_rank(x, None if scales_after else rate)
-        scaled = _chunks.scaled_after(rows, rate) if scales_after else rows
+        rows, top = _scan.scan_and_rank(x, None if scales_after else beta)
+        scaled = _chunks.scaled_after(rows, beta) if scales_after else rows
         if temperature is not None:
             greedy |= scaled.overflows
         bad |= outside
@@ -211,7 +211,7 @@ def _drawn(
         ranked = None if scales_after else top
     else:
         ranked = None
-        rows, scale, kept = _scan.scan_and_weigh(x, rate, counted=True)
+        rows, scale, kept = _scan.scan_and_weigh(x, beta, counted=True)
         if temperature is not None:
             greedy |= rows.overflows
         drawn, cut = _draw.draw_all(noise, rows, scale, Kept(*kept), greedy)

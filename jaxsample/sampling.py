@@ -1,4 +1,4 @@
-"""Logits to a token."""
+"""Logits to tokens: greedy and categorical."""
 
 import jax.numpy as jnp
 from jax import Array

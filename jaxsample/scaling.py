@@ -1,4 +1,4 @@
-"""Logits to logits, all tokens kept: how sharp the distribution is."""
+"""Temperatures and smoothing, logits to logits: how sharp the distribution is."""
 
 import functools
 
@@ -59,7 +59,7 @@ def scaled_logits(
 
 
 def _scaled(x: Source, rows: Rows, temperature: Array) -> Array:
-    """Returns the logits, which were looked over as they are, divided by a temperature a row."""
+    """Returns the logits of scanned rows, divided by one temperature per row."""
     divisor, greedy, bad = divisor_of(temperature)
     rows = _chunks.scaled_after(rows, 1 / lax.stop_gradient(divisor))
     best = rows.ids == _ranking.best(rows).token[..., None]
@@ -120,7 +120,7 @@ def entropy_scaled_logits(
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
     power = _elementary.exp2(exponent * (_elementary.log(share) * _elementary.LOG2_E))
     share = lax.stop_gradient(jnp.where(exponent == 0, 1, power))
-    temperature = low + _chunks.settle((high - low) * share)
+    temperature = low + _chunks.rounded((high - low) * share)
     good = [NOT_NEGATIVE.inside(parameter) for parameter in (low, high, exponent)]
     return _scaled(
         x, rows, jnp.where(functools.reduce(jnp.logical_and, good), temperature, jnp.nan)
@@ -176,7 +176,7 @@ def smoothed_logits(
     bend = (3 - curve) / 2 + product((curve - 1) / 2, distance)
     # The maximum, which keeps +inf, is for the rounding, as in `product`.
     fall = jnp.maximum(factor * distance * distance * bend, np.finfo(np.float32).min)
-    smoothed = _chunks.settle(row_max - fall)
+    smoothed = _chunks.rounded(row_max - fall)
     smoothed = jnp.where(finite & (factor != 0), smoothed, wide)
     return jnp.where(bad, jnp.nan, smoothed)
 

@@ -1,4 +1,4 @@
-"""The stages of `sample`: each a rule with its parameters, and the plan of those that apply."""
+"""The stages of `sample`: a record of each rule, and the plan of the stages that apply."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The state of a decoding loop, in fixed shapes, so that rows may come and go."""
+"""The state of a decoding loop: texts and token counts, in fixed shapes."""
 
 import dataclasses
 from typing import Any
@@ -17,7 +17,7 @@ from jaxsample.constraints import packed_bitmask
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerState:
-    """The texts of a batch, and what the penalties count of them.
+    """The texts of a batch, and the counts of their tokens.
 
     Attributes:
       tokens: int32 `[..., max_length]`, prompt and output, valid up to `lengths`.
@@ -64,8 +64,8 @@ def init_state(
     """Returns the state of rows whose prompts were read and whose outputs are empty.
 
     Args:
-      prompt_tokens: integers `[..., n]`, n at most `max_length`; what lies behind a prompt's
-        length is not looked at, ids outside the vocabulary count for nothing.
+      prompt_tokens: integers `[..., n]`, n at most `max_length`; tokens behind a prompt's
+        length are ignored, ids outside the vocabulary are not counted.
       prompt_lengths: integers in [0, n], a scalar or `[...]`.
       vocab_size: static, the vocabulary of the logits; of each device's, where it is sharded.
       max_length: static, the room for prompt and output.
@@ -179,13 +179,13 @@ def reset_rows(
     *,
     axis_name: AxisName = None,
 ) -> SamplerState:
-    """Gives rows of a batch to new requests: continuous batching without a new shape.
+    """Assigns rows of a batch to new requests: continuous batching in fixed shapes.
 
     Under donation of the state only the rows that change are written.
 
     Args:
       state: of a batch, with one leading axis.
-      rows: integers `[n]`, the rows to give away, no row twice; negative ones are padding.
+      rows: integers `[n]`, the rows to assign, no row twice; negative ones are padding.
       prompt_tokens: integers `[n, width]`, width at most `max_length`.
       prompt_lengths: integers in [0, width], a scalar or `[n]`.
       axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside

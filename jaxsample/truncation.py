@@ -1,7 +1,7 @@
-"""Logits to logits, some tokens dropped: nearly every rule keeps a prefix of the ranking.
+"""Truncations, logits to logits: each rule drops tokens, and most keep a prefix of the ranking.
 
 The ranking is by logit, equal logits by lower token id. Dropped logits become -inf and kept ones
-stay as they are. What is kept is a constant under differentiation.
+stay as they are. The kept set is a constant under differentiation.
 """
 
 import jax.numpy as jnp
@@ -346,7 +346,7 @@ def tail_free_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Cuts the ranking where its probabilities stop to bend.
+    """Cuts the ranking where the curvature of its probabilities vanishes.
 
     With p the sorted probabilities of the tokens that are not masked,
     `d[i] = abs((p[i] - p[i+1]) - (p[i+1] - p[i+2]))` over their sum: keeps the tokens before the
@@ -525,13 +525,13 @@ def cut_by(x: Source, rules: Rules) -> Array:
 
 
 def _normalized(x: Source) -> tuple[Rows, Array]:
-    """Returns the logits looked over, and the logarithm of the sum of their exponentials."""
+    """Returns the scanned rows and the log-sum-exp of each, relative to its maximum."""
     rows, scale, (sums,) = _scan.scan_and_weigh(x)
     return rows, _moments.log_sum(_chunks.added_up(sums, scale))
 
 
 def _from(x: Source, rows: Rows, floor: Array, bad: Array) -> Array:
-    """Returns the logits from a floor up, `[...]` above the largest, which is kept anyway."""
+    """Returns the logits from a floor up, `[...]` relative to the largest, which is always kept."""
     floor = rows.row_max + jnp.minimum(floor, 0)
     cut = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
     return _cut_off(x, rows, cut, bad)

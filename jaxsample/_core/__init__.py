@@ -1,1 +1,1 @@
-"""Passes over logits and what they are made of; imports no public module."""
+"""Passes over logits and their parts. Nothing here imports a public module."""

@@ -1,8 +1,8 @@
-"""Where the mass of a prefix reaches a target, anywhere in the row.
+"""Bisection over the whole row for the shortest prefix whose mass reaches a target.
 
-A bisection over the values that tokens are ranked by: each pass weighs the tokens from one value
-up. It ends where so few tokens are left between the bounds that they can be looked at one by one,
-or where all that are left are equal. What is found does not depend on the way: masses are exact.
+Bisects over the values by which tokens are ranked: each pass sums the weights from one value up. It
+ends where few enough tokens are left between the bounds to be compared one by one, or where all
+that are left are equal. Masses are exact, so the result does not depend on the path.
 """
 
 from collections.abc import Callable
@@ -32,10 +32,10 @@ from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut
 
 _FEW = 19
-"""Tokens to look at one by one: more spare a pass or two, but of a sharded vocabulary they move."""
+"""Tokens that are compared one by one: more save a pass, but they move between devices."""
 
 _GROUPS = 16
-"""Groups of chunks with running sums of their own: each device of a mesh has whole groups."""
+"""Groups of chunks with separate running sums: each device of a mesh holds whole groups."""
 
 _TURNS_BY_VALUE = 12
 """Turns that halve the distance between the bounds. The others halve the number of floats between
@@ -135,9 +135,9 @@ def _narrowed(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Orde
     above = order.top + 4 * float(info.eps) * jnp.abs(order.top) + float(info.tiny)
     high = to_sortable(above.astype(order.dtype))
     low = jnp.where(needed, to_sortable(jnp.full_like(above, -jnp.inf, order.dtype)), high - 1)
-    # Like the bounds, as in a `shard_map` over the batch a target may not vary where they do.
+    # Derived from the bounds, so that it varies over the same mesh axes inside `shard_map`.
     nothing = Mass(jnp.zeros_like(low, jnp.uint32), jnp.zeros_like(low, jnp.uint32))
-    unknown = jax.tree.map(jnp.invert, nothing)  # the most there is, so that they are not few
+    unknown = jax.tree.map(jnp.invert, nothing)  # the largest mass, so that the tokens are not few
     start = (jnp.int32(0), _Bounds(low, high, unknown, nothing))
     return lax.while_loop(unsettled, halve, start)[1]
 
@@ -155,8 +155,8 @@ def _middle(turn: Array, low: Array, high: Array, order: Order) -> Array:
 
 
 def _are_few(scale: Scale, bounds: _Bounds, order: Order) -> Array:
-    """Whether at most `_FEW` tokens can lie between the bounds, by the least that each weighs."""
-    keys = (bounds.low, bounds.high)  # what a token weighs is least at one of its bounds
+    """Whether at most `_FEW` tokens can lie between the bounds, by their least weight."""
+    keys = (bounds.low, bounds.high)  # a token's weight is least at one of the bounds
     least, other = (scale.least(order.least_logit(order.of(key))) for key in keys)
     least = _mass.select(_mass.reaches(least, other), other, least)
     most = _mass.times(least, jnp.full_like(least.low, _FEW))
@@ -171,8 +171,8 @@ def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: O
         value = order.value(x)
         return jnp.where(value < to_elements(most, x), value, -jnp.inf)
 
-    keys = chunk_maxima(rows.source, lambda raw, *_: value(rows.read(raw)), BLOCK)
-    block_max = from_sortable(keys)
+    sortable = chunk_maxima(rows.source, lambda raw, *_: value(rows.read(raw)), BLOCK)
+    block_max = from_sortable(sortable)
     top, raw = _ranking.first(rows, block_max, _FEW, value)
     weights = _ranking.weights(scale, rows.read(raw), top.token)
     running = _running(bounds.missed, weights, _ranking.shifts(scale, top.token))
@@ -188,7 +188,7 @@ def _among_equals(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order
     running = _running(bounds.missed, ties, scale.shifts, groups)
     chunk = first_true(_mass.reaches(running, _expand(target)))
 
-    # Not of one array with the start, which a sharded vocabulary would be gathered for.
+    # Concatenated with the start, a sharded array would be gathered.
     before = jax.tree.map(lambda r: at(r, jnp.maximum(chunk - 1, 0)), running)
     before = _mass.select(chunk > 0, before, bounds.missed)
     shift = at(scale.shifts, chunk)[..., None]

@@ -1,4 +1,4 @@
-"""Packed masks: a bit a token, token t that of `t % 32`, from the least, of the int32 `t // 32`."""
+"""Packed masks: token t is bit `t % 32`, from the least, of the int32 word `t // 32`."""
 
 import functools
 
@@ -76,7 +76,7 @@ def _by_word(words: Array, n: int) -> Array:
     bits = jnp.repeat(words, WORD, axis=-1)[..., :n]
     if n > _SHORT:
         return is_set(bits, lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1) & (WORD - 1))
-    # If computed in a loop, places would be computed ahead of it and written down.
+    # A constant: XLA would hoist places out of a loop and materialise them.
     place = np.arange(n, dtype=np.int32) % WORD
     return is_set(bits, place.reshape((1,) * (bits.ndim - 1) + (n,)))
 
@@ -87,7 +87,7 @@ def is_set(words: Array, place: int | Array | np.ndarray) -> Array:
 
 
 def cleared(words: Array, index: Array, where: Array) -> Array:
-    """Words `[..., words]` with some bits 0, by index `[..., n]`; those outside are left out."""
+    """Returns words `[..., words]` with some bits cleared, by index `[..., n]`."""
     outside = words.shape[-1] * WORD
     index = jnp.where(where & (index >= 0) & (index < outside), index, outside)
     index = jnp.sort(index, axis=-1)
@@ -110,7 +110,7 @@ def _is_bad(x: Array) -> Array:
     """Whether a value is NaN or +inf."""
     if x.dtype == jnp.float32:
         return ~(x < jnp.inf)
-    # A CPU compares other floats as float32, and writes them down if they are used again.
+    # On CPU narrow floats are compared as float32, which is materialised if it is used again.
     bits = lax.bitcast_convert_type(x, jnp.int16)
     infinity, negative = np.asarray([np.inf, -np.inf], x.dtype).view(np.int16)
     return (bits >= infinity) | ((bits < 0) & (bits > negative))

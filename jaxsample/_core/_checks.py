@@ -1,7 +1,7 @@
 """Checks of dtypes and shapes, which turn arguments into arrays of known dtype and shape.
 
-Shapes and dtypes are wrong at trace time, with an error that names the argument. Relations are
-asserted, never a fixed rank, so that the same functions run on one row, on a batch and under
+Wrong shapes and dtypes raise at trace time, with an error that names the argument. Relations are
+asserted and never a fixed rank, so that the same functions run on one row, on a batch and under
 `vmap`. Python numbers become arrays of one dtype, so that a value never compiles anew.
 """
 
@@ -45,8 +45,8 @@ def logits(name: str, value: ArrayLike) -> Array:
     spec = jax.typeof(array).sharding.spec
     if any(axis is not None for axis in spec):
         raise ValueError(
-            f"{name} must not be sharded explicitly, got {spec}: leave what lies between to the "
-            "compiler, within jax.sharding.auto_axes(function, out_sharding=...)"
+            f"{name} must not be sharded explicitly, got {spec}: wrap the call in "
+            "jax.sharding.auto_axes(function, out_sharding=...)"
         )
     return array
 

@@ -1,8 +1,8 @@
-"""One pass over a row: what its chunks of consecutive token ids hold.
+"""Reductions of rows by chunks of consecutive token ids.
 
-Every rule asks here for its reductions along the vocabulary. A pass reads the logits where they
-lie, in their own dtype, and turns each value into the float32 logit of the rule (`Rows.read`) on
-the way, so that nothing of the size of the logits is ever written.
+All reductions along the vocabulary are here. A pass reads the logits in their own dtype and
+converts each value to the float32 logit of the rule (`Rows.read`), fused: no intermediate of the
+size of the logits is materialised.
 """
 
 import dataclasses
@@ -45,8 +45,8 @@ class Source:
 
     Attributes:
       logits: `[..., vocab]`.
-      mask: int32 `[..., words]`, the tokens that may come, packed and filled up to whole chunks;
-        None: all may.
+      mask: int32 `[..., words]`, the packed mask of the allowed tokens, padded to whole chunks;
+        None: all are allowed.
       shards: the devices that share each row; `logits` and `mask` are of one.
       implementation: of the first pass.
     """
@@ -75,7 +75,7 @@ class Source:
         return jnp.broadcast_to(parameter, self.logits.shape[:-1])
 
     def masked(self) -> Array:
-        """Returns the raw values, -inf where a token may not come."""
+        """Returns the raw values, -inf for tokens that are not allowed."""
         if self.mask is None:
             return self.logits
         return _bits.masked(self.logits, _bits.unpacked(self.mask, self.logits.shape[-1]))
@@ -92,13 +92,13 @@ def opened(
     implementation: Implementation = None,
     mask: Array | None = None,
 ) -> Source:
-    """Returns logits as passes read them, of which a packed mask tells the tokens that may come.
+    """Returns the `Source` of logits.
 
     Args:
       logits: `[..., vocab]`, checked.
       axis_name: the mesh axes over which the vocabulary is sharded, or None.
       implementation: of the first pass.
-      mask: int32 `[..., ceil(vocab / 32)]`, or None.
+      mask: int32 `[..., ceil(vocab / 32)]`, the packed mask of the allowed tokens, or None.
     """
     logits = jnp.asarray(logits)
     if mask is not None:
@@ -112,20 +112,20 @@ class Rows(NamedTuple):
 
     Attributes:
       source: the logits; all else is of the whole row.
-      rate: float32 `[...]`, what each row is multiplied by (1 / temperature), or None.
-      cut_rate: the same, when a cut was found: None if the temperature comes after it.
-      block_max: float32 `[..., blocks]`, the largest logit of each block, times the rate. Where
-        nothing ranks the tokens (`_scan.scan_and_weigh`), the blocks are chunks.
+      beta: float32 `[...]`, the inverse temperature, by which logits are multiplied; None is 1.
+      cut_beta: beta under which cuts are found; None if the temperature is applied after the cut.
+      block_max: float32 `[..., blocks]`, beta times the largest logit of each block. Without a
+        ranking (`_scan.scan_and_weigh`) the blocks are chunks.
       raw_max: float32 `[...]`, the largest logit of the row; 0 on a bad row.
-      row_max: float32 `[...]`, the same, times the rate.
+      row_max: float32 `[...]`, beta times `raw_max`.
       bad: bool `[...]`, rows with a NaN, with +inf or without a finite logit.
-      overflows: bool `[...]`, rows whose largest logit, times the rate, is beyond float32: their
-        rate is 1, and they are greedy.
+      overflows: bool `[...]`, rows for which beta times the largest logit exceeds float32: their
+        beta is 1, and they are greedy.
     """
 
     source: Source
-    rate: Array | None
-    cut_rate: Array | None
+    beta: Array | None
+    cut_beta: Array | None
     block_max: Array
     raw_max: Array
     row_max: Array
@@ -148,21 +148,21 @@ class Rows(NamedTuple):
 
     def read(self, raw: Array) -> Array:
         """Returns the float32 logits that the raw values `[..., *]` stand for."""
-        return _read(raw, self.rate)
+        return _read(raw, self.beta)
 
     def read_to_cut(self, raw: Array) -> Array:
         """Returns the float32 logits among which a cut was found."""
-        return _read(raw, self.cut_rate)
+        return _read(raw, self.cut_beta)
 
     def divided_by(self, divisor: Array | None) -> "Rows":
-        """Returns the same rows, whose rate is made of a divisor that has a gradient."""
+        """Returns the rows with beta computed from a divisor, through which gradients pass."""
         if divisor is None:
             return self
-        return self._replace(rate=1 / jnp.where(self.overflows, 1, divisor))
+        return self._replace(beta=1 / jnp.where(self.overflows, 1, divisor))
 
     def read_from_cut(self, logits: Array) -> Array:
         """Returns the logits, from those that a cut was found among."""
-        return self.read(logits.astype(self.dtype)) if self.cut_rate is None else logits
+        return self.read(logits.astype(self.dtype)) if self.cut_beta is None else logits
 
 
 def shards(logits: Array, axis_name: AxisName) -> Shards | None:
@@ -180,35 +180,44 @@ def shards(logits: Array, axis_name: AxisName) -> Shards | None:
 
 
 def sortable_maxima(source: Source, size: int = BLOCK) -> Array:
-    """Returns the key of the largest logit of each block, `[..., blocks]`."""
+    """Returns the largest logit of each block, `[..., blocks]`, as sortable integers."""
     return chunk_maxima(source, lambda raw, *_: raw, size)
 
 
-def scaled_after(rows: Rows, rate: Array) -> Rows:
-    """Returns scanned rows multiplied by a rate; a cut stays where it was found."""
-    keys = to_sortable(rows.block_max.astype(rows.dtype))
-    return scanned(rows.source, keys, rate)._replace(cut_rate=None)
+def scaled_after(rows: Rows, beta: Array) -> Rows:
+    """Returns scanned rows with a temperature that is applied after their cut."""
+    sortable = to_sortable(rows.block_max.astype(rows.dtype))
+    return scanned(rows.source, sortable, beta)._replace(cut_beta=None)
 
 
-def scanned(source: Source, keys: Array, rate: Array | None = None) -> Rows:
+def scanned(source: Source, sortable: Array, beta: Array | None = None) -> Rows:
     """Returns the rows whose sortable maxima are given."""
     dtype = source.logits.dtype
-    # Of keys: among floats, a device that holds a NaN may not tell the others.
-    raw_max = from_sortable(jnp.max(keys, axis=-1), dtype).astype(jnp.float32)
+    # A maximum of integers: one of floats over several devices may drop a NaN.
+    raw_max = from_sortable(jnp.max(sortable, axis=-1), dtype).astype(jnp.float32)
     bad = ~jnp.isfinite(raw_max)
     raw_max = jnp.where(bad, 0, raw_max)
     overflows = jnp.zeros_like(bad)
-    if rate is not None:
-        rate, overflows = bounded_rate(rate, raw_max)
+    if beta is not None:
+        beta, overflows = bounded_beta(beta, raw_max)
     # Rounding is monotone, so the largest stays the largest.
-    block_max, row_max = (_read(x, rate) for x in (from_sortable(keys, dtype), raw_max))
-    return Rows(source, rate, rate, block_max, raw_max, row_max, bad, overflows)
+    block_max, row_max = (_read(x, beta) for x in (from_sortable(sortable, dtype), raw_max))
+    return Rows(
+        source,
+        beta,
+        beta,
+        block_max,
+        raw_max,
+        row_max,
+        bad,
+        overflows,
+    )
 
 
-def bounded_rate(rate: Array, raw_max: Array) -> tuple[Array, Array]:
-    """Returns the rate, or 1 where it takes the largest logit beyond float32, and where that is."""
-    overflows = ~(jnp.abs(raw_max * rate) < jnp.inf)
-    return jnp.where(overflows, 1, rate), overflows
+def bounded_beta(beta: Array, raw_max: Array) -> tuple[Array, Array]:
+    """Returns beta, or 1 where it overflows the largest logit, and the rows where it does."""
+    overflows = ~(jnp.abs(raw_max * beta) < jnp.inf)
+    return jnp.where(overflows, 1, beta), overflows
 
 
 def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
@@ -221,9 +230,13 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
     if rows.source.shards is not None:
         # An array in one barrier with the logits would count as varying over the devices.
         return rows._replace(source=lax.optimization_barrier((rows.source, after))[0]), after
-    read = (rows.source, rows.rate, rows.cut_rate)
-    (source, rate, cut_rate), after = lax.optimization_barrier((read, after))
-    return rows._replace(source=source, rate=rate, cut_rate=cut_rate), after
+    read = (rows.source, rows.beta, rows.cut_beta)
+    (source, beta, cut_beta), after = lax.optimization_barrier((read, after))
+    return rows._replace(
+        source=source,
+        beta=beta,
+        cut_beta=cut_beta,
+    ), after
 
 
 def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
@@ -263,9 +276,9 @@ def chunk_sums(
 
 
 def chunk_maxima(source: Source, element: Callable[..., Array], size: int = CHUNK) -> Array:
-    """Returns the key of the largest `element(raw, ids, places)` of each chunk, `[..., chunks]`.
+    """Returns the largest `element(raw, ids, places)` of each chunk, `[..., chunks]`, sortable.
 
-    Of equal zeros it is either's, and where there is a NaN it is that of a NaN or +inf.
+    Either zero may stand for equal ones, and +inf for a NaN.
     """
     return _chunk_results(source, element, _sortable_maximum, (), size)
 
@@ -321,11 +334,11 @@ def _sum(x: Array) -> Array:
 
 
 def _sortable_maximum(x: Array) -> Array:
-    """Returns the key of the largest of the last axis."""
+    """Returns the maximum of the last axis as a sortable integer."""
 
-    def tpu(x: Array) -> Array:  # where the keys of all would be written down before a maximum
+    def tpu(x: Array) -> Array:  # where the sortable integers would be materialised
         if jnp.issubdtype(x.dtype, jnp.floating):
-            # Of them a maximum may lose a NaN, but not what makes the row as bad.
+            # A maximum may drop a NaN; +inf makes the row a bad row, too.
             x = jnp.where(jnp.isnan(x), jnp.inf, x)
         return to_sortable(jnp.max(x, axis=-1))
 
@@ -402,12 +415,12 @@ def block_size(rows: Rows, blocks: int) -> int:
 
 
 def probability(rows: Rows) -> Scale:
-    """Returns the scale on which tokens weigh as much as they are likely."""
+    """Returns the scale whose weights are probabilities."""
     return Scale(_mass.shifts(chunk_max(rows), rows.row_max[..., None]), rows.row_max)
 
 
 def tally(rows: Rows) -> Scale:
-    """Returns the scale on which every token weighs one unit, and a masked one nothing."""
+    """Returns the scale whose weights are 1, and 0 for masked tokens: masses are counts."""
     chunks = -(-rows.vocab // CHUNK)
     return Scale(jnp.full((*rows.row_max.shape, chunks), _mass.NO_SHIFT, jnp.int32), None)
 
@@ -459,7 +472,7 @@ def take_rest(rows: Rows, size: int) -> Array:
 
 
 def _words(mask: Array, size: int) -> Array:
-    """Returns the words of a mask by the chunks that they are of, `[..., chunks, words]`."""
+    """Returns the words of a mask by chunk, `[..., chunks, words]`."""
     return mask.reshape(*mask.shape[:-1], mask.shape[-1] * WORD // size, size // WORD)
 
 
@@ -506,26 +519,26 @@ def to_sortable(x: Array) -> Array:
     magnitude = jnp.iinfo(integer).max
     infinity = integer(np.asarray(np.inf, x.dtype).view(integer))
     bits = lax.bitcast_convert_type(x, integer)
-    key = jnp.where(bits < 0, bits ^ magnitude, bits)
-    return jnp.where((bits & magnitude) > infinity, magnitude, key)
+    sortable = jnp.where(bits < 0, bits ^ magnitude, bits)
+    return jnp.where((bits & magnitude) > infinity, magnitude, sortable)
 
 
-def from_sortable(key: Array, dtype: Any = jnp.float32) -> Array:
+def from_sortable(sortable: Array, dtype: Any = jnp.float32) -> Array:
     """Returns the values that sortable integers stand for."""
-    magnitude = jnp.iinfo(key.dtype).max
-    return lax.bitcast_convert_type(jnp.where(key < 0, key ^ magnitude, key), dtype)
+    magnitude = jnp.iinfo(sortable.dtype).max
+    return lax.bitcast_convert_type(jnp.where(sortable < 0, sortable ^ magnitude, sortable), dtype)
 
 
-def settle(x: Array) -> Array:
-    """Returns float32 logits that a rule computed, rounded once, with NaN in place of +inf.
+def rounded(x: Array) -> Array:
+    """Returns computed float32 logits, rounded once, with NaN in place of +inf.
 
-    Every rule that computes new logits ends with it, so that they are rounded once and alike
-    whether they are written down or read on by the next rule of one program.
+    Every rule that computes new logits ends with it, so that they are the same numbers whether they
+    are materialised or fused with the next rule.
     """
     # The minimum, as in `product`, keeps a last product apart from what is added to the logits.
     return jnp.where(x == jnp.inf, jnp.nan, jnp.minimum(x, np.finfo(np.float32).max))
 
 
-def _read(raw: Array, rate: Array | None) -> Array:
+def _read(raw: Array, beta: Array | None) -> Array:
     x = raw.astype(jnp.float32)
-    return x if rate is None else product(x, to_elements(rate, x))
+    return x if beta is None else product(x, to_elements(beta, x))

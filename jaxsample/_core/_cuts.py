@@ -1,6 +1,6 @@
-"""The cuts of the rules that judge a token by all of its row: typical-p, top-H and tail-free.
+"""Cuts of typical-p, top-H and tail-free, which depend on the whole distribution.
 
-Each searches the whole row, and only where a row of the batch asks for it.
+Each searches the whole row, but only if a row of the batch asks for it.
 """
 
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from jaxsample._core._ranking import Cut
 from jaxsample._core._vmap import rowwise
 
 _TAIL_FREE_SHIFT = 7
-"""Weights of 30 bits, whose bends add up in 32."""
+"""Weights of 30 bits, whose second differences add up within 32 bits."""
 
 
 @rowwise
@@ -79,11 +79,11 @@ def tail_free(rows: Rows, z: Array) -> Array:
         x = rows.read(rows.source.whole())
         number = jnp.sum(x > -jnp.inf, axis=-1, dtype=jnp.int32)
         row_max, shift = rows.row_max[..., None], jnp.int32(_TAIL_FREE_SHIFT)
-        # On a flat row the bends are hardly more than the last bits of the weights.
+        # On a flat row second differences are close to the last bits of the weights.
         weights = -jnp.sort(-_mass.weights(x, places, row_max, shift, product))
         slopes = weights[..., :-1] - weights[..., 1:]
         bends = jnp.abs(slopes[..., :-1] - slopes[..., 1:]).astype(jnp.uint32)
-        # Masked tokens, which come last, do not bend what comes before them.
+        # Masked tokens, which come last, are no part of the differences before them.
         bends = jnp.where(_chunks.positions(bends) < number[..., None] - 2, bends, 0)
         running = jnp.cumsum(bends, axis=-1, dtype=jnp.uint32)
         share = jnp.sum(bends, axis=-1, dtype=jnp.uint32).astype(jnp.float32) * z

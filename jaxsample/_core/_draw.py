@@ -83,7 +83,7 @@ def draw_all(
 
 @rowwise
 def draw_prefix(noise: Array, rows: Rows, kept: Prefix) -> Drawn:
-    """Draws from a prefix of the ranking: the same token, if it can, by the candidates alone."""
+    """Draws from a prefix of the ranking: from the candidates alone if they hold it."""
     return lax.cond(
         jnp.all(kept.within),
         lambda: _draw_first(noise, rows, kept),
@@ -114,16 +114,16 @@ def _draw_first(noise: Array, rows: Rows, kept: Prefix) -> Drawn:
 
 
 def random_words(keys: Array) -> Array:
-    """Returns the words `[..., 2]` that all noise of keys `[...]` is made of; their only use.
+    """Returns the words `[..., 2]` that seed all noise of keys `[...]`.
 
-    A split, so that JAX's checker of key reuse sees that they are spent.
+    Uses a split, so that JAX's checker of key reuse sees that the keys are consumed.
     """
     split = jax.vmap(lambda key: jax.random.split(key, 1))(keys.reshape(-1))
     return jax.random.key_data(split).reshape(*keys.shape, 2)
 
 
 def uniforms(noise: Array, index: Array, stream: Array) -> Array:
-    """Uniform noise in [0, 1), float32 in the shape of `index [..., n]`.
+    """Returns uniform noise in [0, 1), float32 in the shape of `index [..., n]`.
 
     It depends on the key, the index and the stream alone. It has 64 random bits, one block of the
     hash: 32 give nothing below 1e-10, and tokens far below the others need less to be drawn as
@@ -157,6 +157,6 @@ def _winner(times: Array, ids: Array) -> Array:
     """Returns the id of each row's least time, of equal times the lowest; `argmin` takes longer."""
     # As integers: a minimum of floats may go to a library, with the sums and products in front of
     # it, which rounds them in its own way. Then none would be equal to the minimum.
-    keys = to_sortable(times)
-    least = keys == jnp.min(keys, axis=-1, keepdims=True)
+    sortable = to_sortable(times)
+    least = sortable == jnp.min(sortable, axis=-1, keepdims=True)
     return jnp.min(jnp.where(least, ids, jnp.iinfo(jnp.int32).max), axis=-1)

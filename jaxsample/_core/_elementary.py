@@ -1,4 +1,4 @@
-"""Logarithm and powers that round alike in arrays of every size.
+"""Logarithm and powers that round in the same way in arrays of every size.
 
 The compiler has vector versions of `log` and `exp` and others for what is left over behind the
 last full vector, and they round differently: the same number in a row of 501 or in a batch of 3
@@ -19,7 +19,7 @@ LOG2_E = 1.4426950408889634
 _LN_2_HIGH, _LN_2_LOW = 0.693359375, -2.12194440e-4
 """ln 2, the first so short that its product with an exponent is exact."""
 
-# Least squares fits on Chebyshev nodes, of which the first is good to 1e-9 and the second to 1e-7.
+# Least-squares fits on Chebyshev nodes, accurate to 1e-9 and 1e-7.
 _LOG = (
     0.0680056746,
     -0.11724911,

@@ -1,4 +1,4 @@
-"""How the tail of a history repeats earlier text: what DRY and no-repeat-ngram rest on.
+"""N-gram matches within a history, for DRY and no-repeat-n-gram.
 
 A history is `tokens [..., L]`, of which the first `length [...]` are valid. Its ids are compared,
 never used as an index, so they may be anything.

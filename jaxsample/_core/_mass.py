@@ -1,7 +1,7 @@
 """Probability mass in exact integers, so that no sum depends on the order of its terms.
 
-A float sum rounds differently in every order, so a kept set or a draw that rests on one would
-change with the path taken, the sharding or the compiler's mood. Here the weight of a token is
+A float sum rounds differently in every order, so a kept set or a draw that depends on one would
+change with the sharding or the compiler. Here the weight of a token is
 `exp(x - row_max)` rounded to an integer, and a sum of integers is the same in every order.
 
 Unit and range: a weight is kept to 23 bits below the largest weight of its chunk (`shift` says how
@@ -142,7 +142,7 @@ def _power(octaves: Array, shift: Array, multiply: Multiply = jnp.multiply) -> A
 
 
 def _bounded(weight: Array) -> Array:
-    """Returns a product of which no compiler can make one operation with a sum that follows."""
+    """Returns a product that is not contracted with a sum that follows."""
     return jnp.minimum(weight, 2.0**_WEIGHT_BITS)
 
 
@@ -154,9 +154,9 @@ def _round(weight: Array, places: Array | np.ndarray) -> Array:
     """
     eighth = (places >> 5) * 3 + 4 & 7  # in an order whose every start is balanced, too
     fraction = (eighth.astype(np.float32) + 0.5) / 8
-    # Larger weights have 20 good bits without it, and the sum would itself be rounded.
+    # Larger weights have 20 accurate bits without it, and the sum itself would be rounded.
     weight += jnp.where(weight < 2.0**20, fraction, 0)
-    # A conversion would round towards 0, which takes a TPU three operations more.
+    # A conversion rounds towards 0, which takes three operations more on a TPU.
     return jnp.floor(weight).astype(jnp.int32)
 
 

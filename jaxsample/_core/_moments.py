@@ -25,7 +25,7 @@ def log_sum(mass: Mass) -> Array:
 
     It is minus the log-probability of the likeliest.
     """
-    return _chunks.settle(_mass.log(mass))
+    return _chunks.rounded(_mass.log(mass))
 
 
 def entropy(rows: Rows, scale: Scale, sums: Array) -> tuple[Array, Array]:
@@ -39,18 +39,18 @@ def entropy(rows: Rows, scale: Scale, sums: Array) -> tuple[Array, Array]:
         row_max = rows.row_max[..., None, None]
         return _mass.weighted_octaves(rows.read(raw), places, row_max, shift)
 
-    # A chunk's tokens lie its shift in octaves below the maximum, and then some.
+    # Distances within a chunk are measured from its shift, which is added here.
     distances = _chunks.chunk_sums(rows.source, distance, scale.shifts)
     further = _mass.place(distances, scale.shifts)
     weights = _mass.place(sums, scale.shifts)
     total = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
     whole = _mass.total(weights)
-    mean = _chunks.settle(_mass.to_float(total) / _mass.to_float(whole) * _LN_2)
-    return _chunks.settle(mean + log_sum(whole)), log_sum(whole)
+    mean = _chunks.rounded(_mass.to_float(total) / _mass.to_float(whole) * _LN_2)
+    return _chunks.rounded(mean + log_sum(whole)), log_sum(whole)
 
 
 def log_collision(rows: Rows, log_sum: Array) -> Array:
-    """`log(sum(p**2))`, `[...]`: how likely two draws are to be the same token."""
+    """Returns `log(sum(p**2))`, `[...]`: the log-probability that two draws are equal."""
     rows, log_sum = _chunks.read_again(rows, log_sum)
     zero = jnp.zeros_like(rows.row_max)
     below = _below(rows, _chunks.chunk_max(rows))
@@ -60,16 +60,16 @@ def log_collision(rows: Rows, log_sum: Array) -> Array:
         return squared.weights(2 * _below(rows, rows.read(raw)), places, shift)
 
     sums = _chunks.chunk_sums(rows.source, square, squared.shifts)
-    squares = _chunks.settle(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
-    return _chunks.settle(squares - 2 * log_sum)
+    squares = _chunks.rounded(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
+    return _chunks.rounded(squares - 2 * log_sum)
 
 
 def deviation(rows: Rows) -> Array:
     """Returns the standard deviation of the finite logits, `[...]`, as a population."""
     least = _least(rows)
-    spread = _chunks.settle(0.5 * rows.row_max - 0.5 * least)  # halves, which never overflow
+    spread = _chunks.rounded(0.5 * rows.row_max - 0.5 * least)  # of halves, which cannot overflow
     per_step = jnp.where(spread > 0, jnp.minimum(_STEPS / spread, np.finfo(np.float32).max), 0)
-    per_step = _chunks.settle(per_step)[..., None, None]
+    per_step = _chunks.rounded(per_step)[..., None, None]
 
     def mean(element: Callable[[Array], Array]) -> Array:
         """Returns the mean over finite logits of an integer function of their steps."""
@@ -83,9 +83,9 @@ def deviation(rows: Rows) -> Array:
 
         sums = _chunks.chunk_sums(again.source, value)
         total = _mass.total(_mass.place(sums, jnp.full_like(sums, _mass.NO_SHIFT)))
-        return _chunks.settle(_mass.to_float(total) / number)
+        return _chunks.rounded(_mass.to_float(total) / number)
 
-    number = _chunks.settle(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
+    number = _chunks.rounded(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
     centre = jnp.rint(mean(lambda steps: steps)).astype(jnp.int32)[..., None, None]
 
     # A square has 40 bits: from its halves of 10 come the sums of 32.
@@ -98,7 +98,7 @@ def deviation(rows: Rows) -> Array:
     squares = mean(lambda steps: high(steps) * high(steps)) * 2.0**20
     squares = squares + mean(lambda steps: high(steps) * low(steps)) * 2.0**11
     squares = squares + mean(lambda steps: low(steps) * low(steps))
-    return _chunks.settle(jnp.sqrt(_chunks.settle(squares)) * (2 / _STEPS) * spread)
+    return _chunks.rounded(jnp.sqrt(_chunks.rounded(squares)) * (2 / _STEPS) * spread)
 
 
 def _least(rows: Rows) -> Array:
@@ -113,5 +113,5 @@ def _least(rows: Rows) -> Array:
 
 
 def _below(rows: Rows, x: Array) -> Array:
-    """How far logits `[..., *]` lie below the maximum, at most 0."""
+    """Returns logits `[..., *]` minus the maximum, at most 0."""
     return x - to_elements(rows.row_max, x)

@@ -1,4 +1,4 @@
-"""The log of the sum of exponentials: its value from exact masses, its gradient the softmax."""
+"""Log-sum-exp, whose value comes from exact masses and whose gradient is the softmax."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from jaxsample._core._shards import Shards
 
 
 def logprobs(rows: Rows, mass: Mass, kept: Array, chosen: Array) -> Array:
-    """Log-probabilities of chosen logits under the softmax of the kept ones.
+    """Returns log-probabilities of chosen logits under the softmax of the kept ones.
 
     Args:
       rows: the logits, looked over.
@@ -23,7 +23,7 @@ def logprobs(rows: Rows, mass: Mass, kept: Array, chosen: Array) -> Array:
       float32 `[..., n]`; NaN on a bad row.
     """
     row_max, bad = rows.row_max[..., None], rows.bad[..., None]
-    # Bad rows leave before anything is differentiated: even unused, they would make NaN gradients.
+    # Bad rows are masked before differentiation: even unused, they would make gradients NaN.
     kept, chosen = (jnp.where(bad, 0, x).astype(jnp.float32) for x in (kept, chosen))
     normalizer = _log_sum_exp(
         kept - row_max, jnp.where(rows.bad, 0, _mass.log(mass)), rows.source.shards
@@ -33,7 +33,7 @@ def logprobs(rows: Rows, mass: Mass, kept: Array, chosen: Array) -> Array:
 
 @jax.custom_jvp
 def _log_sum_exp(x: Array, value: Array, shards: Shards | None) -> Array:
-    """`log(sum(exp(x)))` over the last axis, whose value is known already."""
+    """Returns `log(sum(exp(x)))` over the last axis, given its value."""
     del x, shards
     return value
 

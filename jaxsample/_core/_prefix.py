@@ -1,8 +1,8 @@
 """The kept set of top-k, top-p and min-p, in any order: one prefix of the ranking.
 
-Each rule asks for a prefix, so together they ask for the shortest. The candidates settle nearly
-every row; `_bisection` settles the others, to the same tokens. A batch pays for the search
-only where it holds such a row.
+Each rule keeps a prefix, so together they keep the shortest. For nearly every row it lies among the
+candidates (the row is settled); for the others `_bisection` finds it. The search runs only if a row
+of the batch needs it.
 """
 
 import dataclasses

@@ -129,8 +129,8 @@ def first(
 
     def competing(raw: Array) -> Array:
         x = unsigned_zero(value(rows.read(raw)))
-        # As many tokens as are asked for reach the least of these maxima: top_k takes half the time
-        # where the others do not compete.
+        # At least `number` tokens reach the least of these maxima. Without the others, top_k takes
+        # half the time.
         return x if least is None else jnp.where(x >= least[..., None], x, -jnp.inf)
 
     top, position, raw = _selection.top_k(raw, min(number, rows.vocab), competing)
@@ -185,7 +185,7 @@ def by_chunk(
 def _taken(rows: Rows, blocks: Array, size: int) -> Array:
     """Returns the raw values of some whole blocks and of the short last one, in a row."""
     raw = take_blocks(rows, blocks, size).reshape(*blocks.shape[:-1], -1)
-    if rows.source.shards is not None:  # who have no short block
+    if rows.source.shards is not None:  # whose vocabulary is whole blocks
         return raw
     return jnp.concatenate([raw, take_rest(rows, size)], axis=-1)
 
@@ -198,5 +198,5 @@ def _ids(rows: Rows, blocks: Array, size: int, position: Array) -> Array:
 
 
 def unsigned_zero(x: Array) -> Array:
-    """Returns 0 in place of -0: they are equal, but top_k tells them apart."""
+    """Returns 0 in place of -0: they are equal, but top_k distinguishes them."""
     return jnp.where(x == 0, 0, x)

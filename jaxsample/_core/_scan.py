@@ -1,6 +1,6 @@
 """The first scan of the rows: maxima, weights or candidates, in one read.
 
-The definitions are in XLA. On a TPU, `_kernels` compute the same results.
+The definitions are in XLA. On a TPU the kernels of `_tpu` compute the same results.
 """
 
 from typing import Any
@@ -23,74 +23,74 @@ def scan(source: Source) -> Rows:
 
     def kernel(source: Source, *, interpret: bool) -> tuple[Array]:
         maxima = kernels.block_maxima(_flat(source.logits), interpret=interpret)
-        return (_keys(maxima, source),)
+        return (_sortable(maxima, source),)
 
     def otherwise(source: Source) -> tuple[Array]:
         return (_chunks.sortable_maxima(source),)
 
     source = lax.stop_gradient(source)
-    (keys,) = choose(kernel, otherwise, source)
-    return _chunks.scanned(source, keys)
+    (sortable,) = choose(kernel, otherwise, source)
+    return _chunks.scanned(source, sortable)
 
 
 def scan_and_weigh(
-    source: Source, rate: Array | None = None, *, counted: bool = False
+    source: Source, beta: Array | None = None, *, counted: bool = False
 ) -> tuple[Rows, Scale, list[Array]]:
     """Reads the logits once or twice and returns maxima and weights by chunk, and counts.
 
     The blocks are whole chunks.
     """
 
-    def kernel(source: Source, rate: Array | None, *, interpret: bool) -> tuple[Array, ...]:
+    def kernel(source: Source, beta: Array | None, *, interpret: bool) -> tuple[Array, ...]:
         logits, mask = source.logits, source.mask
         maxima, sums, *counts = kernels.chunk_maxima_and_sums(
             _flat(logits),
-            None if rate is None else rate.reshape(-1),
+            None if beta is None else beta.reshape(-1),
             None if mask is None else _flat(mask),
             counted=counted,
             interpret=interpret,
         )
         rows = logits.shape[:-1]
         counts = [count.reshape(rows) for count in counts]
-        return _keys(maxima, source), sums.reshape(*rows, -1), *counts
+        return _sortable(maxima, source), sums.reshape(*rows, -1), *counts
 
-    def otherwise(source: Source, rate: Array | None) -> tuple[Array, ...]:
-        keys = _chunks.sortable_maxima(source, CHUNK)
-        rows = _chunks.scanned(source, keys, rate)
+    def otherwise(source: Source, beta: Array | None) -> tuple[Array, ...]:
+        sortable = _chunks.sortable_maxima(source, CHUNK)
+        rows = _chunks.scanned(source, sortable, beta)
         if source.mask is not None:
-            rows, keys = _chunks.read_beside(rows, keys)
+            rows, sortable = _chunks.read_beside(rows, sortable)
         scale = _chunks.probability(rows)
         if counted:
-            return keys, *_prefix.weigh_to(rows, scale, None)
-        return keys, _chunks.weigh(rows, scale)
+            return sortable, *_prefix.weigh_to(rows, scale, None)
+        return sortable, _chunks.weigh(rows, scale)
 
     source = lax.stop_gradient(source)
-    keys, *kept = choose(kernel, otherwise, source, rate)
-    rows = _chunks.scanned(source, keys, rate)
+    sortable, *kept = choose(kernel, otherwise, source, beta)
+    rows = _chunks.scanned(source, sortable, beta)
     return rows, _chunks.probability(rows), kept
 
 
-def scan_and_rank(source: Source, rate: Array | None = None) -> tuple[Rows, Cut]:
+def scan_and_rank(source: Source, beta: Array | None = None) -> tuple[Rows, Cut]:
     """Reads the logits once and returns the maxima of the blocks and the candidates."""
 
-    def kernel(source: Source, rate: Array | None, *, interpret: bool) -> tuple[Array, ...]:
+    def kernel(source: Source, beta: Array | None, *, interpret: bool) -> tuple[Array, ...]:
         logits, mask = source.logits, source.mask
         mask = None if mask is None else _flat(mask)
         maxima, bins = kernels.block_maxima_and_bins(_flat(logits), mask, interpret=interpret)
-        keys = _keys(maxima, source)
-        rows = _chunks.scanned(source, keys, rate)
+        sortable = _sortable(maxima, source)
+        rows = _chunks.scanned(source, sortable, beta)
         bins = Bins(*(x.reshape(*logits.shape[:-1], -1) for x in bins))
         top, settled = _first(rows, bins, interpret)
         top = lax.cond(jnp.all(settled | rows.bad), lambda: top, lambda: _prefix.candidates(rows))
-        return keys, *top
+        return sortable, *top
 
-    def otherwise(source: Source, rate: Array | None) -> tuple[Array, ...]:
-        keys = _chunks.sortable_maxima(source)
-        return keys, *_prefix.candidates(_chunks.scanned(source, keys, rate))
+    def otherwise(source: Source, beta: Array | None) -> tuple[Array, ...]:
+        sortable = _chunks.sortable_maxima(source)
+        return sortable, *_prefix.candidates(_chunks.scanned(source, sortable, beta))
 
     source = lax.stop_gradient(source)
-    keys, *top = choose(kernel, otherwise, source, rate)
-    return _chunks.scanned(source, keys, rate), Cut(*top)
+    sortable, *top = choose(kernel, otherwise, source, beta)
+    return _chunks.scanned(source, sortable, beta), Cut(*top)
 
 
 def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:
@@ -105,16 +105,16 @@ def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:
 
     number = min(_prefix.CANDIDATES, rows.vocab)
     logits, left, last = map(value, (bins.logits, bins.left, bins.last))
-    keys, token = merging.first(
+    sortable, token = merging.first(
         _flat(_chunks.to_sortable(logits)), _flat(bins.ids), _prefix.CANDIDATES, interpret=interpret
     )
     logit, token = (
         x.reshape(*rows.row_max.shape, -1)[..., :number]
-        for x in (_chunks.from_sortable(keys), token)
+        for x in (_chunks.from_sortable(sortable), token)
     )
     least = logit[..., -1:]
     behind = (left < least) | (left == -jnp.inf)
-    if rows.cut_rate is None:
+    if rows.cut_beta is None:
         # Of equal logits, a bin holds those of lower ids. Scaling makes more of them equal.
         behind |= (left == least) & (last == least) & (bins.last_id >= token[..., -1:])
     return Cut(logit, token), jnp.all(behind, axis=-1)
@@ -124,6 +124,6 @@ def _flat(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def _keys(maxima: Array, source: Source) -> Array:
-    keys: Any = _chunks.to_sortable(maxima.astype(source.logits.dtype))
-    return keys.reshape(*source.logits.shape[:-1], -1)
+def _sortable(maxima: Array, source: Source) -> Array:
+    sortable: Any = _chunks.to_sortable(maxima.astype(source.logits.dtype))
+    return sortable.reshape(*source.logits.shape[:-1], -1)

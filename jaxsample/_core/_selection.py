@@ -1,4 +1,4 @@
-"""The largest of some values: sorted where that is fast, and on TPU, where it is not, selected.
+"""The largest of some values: sorted, or on TPU, where a sort is slow, selected.
 
 The least of the k largest is found by bisection. Those from it up are moved together by products
 with matrices of zeros and ones, which are exact: a byte is a bfloat16 number.
@@ -29,8 +29,8 @@ def top_k(raw: Array, k: int, value: Callable[[Array], Array]) -> tuple[Array, A
         return values, positions, jnp.take_along_axis(raw, positions, axis=-1)
 
     def by_selection(raw: Array) -> tuple[Array, Array, Array]:
-        keys = to_sortable(value(raw))
-        positions, raw = _move(_first(keys, _kth_largest(keys, k), k), k, raw)
+        sortable = to_sortable(value(raw))
+        positions, raw = _move(_first(sortable, _kth_largest(sortable, k), k), k, raw)
         falling = ~to_sortable(value(raw))
         falling, positions, raw = lax.sort((falling, positions, raw), dimension=-1, num_keys=1)
         return from_sortable(~falling), positions, raw
@@ -48,22 +48,22 @@ def places_of_top_k(x: Array, k: int) -> tuple[Array, Array]:
         return jnp.sort(positions, axis=-1), jnp.min(values, axis=-1)
 
     def by_selection(x: Array) -> tuple[Array, Array]:
-        keys = to_sortable(x)
-        least = _kth_largest(keys, k)
-        (positions,) = _move(_first(keys, least, k), k)
+        sortable = to_sortable(x)
+        least = _kth_largest(sortable, k)
+        (positions,) = _move(_first(sortable, least, k), k)
         return positions, from_sortable(least)
 
     return lax.platform_dependent(x, tpu=by_selection, default=by_sort)
 
 
-def _first(keys: Array, least: Array, k: int) -> Array:
-    """Returns which k of the keys are first, bool `[..., groups, size]`.
+def _first(sortable: Array, least: Array, k: int) -> Array:
+    """Returns which k of the sortable integers are first, bool `[..., groups, size]`.
 
-    Of keys equal to the least, those of the lowest positions.
+    Of those equal to the least, the ones of the lowest positions.
     """
     least = least[..., None, None]
-    keys = _grouped(keys, jnp.iinfo(keys.dtype).min)
-    above, equal = keys > least, keys == least
+    sortable = _grouped(sortable, jnp.iinfo(sortable.dtype).min)
+    above, equal = sortable > least, sortable == least
     needed = k - jnp.sum(above, axis=(-2, -1), keepdims=True, dtype=jnp.int32)
     return above | (equal & (_running(equal) <= needed))
 
@@ -90,21 +90,21 @@ def _move(kept: Array, k: int, *carried: Array) -> list[Array]:
     return [group * _GROUP + place, *_from_bytes(found, carried)]
 
 
-def _kth_largest(keys: Array, k: int) -> Array:
-    """Returns the k-th largest of the int32 keys of each row: the largest that k of them reach.
+def _kth_largest(sortable: Array, k: int) -> Array:
+    """Returns the k-th largest sortable integer of each row: the largest that k of them reach.
 
-    Found by two bits a turn, since of keys that lie on several chips each turn is an exchange.
+    Finds two bits per turn, since each turn is an exchange between the devices that share a row.
     """
-    digits = _along(1, 3, keys.ndim, -1).astype(jnp.uint32)
+    digits = _along(1, 3, sortable.ndim, -1).astype(jnp.uint32)
 
-    def lower(number: Array | int, least: Array) -> Array:  # of keys without a sign
+    def lower(number: Array | int, least: Array) -> Array:  # of unsigned integers
         shift = jnp.uint32(30 - 2 * number)  # a plain int where jit is disabled
         more = least[..., None] | (digits << shift)
-        reached = keys[..., None, :] >= _signed(more)[..., None]
+        reached = sortable[..., None, :] >= _signed(more)[..., None]
         enough = jnp.sum(reached, axis=-1, dtype=jnp.int32) >= k
         return least | (jnp.sum(enough, axis=-1, dtype=jnp.uint32) << shift)
 
-    start = jnp.zeros_like(keys[..., 0], jnp.uint32)
+    start = jnp.zeros_like(sortable[..., 0], jnp.uint32)
     return _signed(lax.fori_loop(np.int32(0), np.int32(16), lower, start))  # in 64-bit mode, too
 
 
@@ -131,7 +131,7 @@ def _take_groups(groups: Array, index: Array) -> Array:
     """Returns the groups `[..., groups, m, size]` of small numbers at indices `[..., k]`."""
     *lead, number, m, size = groups.shape
     chosen = index[..., None] == _along(0, number, index.ndim + 1, -1)
-    # One number each: those of other chips come as they are, in two bytes.
+    # Numbers of other devices are exchanged as two bytes.
     taken = _product(chosen, groups.reshape(*lead, number, m * size), jnp.bfloat16)
     return taken.reshape(*index.shape, m, size)
 

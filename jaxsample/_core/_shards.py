@@ -25,7 +25,7 @@ AxisName = str | tuple[str, ...] | None
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """The devices that share a row: a pytree without leaves, which any function may be given."""
+    """The devices that share a row: a pytree without leaves."""
 
     axis_names: tuple[str, ...]
 
@@ -38,7 +38,7 @@ class Shards:
         return lax.axis_index(self.axis_names) * size
 
     def own(self, x: Array) -> Array:
-        """This device's part of `x [..., n]`."""
+        """Returns this device's part of `x [..., n]`."""
         size = x.shape[-1] // self.number
         return lax.dynamic_slice_in_dim(x, self.start(size), size, axis=-1)
 

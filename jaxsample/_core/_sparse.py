@@ -1,4 +1,4 @@
-"""New logits for a few tokens of each row: whatever the vocabulary, only those are touched.
+"""Scatters of new logits for a few tokens of each row.
 
 Ids outside the vocabulary are dropped, so callers mark what they skip with the id `vocab`. Of a
 sharded vocabulary they are `_shards.places`, those of other devices dropped.
@@ -11,7 +11,7 @@ from jaxsample._core import _bits, _chunks, _shards
 
 
 def lower(logits: Array, ids: Array, values: Array) -> Array:
-    """Gives tokens new logits, all at most the old ones: of an id's several values the least."""
+    """Lowers the logits of tokens: of several values for an id the least, and of the old one."""
 
     def scatter(row: Array, ids: Array, values: Array) -> Array:
         return row.at[ids].min(values, mode="drop")
@@ -20,7 +20,7 @@ def lower(logits: Array, ids: Array, values: Array) -> Array:
 
 
 def replace(logits: Array, ids: Array, values: Array) -> Array:
-    """Gives tokens new logits; no id inside the vocabulary comes twice in a row."""
+    """Replaces the logits of tokens; no id inside the vocabulary may come twice in a row."""
     apart = jnp.where(ids < logits.shape[-1], ids, logits.shape[-1] + _chunks.positions(ids))
 
     def scatter(row: Array, ids: Array, values: Array) -> Array:
@@ -34,7 +34,7 @@ def ban(logits: Array, ids: Array, where: Array) -> Array:
     *lead, vocab = logits.shape
 
     def tpu(logits: Array, ids: Array, where: Array) -> Array:
-        # Which scatters among logits in another layout, that is, copies them there and back.
+        # A TPU scatters in another layout, to which it would copy the logits and back.
         words = jnp.full((*lead, -(-vocab // _bits.WORD)), -1, jnp.int32)
         allowed = _bits.unpacked(_bits.cleared(words, ids, where), vocab)
         return _bits.masked(logits, allowed)

@@ -20,7 +20,7 @@ def fits(shape: tuple[int, ...], size: int = TOKENS) -> bool:
 
 
 def split(x: Array) -> Array:
-    """The tiles of rows `[..., vocab]` as they lie in memory, `[rows / n, vocab / 128, n, 128]`."""
+    """Returns rows `[..., vocab]` as tiles in memory order, `[rows / n, vocab / 128, n, 128]`."""
     *lead, vocab = x.shape
     rows = math.prod(lead)
     together = math.gcd(rows, ROWS)

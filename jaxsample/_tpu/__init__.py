@@ -1,5 +1,5 @@
-"""Kernels for TPU, written in Pallas, in place of parts of the first look at the rows.
+"""Pallas kernels for TPU that replace parts of the first scan of the rows.
 
-`rows` holds the kernels, `choice` says which programs get them. What they compute is defined by
-XLA's way in `_scan`, to which they are held bit for bit.
+`rows` and `merging` hold the kernels, `choice` selects the programs that use them. The definitions
+are the XLA versions in `_core/_scan.py`; tests compare both bit for bit.
 """

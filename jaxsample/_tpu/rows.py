@@ -75,7 +75,7 @@ def block_maxima(logits: Array, *, interpret: bool) -> Array:
 
 def chunk_maxima_and_sums(
     logits: Array,
-    rate: Array | None,
+    beta: Array | None,
     mask: Array | None,
     *,
     counted: bool,
@@ -85,20 +85,20 @@ def chunk_maxima_and_sums(
 
     Args:
       logits: `[rows, vocab]`.
-      rate: float32 `[rows]`, what the logits are multiplied by before they are weighed, or None.
+      beta: float32 `[rows]`, the inverse temperature, or None.
       mask: int32 `[rows, words]`, the tokens that may come, packed, or None.
       counted: whether tokens are counted, too.
       interpret: whether to run without a TPU.
 
     Returns:
       The largest logits, not multiplied, float32 `[rows, chunks]`; the sums, int32; and int32
-      `[rows]`, how many tokens the rate leaves above -inf.
+      `[rows]`, the number of tokens whose scaled logit is above -inf.
     """
     outputs = [*_each_turn(logits, TURN // CHUNK, jnp.float32, jnp.int32)]
     outputs += [(LANES, jnp.int32)] * counted
-    rate = None if rate is None else rate[:, None]
+    beta = None if beta is None else beta[:, None]
     mask = None if mask is None else _bits.by_lane(mask)
-    maxima, sums, *counts = _call(_sums_body, logits, (mask, rate), outputs, interpret)
+    maxima, sums, *counts = _call(_sums_body, logits, (mask, beta), outputs, interpret)
     chunks = pl.cdiv(logits.shape[1], CHUNK)
     counts = [jnp.sum(each, axis=1, dtype=jnp.int32) for each in counts]
     return maxima[:, :chunks], sums[:, :chunks], *counts
@@ -232,7 +232,7 @@ def _swapped(which: Array, a: Array, b: Array) -> tuple[Array, Array]:
 def _sums_body(
     x_ref: Any,
     mask_ref: Any,
-    rate_ref: Any,
+    beta_ref: Any,
     maxima_ref: Any,
     sums_ref: Any,
     *count_ref: Any,
@@ -252,10 +252,10 @@ def _sums_body(
     largest = _turns(vocab, look, nothing)
     raw_max = jnp.max(largest, axis=1, keepdims=True)
     raw_max = jnp.where(jnp.abs(raw_max) < jnp.inf, raw_max, 0)
-    rate = None if rate_ref is None else _chunks.bounded_rate(rate_ref[...], raw_max)[0]
+    beta = None if beta_ref is None else _chunks.bounded_beta(beta_ref[...], raw_max)[0]
 
     def read(x: Array) -> Array:
-        return x if rate is None else product(x, rate)
+        return x if beta is None else product(x, beta)
 
     row_max = read(raw_max)
     lane = lax.broadcasted_iota(jnp.int32, (x_ref.shape[0], LANES), 1)

@@ -1,8 +1,8 @@
-"""The keyed function of the watermarks: a pseudo-random word for each (key, context, candidate).
+"""A keyed hash: a pseudo-random word for each (key, context, candidate).
 
-Integers alone, so that every device finds the same words: text marked on one is detected on
-another. The context is folded into the key by threefry, once a row; the candidates, a vocabulary of
-them, go through a mixer at a fraction of the cost.
+Uses integers only, so that text marked on one device is detected on another. The context is folded
+into the key by threefry, once per row; the candidates, a whole vocabulary, go through a cheaper
+mixer.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""The context of a token: the last tokens before it, with which its mark changes."""
+"""The context of the next token: the last tokens of a history."""
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -41,7 +41,7 @@ def last_tokens(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
 
 @public(first="tokens", convert_first=_checks.text, length=COUNT, width=_texts.width)
 def context_repeated(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
-    """Whether the last tokens of a history stand anywhere earlier in it, too.
+    """Whether the last tokens of a history also occur earlier in it.
 
     Args:
       tokens: integers `[..., L]`.

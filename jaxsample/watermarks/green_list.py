@@ -1,4 +1,4 @@
-"""Green lists: a keyed share of the vocabulary, whose logits are raised."""
+"""Green lists: raises the logits of a keyed share of the vocabulary."""
 
 from typing import NamedTuple
 
@@ -90,7 +90,7 @@ def green_list_logits(
     green = _hash.green(words, jnp.where(bad, 0, share))
     boosted = green & (boost > 0) & _texts.known(last)[..., None]
     wide = x.logits.astype(jnp.float32)
-    return jnp.where(bad, jnp.nan, jnp.where(boosted, _chunks.settle(wide + boost), wide))
+    return jnp.where(bad, jnp.nan, jnp.where(boosted, _chunks.rounded(wide + boost), wide))
 
 
 @public(

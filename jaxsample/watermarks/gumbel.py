@@ -1,4 +1,4 @@
-"""The Gumbel watermark: a draw whose noise is keyed."""
+"""The Gumbel watermark: a draw with keyed noise."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +95,7 @@ def _first_largest(keys: Array) -> Array:
 def detect_gumbel(
     secret_key: ArrayLike, tokens: ArrayLike, length: ArrayLike, *, width: int
 ) -> ScoreDetection:
-    """Scores a text by the noise of its tokens: those of `gumbel_watermark_sample` have much.
+    """Scores a text by the keyed noise of its tokens, which `gumbel_watermark_sample` makes large.
 
     The score is the sum of `-log(1 - u)` over tokens, u being their noise: in text without the mark
     each term has mean 1.

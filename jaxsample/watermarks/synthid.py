@@ -1,4 +1,4 @@
-"""SynthID: a tournament over keyed coins."""
+"""SynthID: tournament sampling with keyed coins."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def synthid_logits(
     depth: int = 30,
     axis_name: AxisName = None,
 ) -> Array:
-    """Plays a tournament: draws from the result are marked, and on average over keys unbiased.
+    """Applies tournament sampling: draws from the result are marked, and unbiased over random keys.
 
     In each of `depth` layers a keyed coin g, 0 or 1, is thrown for each token, and
     `p <- p * (1 + g - sum(g * p))` with `p = softmax(logits)`: two tokens drawn from p meet and one
@@ -85,7 +85,7 @@ def synthid_logits(
     wide = x.logits.astype(jnp.float32)
     below = jnp.where(on, wide - row_max, 0)
     played = lax.fori_loop(0, depth, play, below) + row_max
-    return jnp.where(on, _chunks.settle(played), wide)
+    return jnp.where(on, _chunks.rounded(played), wide)
 
 
 @jax.custom_jvp
