@@ -97,6 +97,12 @@ def instance(name: str, value: object, expected: type) -> None:
         raise TypeError(f"{name} must be of type {expected.__name__}, got {type(value).__name__}")
 
 
+def implementation(name: str, value: Any) -> None:
+    """Raises for a value that names no implementation."""
+    if value not in (None, "xla", "pallas"):
+        raise ValueError(f"{name} must be None, 'xla' or 'pallas', got {value!r}")
+
+
 def static_integer(name: str, value: Any, least: int, most: int) -> int:
     """Returns a static integer in a range."""
     if not isinstance(value, int | np.integer) or isinstance(value, bool):

@@ -8,7 +8,6 @@ from typing import Any, ParamSpec, TypeVar
 import jax
 
 from jaxsample._core import _checks, _shards
-from jaxsample._tpu.choice import check
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -54,7 +53,7 @@ def public(
             checked_first = given[first] = convert_first(first, given[first])
             if (axis_name := given.get("axis_name")) is not None:
                 _shards.named(axis_name)
-            check(given.get("implementation"))
+            _checks.implementation("implementation", given.get("implementation"))
             for name, convert in converters.items():
                 given[name] = convert(name, given[name], checked_first)
             return program(*bound.args, **bound.kwargs)

@@ -16,7 +16,7 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from jaxsample._core._chunks import Implementation, Source
+from jaxsample._core._chunks import Source
 from jaxsample._core._vmap import rowwise
 from jaxsample._tpu.rows import MAX_VOCAB, MIN_VOCAB, ROWS
 
@@ -50,12 +50,6 @@ def choose(
         return tuple(_scan.bind(*leaves, **functions, forced=forced))
 
     return chosen(source, *rest)
-
-
-def check(implementation: Implementation) -> None:
-    """Raises ValueError for a value that names no implementation."""
-    if implementation not in (None, "xla", "pallas"):
-        raise ValueError(f"implementation must be None, 'xla' or 'pallas', got {implementation!r}")
 
 
 def _suits(source: Source) -> bool:

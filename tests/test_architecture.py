@@ -1,0 +1,44 @@
+"""The layers of docs/design.md: which files may import which."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "jaxsample"
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(path):
+    """The modules of the library that a file imports, as paths below the package."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxsample"):
+            base = node.module.split(".")[1:]
+            for alias in node.names:
+                here = "/".join([*base, alias.name])
+                is_module = (ROOT / f"{here}.py").exists() or (ROOT / here).is_dir()
+                found.add(here if is_module else "/".join(base))
+    return found - {""}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_private_folders_import_no_public_module(path):
+    room = path.relative_to(ROOT).parts[0]
+    others = {name for name in imported(path) if not name.startswith(("_core", "_tpu"))}
+    if room in ("_core", "_tpu"):
+        assert not others
+    if room != "_tpu" and path.name != "_scan.py":
+        assert not {name for name in imported(path) if name.startswith("_tpu")}
+
+
+def test_no_file_imports_itself_through_others():
+    graph = {
+        str(path.relative_to(ROOT).with_suffix("")): imported(path)
+        for path in FILES
+        if path.name != "__init__.py"
+    }
+    done = set()
+    while ready := {name for name in graph if name not in done and graph[name] <= done}:
+        done |= ready
+    assert done == graph.keys()
