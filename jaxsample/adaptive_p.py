@@ -140,19 +140,12 @@ def adaptive_p_sample(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       params: `AdaptivePParams(target, decay)`.
       state: from `init_adaptive_p` or the last call; its fields are scalars or `[...]`.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       The tokens, int32 `[...]`, and the next state. Where the target is negative they are the
       tokens of `categorical_sample(key, logits)`, and the state stays. A bad row (a NaN, +inf or no
       finite logit, a parameter outside its range, a state that is not) gets token -1, keeps its
       state and touches no other row.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       llama.cpp's adaptive-p.

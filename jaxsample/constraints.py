@@ -49,15 +49,10 @@ def biased_logits(
       token_ids: integers `[..., n]` below `vocab`, one list for all rows or one a row; negative ids
         are padding, an id's several biases add up.
       bias: `[..., n]`, finite or -inf; 0 is neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       float32 `[..., vocab]`. An id or a bias outside its range makes its row NaN; NaN and +inf
       stay bad.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       The `logit_bias` of the OpenAI API.
@@ -100,14 +95,9 @@ def allowed_logits(logits: ArrayLike, allowed: ArrayLike, *, axis_name: AxisName
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       allowed: bool `[..., vocab]`, one mask for all rows or one a row.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits; NaN and +inf stay, so their row stays bad.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     >>> import jax.numpy as jnp
     >>> print(allowed_logits(jnp.array([1.0, 2.0, 3.0]), jnp.array([True, False, True])))
@@ -124,14 +114,9 @@ def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike, *, axis_name: AxisName
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       bitmask: int32 or uint32 `[..., ceil(vocab / 32)]`, one mask for all rows or one a row; bits
         beyond the vocabulary mean nothing.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits; NaN and +inf stay, so their row stays bad.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       The token bitmasks of xgrammar and llguidance.
@@ -154,9 +139,6 @@ def packed_bitmask(allowed: ArrayLike) -> Array:
     Returns:
       int32 `[..., ceil(vocab / 32)]`; the bits beyond the vocabulary are 0.
 
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
-
     >>> import numpy as np
     >>> print(packed_bitmask(np.arange(34) % 2 == 1))
     [-1431655766           2]
@@ -174,15 +156,10 @@ def suppressed_logits(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       token_ids: integers `[..., n]` below `vocab`, one list for all rows or one a row; negative ids
         are padding.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. An id outside its range makes its row NaN; NaN and
       +inf stay, so their row stays bad.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     >>> import jax.numpy as jnp
     >>> print(suppressed_logits(jnp.array([1.0, 2.0, 3.0]), jnp.array([1, -1])))
@@ -215,15 +192,10 @@ def min_tokens_logits(
         negative ids are padding.
       length: integers, at least 0, a scalar or `[...]`, the tokens written so far.
       min_tokens: integer, at least 0, a scalar or `[...]`; 0 is neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
       NaN and +inf stay, so their row stays bad.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     >>> import jax.numpy as jnp
     >>> print(min_tokens_logits(jnp.zeros((2, 3)), jnp.array([2]), jnp.array([4, 5]), 5))
@@ -264,15 +236,10 @@ def bad_words_logits(
       words: integers `[..., words, n]` in [0, vocab), one list for all rows or one a row; tokens
         behind a word's length are ignored.
       word_lengths: integers `[..., words]` in [0, n]; 0 is no word, words of 1 are always masked.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
       NaN and +inf stay, so their row stays bad.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       `bad_words_ids` of Hugging Face transformers, `bad_words` of vLLM.
@@ -324,18 +291,11 @@ def guided_logits(
       conditional: logits `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       unconditional: logits `[..., vocab]`, of the model without the prompt to be followed.
       scale: finite, a scalar or `[...]`; 1 is neutral, 0 leaves the unconditional ones.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       float32 `[..., vocab]`; a token masked in either is masked. At scale 1 the conditional logits
       as they are, whatever the others. Else bad rows (a NaN, +inf or no finite logit in either, a
       scale outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Sanchez et al., "Stay on topic with classifier-free guidance", arXiv 2306.17806.

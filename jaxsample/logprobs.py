@@ -41,17 +41,10 @@ def token_logprobs(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       tokens: integers `[...]` in [0, vocab).
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       float32 `[...]`, -inf for a masked token; NaN on a bad row (a NaN, +inf or no finite logit)
       and for a token outside the vocabulary.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     >>> import jax.numpy as jnp
     >>> print(token_logprobs(jnp.array([1.0, 2.0]), 1))
@@ -82,8 +75,6 @@ def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       num: static, in [1, vocab].
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       `(logprobs, tokens)`, each `[..., num]`; -inf and -1 where fewer tokens are not masked. On a
@@ -115,15 +106,10 @@ def token_ranks(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = N
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       tokens: integers `[...]` in [0, vocab).
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       int32 `[...]`, 0 for the greedy token; -1 on a bad row (a NaN, +inf or no finite logit) and
       for a token outside the vocabulary.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     >>> import jax.numpy as jnp
     >>> print(token_ranks(jnp.array([[1.0, 3.0, 3.0]] * 3), jnp.arange(3)))
@@ -153,17 +139,10 @@ def replay_logprobs(
       logits: `[..., vocab]`, float32, bfloat16 or float16, scaled as those that were drawn from.
       tokens: integers `[...]` in [0, vocab).
       kept_mask: int32 `[..., ceil(vocab / 32)]`, of `sample(..., return_kept=True)`.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       float32 `[...]`, -inf for a token outside the mask; NaN on a bad row (a NaN, +inf or no finite
       logit in the mask) and for a token outside the vocabulary.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     >>> import jax.numpy as jnp
     >>> print(replay_logprobs(jnp.array([1.0, 2.0, 3.0]), 1, jnp.array([0b011])))

@@ -137,16 +137,11 @@ def mirostat_v1_sample(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       params: `MirostatParams(tau, eta)`.
       state: from `init_mirostat` or the last call; `mu` is a scalar or `[...]`.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       The tokens, int32 `[...]`, as `categorical_sample` draws them from the top-k logits, and the
       next state. A bad row (a NaN, +inf or no finite logit, a parameter outside its range, a state
       that is not finite) gets token -1, keeps its state and touches no other row.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Basu et al., "Mirostat: a neural text decoding algorithm that directly controls perplexity",
@@ -187,18 +182,11 @@ def mirostat_v2_sample(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       params: `MirostatParams(tau, eta)`.
       state: from `init_mirostat` or the last call; `mu` is a scalar or `[...]`.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       The tokens, int32 `[...]`, as `categorical_sample` draws them from the kept logits, and the
       next state. A bad row (a NaN, +inf or no finite logit, a parameter outside its range, a state
       that is not finite) gets token -1, keeps its state and touches no other row.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Basu et al., "Mirostat: a neural text decoding algorithm that directly controls perplexity",

@@ -42,14 +42,9 @@ def repetition_penalized_logits(
       seen: bool `[..., vocab]`, the tokens of prompt and output.
       penalty: finite and above 0, a scalar or `[...]`; 1 is neutral, below 1 seen tokens gain.
         Computed as `logit * (1 / penalty)` in float32.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       float32 `[..., vocab]`. A penalty outside its range makes its row NaN; NaN and +inf stay.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Keskar et al., "CTRL", arXiv 1909.05858; for logits below 0, Hugging Face transformers.
@@ -82,14 +77,9 @@ def presence_penalized_logits(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       counts: integers `[..., vocab]`, how often each token was written; below 0 is as 0.
       penalty: finite, a scalar or `[...]`; 0 is neutral, below 0 counted tokens gain.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       float32 `[..., vocab]`. A penalty outside its range makes its row NaN; NaN and +inf stay bad.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       The OpenAI API; vLLM, which counts the output and not the prompt.
@@ -112,15 +102,10 @@ def frequency_penalized_logits(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       counts: integers `[..., vocab]`, how often each token was written; below 0 is as 0.
       penalty: finite, a scalar or `[...]`; 0 is neutral, below 0 counted tokens gain.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       float32 `[..., vocab]`. A penalty outside its range makes its row NaN; NaN and +inf stay bad,
       and a product with a count that overflows is NaN.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       The OpenAI API; vLLM, which counts the output and not the prompt.
@@ -182,15 +167,10 @@ def dry_penalized_logits(
       base: finite and at least 1, a scalar or `[...]`. The penalty ends at the largest float32.
       allowed_length: integer, at least 1, a scalar or `[...]`.
       sequence_breakers: integers `[..., n]` below `vocab`, or None; negative ids are padding.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       float32 `[..., vocab]`. A parameter outside its range makes its row NaN; NaN and +inf stay
       bad. A logit below the least float32 masks its token.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       p-e-w, "DRY: a modern repetition penalty", text-generation-webui pull request 5677; as in
@@ -255,15 +235,10 @@ def no_repeat_ngram_logits(
         outside the vocabulary are masked nowhere.
       length: integers in [0, L], a scalar or `[...]`.
       n: integer, at least 0, a scalar or `[...]`; 0 is neutral, 1 masks every token of the history.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
       NaN and +inf stay.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Paulus, Xiong and Socher, "A deep reinforced model for abstractive summarization",

@@ -117,10 +117,6 @@ def sample(
       logprobs_mode: static, "processed_logprobs", of the distribution that was drawn from, or
         "raw_logprobs", of the logits as they were given.
       return_kept: static, also return which tokens the draw chose from.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The tokens are the same.
 
     Returns:
       `SampleOutput`. A bad row (a NaN, +inf or no finite logit, none left by the rules, a

@@ -18,16 +18,9 @@ def greedy_sample(
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The tokens are the same.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     >>> import jax.numpy as jnp
     >>> print(greedy_sample(jnp.array([[0.0, 2.0, 2.0], [0.0, jnp.nan, 1.0]])))
@@ -56,16 +49,9 @@ def categorical_sample(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. The noise is float32
         whatever the dtype. Chunks of 256 tokens all more than 32 nats below the likeliest are
         never drawn.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The tokens are the same.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       The Gumbel-max trick: Maddison, Tarlow and Minka, "A* sampling", arXiv 1411.0030.

@@ -32,17 +32,10 @@ def scaled_logits(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       temperature: finite and at least 0, a scalar or `[...]`, 1 is neutral. Computed as
         `logits * (1 / temperature)` in float32.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       float32 `[..., vocab]`. Bad rows (a NaN, +inf or no finite logit, a temperature outside its
       range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Ackley, Hinton and Sejnowski, "A learning algorithm for Boltzmann machines", 1985.
@@ -92,17 +85,10 @@ def entropy_scaled_logits(
       low: finite and at least 0, a scalar or `[...]`; with `high`, 1 is neutral.
       high: finite and at least 0, a scalar or `[...]`.
       exponent: finite and at least 0, a scalar or `[...]`.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       float32 `[..., vocab]`. Bad rows (a NaN, +inf or no finite logit, a parameter outside its
       range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Dynamic temperature, of koboldcpp and llama.cpp: https://github.com/ggml-org/llama.cpp.
@@ -145,17 +131,10 @@ def smoothed_logits(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       factor: finite and at least 0, a scalar or `[...]`; 0 is neutral.
       curve: finite and at least 1, a scalar or `[...]`; 1 is the parabola alone.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       float32 `[..., vocab]`. Bad rows (a NaN, +inf or no finite logit, a parameter outside its
       range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Quadratic sampling, of text-generation-webui, pull requests 5403 and 5551, 2024.

@@ -69,14 +69,9 @@ def init_state(
       prompt_lengths: integers in [0, n], a scalar or `[...]`.
       vocab_size: static, the vocabulary of the logits; of each device's, where it is sharded.
       max_length: static, the room for prompt and output.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       `SamplerState`. A row with a prompt length outside its range has length -1.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     >>> import jax.numpy as jnp
     >>> state = init_state(jnp.array([[3, 1, 3], [2, 0, 0]]), jnp.array([3, 1]), 5, 8)
@@ -127,15 +122,10 @@ def update_state(
       state: of the rows.
       tokens: integers `[...]`, what was sampled; a negative one, of a bad row, is not appended.
       active: bool, a scalar or `[...]`; rows where it is False stay as they are.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       The state after the tokens. A token beyond `max_length` is counted, but no longer in
       `tokens`; its row is bad for `sample` from then on.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     >>> import jax.numpy as jnp
     >>> state = init_state(jnp.zeros((2, 0), int), 0, vocab_size=4, max_length=8)
@@ -188,14 +178,9 @@ def reset_rows(
       rows: integers `[n]`, the rows to assign, no row twice; negative ones are padding.
       prompt_tokens: integers `[n, width]`, width at most `max_length`.
       prompt_lengths: integers in [0, width], a scalar or `[n]`.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       The state, with the rows as `init_state` makes them and all others as they were.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     >>> import jax.numpy as jnp
     >>> state = init_state(jnp.zeros((3, 2), int), 2, vocab_size=4, max_length=8)

@@ -41,17 +41,10 @@ def top_k_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       k: integer, at least -1, a scalar or `[...]`; -1, 0 and anything from `vocab` up are neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
       k below -1) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Fan, Lewis and Dauphin, "Hierarchical neural story generation", arXiv 1805.04833.
@@ -77,17 +70,10 @@ def top_p_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       p: in [0, 1], a scalar or `[...]`; 1 is neutral, 0 keeps the token of rank 0.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, p
       outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Holtzman et al., "The curious case of neural text degeneration", arXiv 1904.09751.
@@ -113,17 +99,10 @@ def min_p_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       p: in [0, 1], a scalar or `[...]`; 0 is neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, p
       outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Nguyen et al., "Turning up the heat: min-p sampling", arXiv 2407.01082.
@@ -155,17 +134,10 @@ def typical_p_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       p: in [0, 1], a scalar or `[...]`; 1 is neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, p
       outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Meister et al., "Locally typical sampling", arXiv 2202.00666.
@@ -196,17 +168,10 @@ def epsilon_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       epsilon: in [0, 1], a scalar or `[...]`; 0 is neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, epsilon
       outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Hewitt, Manning and Liang, "Truncation sampling as language model desmoothing",
@@ -238,17 +203,10 @@ def eta_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       epsilon: in [0, 1], a scalar or `[...]`; 0 is neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, epsilon
       outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Hewitt, Manning and Liang, "Truncation sampling as language model desmoothing",
@@ -279,17 +237,10 @@ def top_a_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       a: in [0, 1], a scalar or `[...]`; 0 is neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
       outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Top-a, of KoboldAI and RWKV: https://github.com/BlinkDL/RWKV-LM.
@@ -314,15 +265,10 @@ def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike, *, axis_name: AxisName =
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       n: finite, a scalar or `[...]`; 0 and below are neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, n
       outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Tang et al., "Top-n-sigma: not all logits are you need", arXiv 2411.07641.
@@ -358,17 +304,10 @@ def tail_free_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       z: in [0, 1], a scalar or `[...]`; 1 is neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, z
       outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Phénix and Egan, "A new sampling technique: tail free sampling", 2019,
@@ -402,17 +341,10 @@ def top_h_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       h: in [0, 1], a scalar or `[...]`; 1 is neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, h
       outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Baghaei Potraghloo et al., "Top-H decoding", arXiv 2509.02510.
@@ -435,17 +367,10 @@ def p_less_logits(
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit) are NaN
       throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Tan et al., "p-less sampling: a robust hyperparameter-free approach for LLM decoding",
@@ -481,17 +406,10 @@ def xtc_logits(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       probability: in [0, 1], a scalar or `[...]`; 0 is neutral.
       threshold: in [0, 1], a scalar or `[...]`; above 0.5 it is neutral.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
-      implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-        None for kernels where a TPU should be faster with them. The result is the same.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
       parameter outside its range) are NaN throughout.
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Weidmann, "Exclude top choices (XTC)", text-generation-webui, pull request 6335, 2024.

@@ -1,9 +1,12 @@
-"""The layers of docs/design.md: which files may import which."""
+"""The layers of docs/design.md, and docstrings: what holds of every file and public function."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
+
+import jaxsample
 
 ROOT = Path(__file__).parent.parent / "jaxsample"
 FILES = sorted(ROOT.rglob("*.py"))
@@ -42,3 +45,17 @@ def test_no_file_imports_itself_through_others():
     while ready := {name for name in graph if name not in done and graph[name] <= done}:
         done |= ready
     assert done == graph.keys()
+
+
+FUNCTIONS = [f for name in jaxsample.__all__ if inspect.isfunction(f := getattr(jaxsample, name))]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
+def test_a_docstring_has_every_argument_and_section_once(function):
+    doc = inspect.getdoc(function)
+    head, rest = doc.split("\n\nReturns:\n")
+    for name in inspect.signature(function).parameters:
+        assert head.count(f"\n  {name}: ") == 1
+    assert rest.count("\n\nRaises:\n  ") == 1
+    assert "\n\n>>> " in rest
+    assert not head.startswith((" ", "\n", "What", "Those"))

@@ -16,6 +16,20 @@ Converter = Callable[[str, Any, Any], Any]
 """Takes the name and value of an argument and the first one, returns what the body gets."""
 
 
+_OPTIONS = {
+    "axis_name": """
+  axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
+    `shard_map`; None where it is whole.""",
+    "implementation": """
+  implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
+    None for kernels where a TPU should be faster with them. The results are the same.""",
+}
+_RAISES = """
+Raises:
+  TypeError, ValueError: a wrong dtype or shape; the message names the argument.
+"""
+
+
 def static_integer(least: int, most: int) -> Converter:
     """Makes the converter of a static integer in a range."""
     return lambda name, value, _: _checks.static_integer(name, value, least, most)
@@ -31,7 +45,8 @@ def public(
     """Makes a public function of a body, which is jitted.
 
     Arguments are checked and converted to arrays of known dtype before the body is traced: a Python
-    number never compiles anew, and an integer of 64 bits is not cut.
+    number never compiles anew, and an integer of 64 bits is not cut. The docstring gets the
+    sections that all public functions share: the arguments of `_OPTIONS`, and `_RAISES`.
 
     Args:
       first: the name of the logits, or of the argument that the others are checked against.
@@ -44,6 +59,8 @@ def public(
         signature = inspect.signature(body)
         options = [p.name for p in signature.parameters.values() if p.kind == p.KEYWORD_ONLY]
         program = jax.jit(body, static_argnames=options if static is None else static)
+
+        body.__doc__ = _completed(body.__doc__, options)
 
         @functools.wraps(body)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -61,3 +78,13 @@ def public(
         return checked
 
     return decorated
+
+
+def _completed(doc: str | None, options: list[str]) -> str:
+    """Returns a docstring with the arguments and errors that public functions share."""
+    head, returns, rest = inspect.cleandoc(doc or "").partition("\n\nReturns:")
+    head += "".join(_OPTIONS.get(name, "") for name in options)
+    if "\nRaises:" not in rest:
+        place = min(i for i in (rest.find("\nReferences:"), rest.find("\n>>>")) if i >= 0)
+        rest = rest[:place] + _RAISES + rest[place:]
+    return head + returns + rest

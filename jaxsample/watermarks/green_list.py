@@ -64,8 +64,6 @@ def green_list_logits(
         with a context of one token. "self_hash": on the candidate and that token of the context
         with which it has the least hash, so that an edit nearby seldom changes it; usually with
         three, at the price of a hash for each.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       float32 `[..., vocab]`. A NaN or +inf stays, a gamma or delta outside its range makes its row

@@ -34,14 +34,9 @@ def gumbel_watermark_sample(
         bits whatever the dtype.
       context: integers `[..., width]`, the last tokens, the latest last (`last_tokens`). A missing
         one, -1, is a token like others.
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).
-
-    Raises:
-      TypeError, ValueError: a wrong dtype or shape; the message names the argument.
 
     References:
       Aaronson, "Watermarking of large language models", 2022; Kuditipudi et al., "Robust

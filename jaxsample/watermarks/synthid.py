@@ -47,8 +47,6 @@ def synthid_logits(
         the paper. A row with a negative one, which tells of a missing token, is left as it is.
       active: bool, a scalar or `[...]`; rows where it is False are left as they are.
       depth: static, in [1, 32].
-      axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-        `shard_map`; None where it is whole.
 
     Returns:
       float32 `[..., vocab]`, differentiable in the logits. Bad rows (a NaN, +inf or no finite
