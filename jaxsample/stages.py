@@ -207,8 +207,8 @@ def _dry(i: _Input) -> Array:
     )
 
 
-def _entropy_temperature(i: _Input) -> Array:
-    return entropy_scaled_logits(i.logits, **_named(i, "temperature_"), **i.looks)
+def _dynatemp(i: _Input) -> Array:
+    return entropy_scaled_logits(i.logits, **_named(i, "dynatemp_"), **i.looks)
 
 
 def _smoothing(i: _Input) -> Array:
@@ -246,9 +246,7 @@ _EVERY_STAGE = (
     ),
     _of("logit_bias", biased_logits, "logit_bias_token_ids", "logit_bias", looks=False),
     _of("temperature", scaled_logits, "temperature"),
-    Stage(
-        "dynatemp", _entropy_temperature, ("dynatemp_low", "dynatemp_high"), ("dynatemp_exponent",)
-    ),
+    Stage("dynatemp", _dynatemp, ("dynatemp_low", "dynatemp_high"), ("dynatemp_exponent",)),
     Stage("smoothing", _smoothing, ("smoothing_factor",), ("smoothing_curve",)),
     _of("top_k", top_k_logits, "top_k", drops=True),
     _of("top_p", top_p_logits, "top_p", drops=True),
