@@ -247,7 +247,7 @@ def _zipf_prefix(x: Source, mu: Array) -> tuple[Rows, Cut]:
     log2_k = (mu + _chunks.rounded(_elementary.log(share) * LOG2_E)) / s
     k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
-    return rows, _prefix.prefix(rows, top, rules).cut
+    return rows, _prefix.cut_of(rows, top, rules)
 
 
 def _zipf_exponent(logits: Array) -> Array:

@@ -200,8 +200,8 @@ def _drawn(
             greedy |= scaled.overflows
         bad |= outside
         rules = dataclasses.replace(rules, greedy=greedy)
-        prefix = _prefix.prefix(rows._replace(bad=rows.bad | bad), top, rules)
-        drawn, cut = _draw.draw_prefix(noise, scaled, prefix), prefix.cut
+        rows = rows._replace(bad=rows.bad | bad)
+        drawn, cut = _draw.draw_prefix(noise, rows, top, rules, beta if scales_after else None)
         rows = scaled
         # A temperature behind the cut may make equal what the candidates are ranked by.
         ranked = None if scales_after else top

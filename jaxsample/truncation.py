@@ -439,7 +439,7 @@ def cut_by(x: Source, rules: Rules) -> Array:
     """Returns the logits that top-k, top-p and min-p keep together."""
     rows, top = _scan.scan_and_rank(x)
     rules, bad = _prefix.checked(rows.vocab, rules)
-    return _cut_off(x, rows, _prefix.prefix(rows, top, rules).cut, bad)
+    return _cut_off(x, rows, _prefix.cut_of(rows, top, rules), bad)
 
 
 def _normalized(x: Source) -> tuple[Rows, Array]:

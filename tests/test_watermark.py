@@ -588,8 +588,8 @@ def test_texts_of_the_model_are_detected(name):
 
 @pytest.mark.slow
 def test_texts_of_the_model_without_a_mark_are_not():
-    tokens, _ = write_texts("none", 500)
-    keys = jax.random.split(KEY, 500)
+    tokens, _ = write_texts("none", 250)
+    keys = jax.random.split(KEY, 250)
     for name in WIDTHS:
         p_values = p_value(name, keys, tokens)
         print(f"{name}: {(p_values < 0.01).mean():.1%} of texts without a mark detected")

@@ -16,10 +16,10 @@ from jax.extend.random import threefry2x32_p
 
 from jaxsample._core import _chunks, _elementary, _mass, _prefix, _ranking
 from jaxsample._core._chunks import CHUNK, Rows, take_chunk, to_sortable
+from jaxsample._core._groups import update_rows
 from jaxsample._core._mass import Mass, Scale
-from jaxsample._core._prefix import Kept, Prefix
+from jaxsample._core._prefix import Kept, Prefix, Rules
 from jaxsample._core._ranking import Cut
-from jaxsample._core._vmap import rowwise
 
 
 class Drawn(NamedTuple):
@@ -81,14 +81,32 @@ def draw_all(
     return chosen, _ranking.select(greedy, best, cut)
 
 
-@rowwise
-def draw_prefix(noise: Array, rows: Rows, kept: Prefix) -> Drawn:
-    """Draws from a prefix of the ranking: from the candidates alone if they hold it."""
-    return lax.cond(
-        jnp.all(kept.within),
-        lambda: _draw_first(noise, rows, kept),
-        lambda: draw_to(noise, rows, kept.cut),
-    )
+def draw_prefix(
+    noise: Array, rows: Rows, top: Cut, rules: Rules, beta: Array | None
+) -> tuple[Drawn, Cut]:
+    """Draws from the prefix that the rules keep, and returns its cut.
+
+    Args:
+      noise: `[..., 2]`, of `random_words`.
+      rows: the logits.
+      top: the candidates.
+      rules: top-k, top-p and min-p.
+      beta: `[...]`, the inverse temperature of the draw if it is applied after the cut, or None.
+    """
+    found = _prefix.prefix(rows, top, rules)
+
+    def scaled(rows: Rows, beta: Array | None) -> Rows:
+        return rows if beta is None else _chunks.scaled_after(rows, beta)
+
+    def draw_further(
+        needed: Array, noise: Array, rows: Rows, rules: Rules, beta: Array | None
+    ) -> tuple[Drawn, Cut]:
+        cut = _prefix.searched(needed, rows, rules)
+        return draw_to(noise, scaled(rows, beta), cut), cut
+
+    results = _draw_first(noise, scaled(rows, beta), found), found.cut
+    shared = rows.source.shards is not None
+    return update_rows(draw_further, ~found.within, results, shared, noise, rows, rules, beta)
 
 
 def _from_weighed(noise: Array, rows: Rows, scale: Scale, kept: Kept, cut: Cut) -> Drawn:

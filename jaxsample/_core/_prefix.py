@@ -16,6 +16,7 @@ from jax import Array, lax
 from jaxsample._core import _chunks, _elementary, _mass, _ranking
 from jaxsample._core._bisection import by_logit, search
 from jaxsample._core._chunks import Rows
+from jaxsample._core._groups import update_rows
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._parameters import SHARE, TOP_K
 from jaxsample._core._ranking import Cut
@@ -92,19 +93,29 @@ def candidates(rows: Rows) -> Cut:
 
 @rowwise
 def prefix(rows: Rows, top: Cut, rules: Rules) -> Prefix:
-    """Returns the prefix that the rules keep, by the candidates."""
+    """Returns the prefix that the rules keep, in rows where it lies among the candidates."""
     size = top.logit.shape[-1]
     length = _length(rows, rules, top)
-    within = (length <= size) | rows.bad
     cut = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), top)
-    cut = _ranking.select(within, cut, _ranking.everything(rows))
-    needed = ~within & _dropping(rows, rules, rules.values)
-    cut = lax.cond(
+    return Prefix(cut, (length <= size) | rows.bad, length, top)
+
+
+def cut_of(rows: Rows, top: Cut, rules: Rules) -> Cut:
+    """Returns the cut of the prefix that the rules keep."""
+    found = prefix(rows, top, rules)
+    shared = rows.source.shards is not None
+    return update_rows(searched, ~found.within, found.cut, shared, rows, rules)
+
+
+def searched(needed: Array, rows: Rows, rules: Rules) -> Cut:
+    """Returns the cuts of rows whose prefix may end anywhere."""
+    needed &= _dropping(rows, rules, rules.values)
+    everything = _ranking.everything(rows)
+    return lax.cond(
         jnp.any(needed),
-        lambda: _ranking.select(needed, _searched(rows, rules, needed), cut),
-        lambda: cut,
+        lambda: _ranking.select(needed, _searched(rows, rules, needed), everything),
+        lambda: everything,
     )
-    return Prefix(cut, within, length, top)
 
 
 def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:

@@ -7,23 +7,14 @@ runs on its own.
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import Primitive
-from jax.interpreters import mlir
 
 from jaxsample._core._chunks import Source
+from jaxsample._core._lowering import Function, at_lowering
 from jaxsample._core._vmap import rowwise
 from jaxsample._tpu.rows import MAX_VOCAB, MIN_VOCAB, ROWS
-
-Function = Callable[..., tuple[Array, ...]]
-
-_scan = Primitive("jaxsample_scan")
-_scan.multiple_results = True
 
 
 def choose(
@@ -36,20 +27,19 @@ def choose(
     if source.implementation == "xla":
         return otherwise(source, *rest)
 
+    def chosen(platform: str, is_alone: bool) -> Function | None:
+        on_tpu = platform == "tpu"
+        if source.implementation == "pallas" or (on_tpu and is_alone):
+            return functools.partial(kernel, interpret=not on_tpu)
+        return None
+
     @rowwise
-    def chosen(source: Source, *rest: Array | None) -> tuple[Array, ...]:
+    def scanned(source: Source, *rest: Array | None) -> tuple[Array, ...]:
         if not _suits(source):
             return otherwise(source, *rest)
-        leaves, tree = jax.tree.flatten((source, *rest))
+        return at_lowering(chosen, otherwise, source, *rest)
 
-        def of_leaves(function: Function) -> Function:
-            return lambda *leaves, **options: function(*jax.tree.unflatten(tree, leaves), **options)
-
-        forced = source.implementation == "pallas"
-        functions = {"kernel": of_leaves(kernel), "otherwise": of_leaves(otherwise)}
-        return tuple(_scan.bind(*leaves, **functions, forced=forced))
-
-    return chosen(source, *rest)
+    return scanned(source, *rest)
 
 
 def _suits(source: Source) -> bool:
@@ -68,38 +58,3 @@ def _suits(source: Source) -> bool:
             f"shape and at most {MAX_VOCAB} tokens, got {logits.dtype}{logits.shape}"
         )
     return True
-
-
-def _impl(*rows: Array, otherwise: Function, **_: Any) -> tuple[Array, ...]:
-    return otherwise(*rows)
-
-
-def _abstract(*rows: Any, otherwise: Function, **_: Any) -> Any:
-    return jax.make_jaxpr(otherwise)(*rows).out_avals
-
-
-_scan.def_impl(_impl)
-_scan.def_abstract_eval(_abstract)
-
-
-def _lowered(
-    ctx: Any, *rows: Any, tpu: bool, kernel: Function, otherwise: Function, forced: bool
-) -> Any:
-    function = otherwise
-    if forced or (tpu and _is_alone(ctx.module_context.axis_context)):
-        function = functools.partial(kernel, interpret=not tpu)
-    return mlir.lower_fun(function, multiple_results=True)(ctx, *rows)
-
-
-mlir.register_lowering(_scan, functools.partial(_lowered, tpu=False))
-mlir.register_lowering(_scan, functools.partial(_lowered, tpu=True), platform="tpu")
-
-
-def _is_alone(axes: Any) -> bool:
-    """Whether each device runs the program on its own."""
-    if isinstance(axes, mlir.ShardingContext):
-        return bool(axes.num_devices == 1)
-    if isinstance(axes, mlir.SPMDAxisContext):
-        manual = axes.manual_axes | set(axes.mesh.manual_axes)
-        return manual == set(axes.mesh.axis_names)
-    return False

@@ -1,7 +1,8 @@
 """Options of a compiler that does not optimise machine code, which takes half the time.
 
-Tests compile with them unless `--optimised` is given. Continuous integration gives it for the
-default suite, the golden results, the other systems and the compiler for TPU.
+Tests compile with them unless `--optimised` is given. Continuous integration gives it where tests
+run longer than they compile, and for the default suite, the golden results, the other systems and
+the compiler for TPU.
 """
 
 import functools

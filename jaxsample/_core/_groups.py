@@ -1,0 +1,98 @@
+"""More work for a few rows of a batch, which the other rows do not wait for.
+
+Rows that need it are gathered in groups of a fixed size, one group after the other. A group's
+logits are copied once and stay in cache for all passes. Where devices share a batch or a row,
+gathering rows would move logits between them: there the work is done for all rows, if any needs it.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsample._core._lowering import Function, at_lowering
+from jaxsample._core._vmap import rowwise
+
+_SIZES = {"cpu": 8, "cuda": 32}
+"""Rows of a group: few enough for a cache, and enough to keep a device busy."""
+
+T = TypeVar("T")
+
+
+def update_rows(
+    function: Callable[..., T], needed: Array, results: T, shared: bool, *args: Any
+) -> T:
+    """Returns `results` with those of `function(needed, *args)` in the rows that need it.
+
+    Args:
+      function: computes each row alone, from arguments of any number of rows.
+      needed: bool `[...]`.
+      results: a pytree of arrays that lead with the axes of the rows.
+      shared: static, whether several devices share each row.
+      *args: pytrees of arrays that lead with the axes of the rows.
+    """
+
+    def all_rows(needed: Array, results: T, *args: Any) -> tuple[Array, ...]:
+        def computed() -> T:
+            return _select(needed, function(needed, *args), results)
+
+        return tuple(jax.tree.leaves(lax.cond(jnp.any(needed), computed, lambda: results)))
+
+    @rowwise
+    def updated(needed: Array, results: T, *args: Any) -> T:
+        static = all(isinstance(size, int) for size in needed.shape)
+
+        def chosen(platform: str, is_alone: bool) -> Function | None:
+            size = _SIZES.get(platform)
+            if size is None or not is_alone or math.prod(needed.shape) <= size:
+                return None
+            return functools.partial(_in_groups, function, size)
+
+        if shared or not static:
+            leaves = all_rows(needed, results, *args)
+        else:
+            leaves = at_lowering(chosen, all_rows, needed, results, *args)
+        return jax.tree.unflatten(jax.tree.structure(results), leaves)
+
+    return updated(needed, results, *args)
+
+
+def _in_groups(
+    function: Callable[..., Any], size: int, needed: Array, results: Any, *args: Any
+) -> tuple[Array, ...]:
+    lead = needed.shape
+    needed, results, args = jax.tree.map(
+        lambda a: a.reshape(-1, *a.shape[len(lead) :]), (needed, results, args)
+    )
+    place = jnp.cumsum(needed, dtype=jnp.int32) - 1
+    count, rows = place[-1] + 1, jnp.arange(needed.size, dtype=jnp.int32)
+
+    def update(state: tuple[Array, Any]) -> tuple[Array, Any]:
+        start, results = state
+        wanted = start + jnp.arange(size, dtype=jnp.int32)
+        here = needed & (place == wanted[:, None])
+        index = jnp.min(jnp.where(here, rows, needed.size), axis=-1)
+        # Materialised: XLA would fuse the gather into each pass and read the rows from memory.
+        group = lax.optimization_barrier(
+            jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), args)
+        )
+        new = function(index < needed.size, *group)
+        return start + size, jax.tree.map(
+            lambda old, new: old.at[index].set(new, mode="drop"), results, new
+        )
+
+    _, results = lax.while_loop(
+        lambda state: state[0] < count, update, (jnp.zeros_like(count), results)
+    )
+    return tuple(a.reshape(*lead, *a.shape[1:]) for a in jax.tree.leaves(results))
+
+
+def _select(which: Array, a: Any, b: Any) -> Any:
+    def chosen(a: Array, b: Array) -> Array:
+        return jnp.where(which.reshape(*which.shape, *(1,) * (a.ndim - which.ndim)), a, b)
+
+    return jax.tree.map(chosen, a, b)
