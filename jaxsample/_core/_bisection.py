@@ -1,41 +1,20 @@
 """Bisection over the whole row for the shortest prefix whose mass reaches a target.
 
-Bisects over the values by which tokens are ranked: each pass sums the weights from one value up. It
-ends where few enough tokens are left between the bounds to be compared one by one, or where all
-that are left are equal. Masses are exact, so the result does not depend on the path.
+Bisects over the values by which tokens are ranked, then over the ids of the tokens of the last
+value unless all of them are needed. Each pass sums the weights of the tokens up to a cut. Masses
+are exact, so the result does not depend on the path.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _mass, _ranking
-from jaxsample._core._checks import to_elements
-from jaxsample._core._chunks import (
-    BLOCK,
-    CHUNK,
-    Rows,
-    at,
-    chunk_maxima,
-    first_true,
-    from_sortable,
-    mass,
-    read_again,
-    take_chunk,
-    to_sortable,
-    weigh,
-)
+from jaxsample._core import _mass
+from jaxsample._core._chunks import Rows, from_sortable, mass, read_again, to_sortable
 from jaxsample._core._mass import Mass, Scale
-from jaxsample._core._ranking import Cut
-
-_FEW = 19
-"""Tokens that are compared one by one: more save a pass, but they move between devices."""
-
-_GROUPS = 16
-"""Groups of chunks with separate running sums: each device of a mesh holds whole groups."""
+from jaxsample._core._ranking import Cut, is_kept
 
 _TURNS_BY_VALUE = 12
 """Turns that halve the distance between the bounds. The others halve the number of floats between
@@ -60,21 +39,32 @@ class Order(NamedTuple):
     top: Array
     dtype: Any
 
-    def of(self, key: Array) -> Array:
-        """Returns the value of a number's key."""
-        return self.read(from_sortable(key, self.dtype))
+    def of(self, sortable: Array) -> Array:
+        """Returns the value of a sortable number."""
+        return self.read(from_sortable(sortable, self.dtype))
 
 
 class _Bounds(NamedTuple):
-    """The keys of two numbers, `[...]`, and the mass of the tokens from the value of each up.
+    """Bounds of the cut, `[...]`.
 
-    From `low` up the target is reached, or `low` is -inf; from `high` up it is not.
+    Attributes:
+      low: the largest sortable number known to reach the target with all tokens of its value.
+      high: the least one known to miss it.
+      first: the least id at which the cut may lie among tokens of the value of `low`.
+      last: the largest one, at which the target is reached.
+      reached: the mass from `low` up.
     """
 
     low: Array
     high: Array
+    first: Array
+    last: Array
     reached: Mass
-    missed: Mass
+
+    @property
+    def by_value(self) -> Array:
+        """Whether numbers are left between the bounds."""
+        return self.high - 1 > self.low
 
 
 def by_logit(rows: Rows) -> Order:
@@ -82,53 +72,48 @@ def by_logit(rows: Rows) -> Order:
     return Order(lambda x: x, lambda value: value, rows.read_to_cut, rows.raw_max, rows.dtype)
 
 
-def search(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order) -> Cut:
+def search(
+    rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order, *, exact: bool = False
+) -> Cut:
     """Returns the shortest prefix whose mass reaches a target.
 
     Args:
       rows: the logits.
-      scale: what a token weighs.
-      target: `[...]`, more than nothing; one beyond the mass of the row keeps all of it.
+      scale: the weights of the tokens.
+      target: `[...]`, above 0; one beyond the mass of the row keeps all of it.
       needed: bool `[...]`, the rows to search; the others get any cut.
-      order: what the tokens are ranked by, equal values by lower id.
+      order: the order in which tokens are ranked, equal values by lower id.
+      exact: static, whether the cut names the last token itself. Otherwise its id may be larger,
+        where the prefix holds all tokens of that value.
 
     Returns:
       The cut, in which `logit` is the value of the last token.
     """
-    bounds = _narrowed(rows, scale, target, needed, order)
-    few = _are_few(scale, bounds, order)
-    everything = _ranking.everything(rows)
 
-    def among_few() -> Cut:
-        return _among_few(rows, scale, target, bounds, order)
-
-    def among_equals() -> Cut:
-        return _among_equals(rows, scale, target, bounds, order)
-
-    found = lax.cond(jnp.any(needed & few), among_few, lambda: everything)
-    equal = lax.cond(jnp.any(needed & ~few), among_equals, lambda: everything)
-    return _ranking.select(few, found, equal)
-
-
-def _narrowed(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order) -> _Bounds:
-    """Returns bounds between which few tokens are left, or only equal ones."""
-
-    def unsettled(state: tuple[Array, _Bounds]) -> Array:
+    def unfinished(state: tuple[Array, _Bounds]) -> Array:
         _, bounds = state
-        return jnp.any((bounds.high - 1 > bounds.low) & ~_are_few(scale, bounds, order))
+        return jnp.any(bounds.by_value | (bounds.first < bounds.last))
 
     def halve(state: tuple[Array, _Bounds]) -> tuple[Array, _Bounds]:
-        turn, (low, high, reached, missed) = state
-        again, middle = read_again(rows, _middle(turn, low, high, order))
-        value = order.of(middle)[..., None, None]
-        found = mass(again, scale, lambda x, _: order.value(x) >= value)
+        turn, bounds = state
+        by_value = bounds.by_value
+        middle = jnp.where(by_value, _middle(turn, bounds, order), bounds.low)
+        place = jnp.where(by_value, rows.vocab, (bounds.first + bounds.last) >> 1)
+        again, (middle, place) = read_again(rows, (middle, place))
+        cut = Cut(order.of(middle), place)
+        found = mass(again, scale, lambda x, ids: is_kept(order.value(x), ids, cut))
         enough = _mass.reaches(found, target)
-        return turn + 1, _Bounds(
-            jnp.where(enough, middle, low),
-            jnp.where(enough, high, middle),
-            _mass.select(enough, found, reached),
-            _mass.select(enough, missed, found),
-        )
+        low = jnp.where(by_value & enough, middle, bounds.low)
+        high = jnp.where(by_value & ~enough, middle, bounds.high)
+        first = jnp.where(by_value | enough, bounds.first, place + 1)
+        last = jnp.where(by_value | ~enough, bounds.last, place)
+        reached = _mass.select(by_value & enough, found, bounds.reached)
+        if not exact:
+            # Without any of the tokens of this value, the target would be missed.
+            least = scale.least(order.least_logit(order.of(low)))
+            whole = ~_mass.reaches(reached, _mass.add(target, least))
+            first = jnp.where(whole & (high - 1 == low), last, first)
+        return turn + 1, _Bounds(low, high, first, last, reached)
 
     # Above the largest; and above 0 a normal number, since smaller ones may be flushed to 0.
     info = jnp.finfo(order.dtype)
@@ -136,73 +121,21 @@ def _narrowed(rows: Rows, scale: Scale, target: Mass, needed: Array, order: Orde
     high = to_sortable(above.astype(order.dtype))
     low = jnp.where(needed, to_sortable(jnp.full_like(above, -jnp.inf, order.dtype)), high - 1)
     # Derived from the bounds, so that it varies over the same mesh axes inside `shard_map`.
+    last = jnp.full_like(low, rows.vocab, jnp.int32)
     nothing = Mass(jnp.zeros_like(low, jnp.uint32), jnp.zeros_like(low, jnp.uint32))
-    unknown = jax.tree.map(jnp.invert, nothing)  # the largest mass, so that the tokens are not few
-    start = (jnp.int32(0), _Bounds(low, high, unknown, nothing))
-    return lax.while_loop(unsettled, halve, start)[1]
+    start = _Bounds(low, high, jnp.where(needed, 0, last), last, nothing)
+    _, bounds = lax.while_loop(unfinished, halve, (jnp.int32(0), start))
+    return Cut(order.of(bounds.low), bounds.last)
 
 
-def _middle(turn: Array, low: Array, high: Array, order: Order) -> Array:
-    """Returns a key between two, from `low + 1` to `high - 1`."""
-    least, most = (from_sortable(key, order.dtype).astype(jnp.float32) for key in (low, high))
+def _middle(turn: Array, bounds: _Bounds, order: Order) -> Array:
+    """Returns a sortable number between the bounds, from `low + 1` to `high - 1`."""
+    low, high = bounds.low, bounds.high
+    least, most = (from_sortable(x, order.dtype).astype(jnp.float32) for x in (low, high))
     most = jnp.minimum(most, order.top)
     # Steps that double find a first value from which the target is reached.
     step = jnp.left_shift(1, jnp.minimum(turn, _TURNS_BY_VALUE)).astype(jnp.float32)
     value = jnp.where(least == -jnp.inf, most - step, 0.5 * least + 0.5 * most)
     by_value = to_sortable(value.astype(order.dtype))
-    by_key = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
-    return jnp.clip(jnp.where(turn < _TURNS_BY_VALUE, by_value, by_key), low + 1, high - 1)
-
-
-def _are_few(scale: Scale, bounds: _Bounds, order: Order) -> Array:
-    """Whether at most `_FEW` tokens can lie between the bounds, by their least weight."""
-    keys = (bounds.low, bounds.high)  # a token's weight is least at one of the bounds
-    least, other = (scale.least(order.least_logit(order.of(key))) for key in keys)
-    least = _mass.select(_mass.reaches(least, other), other, least)
-    most = _mass.times(least, jnp.full_like(least.low, _FEW))
-    return _mass.reaches(_mass.add(bounds.missed, most), bounds.reached)
-
-
-def _among_few(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: Order) -> Cut:
-    """Returns the cut among the first tokens below the upper bound."""
-    most = order.of(bounds.high)
-
-    def value(x: Array) -> Array:
-        value = order.value(x)
-        return jnp.where(value < to_elements(most, x), value, -jnp.inf)
-
-    sortable = chunk_maxima(rows.source, lambda raw, *_: value(rows.read(raw)), BLOCK)
-    block_max = from_sortable(sortable)
-    top, raw = _ranking.first(rows, block_max, _FEW, value)
-    weights = _ranking.weights(scale, rows.read(raw), top.token)
-    running = _running(bounds.missed, weights, _ranking.shifts(scale, top.token))
-    last = first_true(_mass.reaches(running, _expand(target)))
-    return jax.tree.map(lambda a: at(a, last), top)
-
-
-def _among_equals(rows: Rows, scale: Scale, target: Mass, bounds: _Bounds, order: Order) -> Cut:
-    """Returns the cut among tokens of the lower bound's value: first its chunk, then its place."""
-    value = order.of(bounds.low)
-    ties = weigh(rows, scale, lambda x, _: order.value(x) == value[..., None, None])
-    groups = 1 if ties.shape[-1] % _GROUPS else _GROUPS
-    running = _running(bounds.missed, ties, scale.shifts, groups)
-    chunk = first_true(_mass.reaches(running, _expand(target)))
-
-    # Concatenated with the start, a sharded array would be gathered.
-    before = jax.tree.map(lambda r: at(r, jnp.maximum(chunk - 1, 0)), running)
-    before = _mass.select(chunk > 0, before, bounds.missed)
-    shift = at(scale.shifts, chunk)[..., None]
-    raw, ids = take_chunk(rows, chunk)
-    x = rows.read(raw)
-    ties = jnp.where(order.value(x) == value[..., None], scale.weights(x, ids % CHUNK, shift), 0)
-    running = _running(before, ties, shift)
-    return Cut(value, at(ids, first_true(_mass.reaches(running, _expand(target)))))
-
-
-def _running(start: Mass, sums: Array, shifts: Array, groups: int = 1) -> Mass:
-    """Returns the mass after each of `sums`, `[..., n]`, counted from a start `[...]`."""
-    return _mass.add(_expand(start), _mass.cumulative(_mass.place(sums, shifts), groups))
-
-
-def _expand(mass: Mass) -> Mass:
-    return Mass(mass.high[..., None], mass.low[..., None])
+    by_number = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
+    return jnp.clip(jnp.where(turn < _TURNS_BY_VALUE, by_value, by_number), low + 1, high - 1)

@@ -257,6 +257,7 @@ def chunk_sums(
     source: Source,
     element: Callable[..., Array],
     *per_chunk: Array,
+    per_token: tuple[Array, ...] = (),
     size: int = CHUNK,
     whole: bool = True,
 ) -> Array:
@@ -266,13 +267,14 @@ def chunk_sums(
       source: the logits.
       element: takes some raw values, their ids and, as a NumPy constant, their places in the chunk.
       *per_chunk: arrays `[..., chunks]`, handed to `element` so that they broadcast.
+      per_token: arrays `[..., vocab]`, handed to `element` after them; without shards only.
       size: of a chunk; the last one may be short.
       whole: of devices that share a row, whether each gets the sums of all of them, or of its own.
 
     Returns:
       `[..., ceil(vocab / size)]`.
     """
-    return _chunk_results(source, element, _sum, per_chunk, size, whole)
+    return _chunk_results(source, element, _sum, per_chunk, size, whole, per_token)
 
 
 def chunk_maxima(source: Source, element: Callable[..., Array], size: int = CHUNK) -> Array:
@@ -290,6 +292,7 @@ def _chunk_results(
     per_chunk: tuple[Array, ...],
     size: int,
     whole: bool = True,
+    per_token: tuple[Array, ...] = (),
 ) -> Array:
     values, mask, shards = source.logits, source.mask, source.shards
     if shards is not None:
@@ -305,10 +308,19 @@ def _chunk_results(
     lead, vocab = values.shape[:-1], values.shape[-1]
     number = vocab // size
 
-    def part(x: Array, places: range, chunks: range) -> Array:
+    def part(places: range, chunks: range) -> Array:
+        def taken(values: Array) -> Array:
+            if len(places) == size:
+                return values[..., : number * size].reshape(*lead, number, size)
+            return values[..., None, number * size :]
+
+        x = taken(values)
         place = np.array(places, np.int32).reshape((1,) * (x.ndim - 1) + (-1,))
         ids = size * (chunks.start + lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 2)) + place
-        params = (a[..., chunks.start : chunks.stop, None] for a in per_chunk)
+        params = (
+            *(a[..., chunks.start : chunks.stop, None] for a in per_chunk),
+            *map(taken, per_token),
+        )
         if mask is not None:
             words = _words(mask, size)[..., chunks.start : chunks.stop, :]
             x = _bits.masked(x, _bits.unpacked(words, len(places)))
@@ -316,11 +328,9 @@ def _chunk_results(
 
     results = []
     if number:
-        body = values[..., : number * size].reshape(*lead, number, size)
-        results.append(part(body, range(size), range(number)))
+        results.append(part(range(size), range(number)))
     if short := vocab - number * size:
-        tail = values[..., None, number * size :]
-        results.append(part(tail, range(short), range(number, number + 1)))
+        results.append(part(range(short), range(number, number + 1)))
     # The compiler would make one reduction of this and of one over the chunks, only to split it
     # again with an eighth of the row written down.
     return lax.optimization_barrier(jnp.concatenate(results, axis=-1))
@@ -373,7 +383,15 @@ def weigh(
     all do. Masked tokens never do. `whole` is that of `chunk_sums`.
     """
 
-    def element(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
+    table = () if scale.table is None else (scale.table,)
+
+    def element(raw: Array, ids: Array, places: np.ndarray, shift: Array, *weights: Array) -> Array:
+        if weights:
+            return (
+                weights[0]
+                if keep is None
+                else jnp.where(keep(rows.read_to_cut(raw), ids), weights[0], 0)
+            )
         x = rows.read(raw)
         if keep is None:
             return scale.weights(x, places, shift)
@@ -383,7 +401,15 @@ def weigh(
             return scale.weights(jnp.where(kept, x, -jnp.inf), places, shift)
         return jnp.where(kept, scale.weights(x, places, shift), 0)
 
-    return chunk_sums(rows.source, element, scale.shifts, whole=whole)
+    return chunk_sums(rows.source, element, scale.shifts, per_token=table, whole=whole)
+
+
+def tabulated(rows: Rows, scale: Scale) -> Scale:
+    """Returns the scale with the weights of all tokens materialised."""
+    raw, ids = rows.source.masked(), rows.ids
+    shift = jnp.repeat(scale.shifts, CHUNK, axis=-1)[..., : raw.shape[-1]]
+    table = scale.weights(rows.read(raw), ids % CHUNK, shift)
+    return scale._replace(table=lax.optimization_barrier(table))
 
 
 def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Mass:

@@ -12,6 +12,7 @@ from jaxsample._core._bisection import Order, by_logit, search
 from jaxsample._core._checks import to_elements
 from jaxsample._core._chunks import Rows
 from jaxsample._core._elementary import product
+from jaxsample._core._groups import update_rows
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut
 from jaxsample._core._vmap import rowwise
@@ -27,9 +28,10 @@ def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut
     centre = rows.row_max + (log_sum - entropy)
     needed = ~rows.bad & (p < 1)
 
-    def searched() -> Cut:
-        again, whole = _chunks.read_again(rows, _chunks.mass(rows, scale))
-        target = _mass.fraction(whole, p)
+    def searched(
+        needed: Array, rows: Rows, scale: Scale, centre: Array, p: Array, *, grouped: bool
+    ) -> Cut:
+        rows, target = _chunks.read_again(rows, _mass.fraction(_chunks.mass(rows, scale), p))
         order = Order(
             value=lambda x: typicality(x, centre),
             least_logit=lambda v: centre + v,
@@ -37,9 +39,12 @@ def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut
             top=jnp.zeros_like(centre),
             dtype=jnp.float32,
         )
-        return search(again, scale, target, needed, order)
+        weights = _chunks.tabulated(rows, scale) if grouped else scale
+        return search(rows, weights, target, needed, order)
 
-    return centre, lax.cond(jnp.any(needed), searched, lambda: _ranking.everything(rows))
+    shared = rows.source.shards is not None
+    everything = _ranking.everything(rows)
+    return centre, update_rows(searched, needed, everything, shared, rows, scale, centre, p)
 
 
 def typicality(x: Array, centre: Array) -> Array:
@@ -54,19 +59,19 @@ def top_h(rows: Rows, log_sum: Array, h: Array) -> Cut:
     scale = Scale(shifts, rows.row_max, log_sum)
     needed = ~rows.bad & (h < 1)
 
-    def searched() -> Cut:
-        again, whole = _chunks.read_again(rows, _chunks.mass(rows, scale))
+    def searched(needed: Array, rows: Rows, scale: Scale, h: Array, *, grouped: bool) -> Cut:
+        rows, whole = _chunks.read_again(rows, _chunks.mass(rows, scale))
         share = _mass.fraction(whole, h)
         one = Mass(jnp.zeros_like(share.high), jnp.ones_like(share.low))
         target = _mass.add(share, one)
         resolved = _mass.reaches(whole, target)
-        beyond = search(again, scale, target, needed & resolved, by_logit(again))
+        weights = _chunks.tabulated(rows, scale) if grouped else scale
+        beyond = search(rows, weights, target, needed & resolved, by_logit(rows), exact=True)
         best = _ranking.best(rows)
         return _ranking.select(resolved, _ranking.later(_ranking.before(beyond), best), best)
 
-    everything = _ranking.everything(rows)
-    cut = lax.cond(jnp.any(needed), searched, lambda: everything)
-    return _ranking.select(needed, cut, everything)
+    shared = rows.source.shards is not None
+    return update_rows(searched, needed, _ranking.everything(rows), shared, rows, scale, h)
 
 
 @rowwise

@@ -99,9 +99,15 @@ def draw_prefix(
         return rows if beta is None else _chunks.scaled_after(rows, beta)
 
     def draw_further(
-        needed: Array, noise: Array, rows: Rows, rules: Rules, beta: Array | None
+        needed: Array,
+        noise: Array,
+        rows: Rows,
+        rules: Rules,
+        beta: Array | None,
+        *,
+        grouped: bool,
     ) -> tuple[Drawn, Cut]:
-        cut = _prefix.searched(needed, rows, rules)
+        cut = _prefix.searched(needed, rows, rules, grouped=grouped)
         return draw_to(noise, scaled(rows, beta), cut), cut
 
     results = _draw_first(noise, scaled(rows, beta), found), found.cut

@@ -17,7 +17,8 @@ from jax import Array, lax
 from jaxsample._core._lowering import Function, at_lowering
 from jaxsample._core._vmap import rowwise
 
-_SIZES = {"cpu": 8, "cuda": 32}
+_SIZE = 32
+_SIZES = {"cpu": 8, "tpu": 8}
 """Rows of a group: few enough for a cache, and enough to keep a device busy."""
 
 T = TypeVar("T")
@@ -29,16 +30,17 @@ def update_rows(
     """Returns `results` with those of `function(needed, *args)` in the rows that need it.
 
     Args:
-      function: computes each row alone, from arguments of any number of rows.
+      function: `function(needed, *args, grouped=...)`, which computes each row alone. `grouped`
+        is static, whether the rows are few, so that arrays of their size may be materialised.
       needed: bool `[...]`.
       results: a pytree of arrays that lead with the axes of the rows.
       shared: static, whether several devices share each row.
       *args: pytrees of arrays that lead with the axes of the rows.
     """
 
-    def all_rows(needed: Array, results: T, *args: Any) -> tuple[Array, ...]:
+    def all_rows(needed: Array, results: T, *args: Any, grouped: bool = False) -> tuple[Array, ...]:
         def computed() -> T:
-            return _select(needed, function(needed, *args), results)
+            return _select(needed, function(needed, *args, grouped=grouped), results)
 
         return tuple(jax.tree.leaves(lax.cond(jnp.any(needed), computed, lambda: results)))
 
@@ -47,9 +49,11 @@ def update_rows(
         static = all(isinstance(size, int) for size in needed.shape)
 
         def chosen(platform: str, is_alone: bool) -> Function | None:
-            size = _SIZES.get(platform)
-            if size is None or not is_alone or math.prod(needed.shape) <= size:
+            if not is_alone:
                 return None
+            size = _SIZES.get(platform, _SIZE)
+            if math.prod(needed.shape) <= size:
+                return functools.partial(all_rows, grouped=True)
             return functools.partial(_in_groups, function, size)
 
         if shared or not static:
@@ -80,7 +84,7 @@ def _in_groups(
         group = lax.optimization_barrier(
             jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), args)
         )
-        new = function(index < needed.size, *group)
+        new = function(index < needed.size, *group, grouped=True)
         return start + size, jax.tree.map(
             lambda old, new: old.at[index].set(new, mode="drop"), results, new
         )

@@ -54,11 +54,19 @@ class Scale(NamedTuple):
       row_max: float32 `[...]`, the logit of weight 1, or None: every token weighs one unit.
       log_sum: float32 `[...]`, or None: a token weighs as much as it is likely. With the row's
         log-sum-exp above `row_max` it weighs what it adds to the entropy, over `ENTROPY_UNIT`.
+      counting: bool, a scalar, whether every token weighs one unit, or None: not.
+      table: int32 `[..., vocab]`, the weights of all tokens, or None: they are computed.
     """
 
     shifts: Array
     row_max: Array | None
     log_sum: Array | None = None
+    counting: Array | None = None
+    table: Array | None = None
+
+    def or_count(self, counting: Array) -> "Scale":
+        """Returns the scale on which every token weighs one unit if `counting`, else this one."""
+        return self._replace(shifts=jnp.where(counting, NO_SHIFT, self.shifts), counting=counting)
 
     def weights(self, x: Array, places: Array | np.ndarray, shift: Array) -> Array:
         """Returns the weights of logits, int32 in units of `2**-(23 + shift)`; 0 at -inf.
@@ -70,6 +78,9 @@ class Scale(NamedTuple):
         """
         if self.row_max is None:
             return (x > -jnp.inf).astype(jnp.int32)
+        if self.counting is not None:
+            weighed = self._replace(counting=None).weights(x, places, shift)
+            return jnp.where(self.counting, (x > -jnp.inf).astype(jnp.int32), weighed)
         row_max = to_elements(self.row_max, x)
         if self.log_sum is None:
             return weights(x, places, row_max, shift)
@@ -82,6 +93,13 @@ class Scale(NamedTuple):
         """Returns a lower bound of the weight of a logit `[...]`, however it is rounded."""
         if self.row_max is None:
             return Mass(jnp.zeros_like(x, jnp.uint32), jnp.ones_like(x, jnp.uint32))
+        if self.counting is not None:
+            weighed = self._replace(counting=None).least(x)
+            return select(
+                self.counting,
+                Mass(jnp.zeros_like(weighed.high), jnp.ones_like(weighed.low)),
+                weighed,
+            )
         weight = self.weights(x[..., None], np.zeros(1, np.int32), jnp.int32(0))[..., 0]
         return place(jnp.maximum(weight - weight // 2**16 - 4, 0), jnp.zeros_like(weight))
 

@@ -107,13 +107,13 @@ def cut_of(rows: Rows, top: Cut, rules: Rules) -> Cut:
     return update_rows(searched, ~found.within, found.cut, shared, rows, rules)
 
 
-def searched(needed: Array, rows: Rows, rules: Rules) -> Cut:
-    """Returns the cuts of rows whose prefix may end anywhere."""
+def searched(needed: Array, rows: Rows, rules: Rules, *, grouped: bool) -> Cut:
+    """Returns the cuts of rows whose prefix may end anywhere, for `update_rows`."""
     needed &= _dropping(rows, rules, rules.values)
     everything = _ranking.everything(rows)
     return lax.cond(
         jnp.any(needed),
-        lambda: _ranking.select(needed, _searched(rows, rules, needed), everything),
+        lambda: _ranking.select(needed, _searched(rows, rules, needed, grouped), everything),
         lambda: everything,
     )
 
@@ -172,29 +172,46 @@ def _mass_of_prefix(rows: Rows, length: Array, masses: Mass, on: Array) -> Mass:
     return jax.tree.map(lambda s, w: jnp.where(inside, s, w), some, whole)
 
 
-def _searched(rows: Rows, rules: Rules, needed: Array) -> Cut:
-    """Returns the cuts that lie anywhere in the row."""
+def _searched(rows: Rows, rules: Rules, needed: Array, grouped: bool) -> Cut:
+    """Returns the cuts that lie anywhere in the row: of one rule after the other.
+
+    The rules are turns of one loop, so that a program holds a single search.
+    """
     scale = _chunks.probability(rows)
-    cut = _ranking.everything(rows)
-    for place, group in enumerate(rules.order):
-        before = _up_to(cut) if place else None
-        for name in group:
-            value = rules.values[name]
-            rows, cut = _chunks.read_again(rows, cut)
-            if name == "min_p":
-                cut = _ranking.earlier(min_p_cut(rows, value), cut)
-                continue
-            if name == "top_k":
-                on, counted = value < rows.vocab, _chunks.tally(rows)
-                target = Mass(jnp.zeros_like(value, jnp.uint32), value.astype(jnp.uint32))
-            else:
-                on, counted = value < 1, scale
-                whole = _chunks.mass(rows, scale, before)
-                rows, whole = _chunks.read_again(rows, whole)
-                target = _mass.fraction(whole, value)
-            found = search(rows, counted, target, needed & on, by_logit(rows))
-            cut = _ranking.select(on, _ranking.earlier(found, cut), cut)
-    return cut
+    names = [name for group in rules.order for name in group]
+    firsts = [place == 0 for group in rules.order for place, _ in enumerate(group)]
+    k, p = (
+        rules.values.get(name, jnp.full_like(rows.row_max, neutral, dtype))
+        for name, neutral, dtype in (("top_k", rows.vocab, jnp.int32), ("top_p", 1, jnp.float32))
+    )
+    floor = min_p_cut(rows, rules.values["min_p"]) if "min_p" in names else None
+
+    def apply(turn: Array, state: tuple[Cut, Cut]) -> tuple[Cut, Cut]:
+        def now(which: list[bool]) -> Array:
+            return jnp.asarray(which)[turn]
+
+        cut, before = state
+        before = _ranking.select(now(firsts), cut, before)
+        if floor is not None:
+            here = now([name == "min_p" for name in names])
+            cut = _ranking.select(here, _ranking.earlier(floor, cut), cut)
+        counting = now([name == "top_k" for name in names])
+        on = jnp.where(counting, k < rows.vocab, now([name == "top_p" for name in names]) & (p < 1))
+        again, before = _chunks.read_again(rows, before)
+        target = lax.cond(
+            counting,
+            lambda: Mass(jnp.zeros_like(k, jnp.uint32), k.astype(jnp.uint32)),
+            lambda: _mass.fraction(_chunks.mass(again, scale, _up_to(before)), p),
+        )
+        again, target = _chunks.read_again(rows, target)
+        weights = scale.or_count(counting)
+        if grouped:
+            weights = _chunks.tabulated(again, weights)
+        found = search(again, weights, target, needed & on, by_logit(rows))
+        return _ranking.select(on, _ranking.earlier(found, cut), cut), before
+
+    everything = _ranking.everything(rows)
+    return lax.fori_loop(0, len(names), apply, (everything, everything))[0]
 
 
 def _up_to(cut: Cut) -> Callable[[Array, Array], Array]:
