@@ -78,8 +78,8 @@ def _in_groups(
     def update(state: tuple[Array, Any]) -> tuple[Array, Any]:
         start, results = state
         wanted = start + jnp.arange(size, dtype=jnp.int32)
-        here = needed & (place == wanted[:, None])
-        index = jnp.min(jnp.where(here, rows, needed.size), axis=-1)
+        here = needed[None] & (place[None] == wanted[:, None])
+        index = jnp.min(jnp.where(here, rows[None], needed.size), axis=-1)
         # Materialised: XLA would fuse the gather into each pass and read the rows from memory.
         group = lax.optimization_barrier(
             jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), args)
