@@ -14,7 +14,7 @@ from jax import Array, lax
 from jaxsample._core import _mass
 from jaxsample._core._chunks import Rows, from_sortable, mass, read_again, to_sortable
 from jaxsample._core._mass import Mass, Scale
-from jaxsample._core._ranking import Cut, is_kept
+from jaxsample._core._ranking import Cut, is_kept, select
 
 _TURNS_BY_VALUE = 12
 """Turns that halve the distance between the bounds. The others halve the number of floats between
@@ -73,47 +73,60 @@ def by_logit(rows: Rows) -> Order:
 
 
 def search(
-    rows: Rows, scale: Scale, target: Mass, needed: Array, order: Order, *, exact: bool = False
+    rows: Rows,
+    scale: Scale,
+    before: Cut,
+    target: Callable[[Mass], Mass],
+    needed: Array,
+    order: Order,
+    *,
+    exact: bool = False,
 ) -> Cut:
     """Returns the shortest prefix whose mass reaches a target.
 
     Args:
       rows: the logits.
       scale: the weights of the tokens.
-      target: `[...]`, above 0; one beyond the mass of the row keeps all of it.
+      before: the cut, by the same order, of the tokens whose mass gives the target.
+      target: takes their mass, returns the target `[...]`, above 0. One beyond the mass of the row
+        keeps all of it.
       needed: bool `[...]`, the rows to search; the others get any cut.
       order: the order in which tokens are ranked, equal values by lower id.
-      exact: static, whether the cut names the last token itself. Otherwise its id may be larger,
-        where the prefix holds all tokens of that value.
+      exact: static, whether the cut is the last token itself. Otherwise it may lie anywhere between
+        that and the next token.
 
     Returns:
-      The cut, in which `logit` is the value of the last token.
+      The cut, in which `logit` is the value of the last token; -inf where the target is missed.
     """
 
-    def unfinished(state: tuple[Array, _Bounds]) -> Array:
-        _, bounds = state
+    def unfinished(state: tuple[Array, Mass, _Bounds]) -> Array:
+        _, _, bounds = state
         return jnp.any(bounds.by_value | (bounds.first < bounds.last))
 
-    def halve(state: tuple[Array, _Bounds]) -> tuple[Array, _Bounds]:
-        turn, bounds = state
+    def halve(state: tuple[Array, Mass, _Bounds]) -> tuple[Array, Mass, _Bounds]:
+        turn, goal, bounds = state
         by_value = bounds.by_value
         middle = jnp.where(by_value, _middle(turn, bounds, order), bounds.low)
         place = jnp.where(by_value, rows.vocab, (bounds.first + bounds.last) >> 1)
-        again, (middle, place) = read_again(rows, (middle, place))
-        cut = Cut(order.of(middle), place)
+        cut = select(turn < 0, before, Cut(order.of(middle), place))
+        again, cut = read_again(rows, cut)
         found = mass(again, scale, lambda x, ids: is_kept(order.value(x), ids, cut))
-        enough = _mass.reaches(found, target)
+        goal = _mass.select(turn < 0, target(found), goal)
+        # In the first turn, which finds the target, all bounds stay.
+        enough = _mass.reaches(found, goal) | (turn < 0)
+        by_value &= turn >= 0
         low = jnp.where(by_value & enough, middle, bounds.low)
         high = jnp.where(by_value & ~enough, middle, bounds.high)
         first = jnp.where(by_value | enough, bounds.first, place + 1)
-        last = jnp.where(by_value | ~enough, bounds.last, place)
+        last = jnp.where(by_value | ~enough | (turn < 0), bounds.last, place)
         reached = _mass.select(by_value & enough, found, bounds.reached)
+        ended = (high - 1 == low) & (order.of(low) == -jnp.inf)  # the target is beyond the row
         if not exact:
-            # Without any of the tokens of this value, the target would be missed.
+            # Without any one of the tokens from `low` up, the target would be missed.
             least = scale.least(order.least_logit(order.of(low)))
-            whole = ~_mass.reaches(reached, _mass.add(target, least))
-            first = jnp.where(whole & (high - 1 == low), last, first)
-        return turn + 1, _Bounds(low, high, first, last, reached)
+            ended |= _mass.reaches(reached, goal) & ~_mass.reaches(reached, _mass.add(goal, least))
+        high, first = jnp.where(ended, low + 1, high), jnp.where(ended, last, first)
+        return turn + 1, goal, _Bounds(low, high, first, last, reached)
 
     # Above the largest; and above 0 a normal number, since smaller ones may be flushed to 0.
     info = jnp.finfo(order.dtype)
@@ -124,7 +137,7 @@ def search(
     last = jnp.full_like(low, rows.vocab, jnp.int32)
     nothing = Mass(jnp.zeros_like(low, jnp.uint32), jnp.zeros_like(low, jnp.uint32))
     start = _Bounds(low, high, jnp.where(needed, 0, last), last, nothing)
-    _, bounds = lax.while_loop(unfinished, halve, (jnp.int32(0), start))
+    *_, bounds = lax.while_loop(unfinished, halve, (jnp.int32(-1), nothing, start))
     return Cut(order.of(bounds.low), bounds.last)
 
 
@@ -134,7 +147,7 @@ def _middle(turn: Array, bounds: _Bounds, order: Order) -> Array:
     least, most = (from_sortable(x, order.dtype).astype(jnp.float32) for x in (low, high))
     most = jnp.minimum(most, order.top)
     # Steps that double find a first value from which the target is reached.
-    step = jnp.left_shift(1, jnp.minimum(turn, _TURNS_BY_VALUE)).astype(jnp.float32)
+    step = jnp.left_shift(1, jnp.clip(turn, 0, _TURNS_BY_VALUE)).astype(jnp.float32)
     value = jnp.where(least == -jnp.inf, most - step, 0.5 * least + 0.5 * most)
     by_value = to_sortable(value.astype(order.dtype))
     by_number = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow

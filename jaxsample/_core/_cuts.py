@@ -31,7 +31,6 @@ def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut
     def searched(
         needed: Array, rows: Rows, scale: Scale, centre: Array, p: Array, *, grouped: bool
     ) -> Cut:
-        rows, target = _chunks.read_again(rows, _mass.fraction(_chunks.mass(rows, scale), p))
         order = Order(
             value=lambda x: typicality(x, centre),
             least_logit=lambda v: centre + v,
@@ -40,7 +39,10 @@ def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut
             dtype=jnp.float32,
         )
         weights = _chunks.tabulated(rows, scale) if grouped else scale
-        return search(rows, weights, target, needed, order)
+        everything = _ranking.everything(rows)
+        return search(
+            rows, weights, everything, lambda whole: _mass.fraction(whole, p), needed, order
+        )
 
     shared = rows.source.shards is not None
     everything = _ranking.everything(rows)
@@ -60,15 +62,15 @@ def top_h(rows: Rows, log_sum: Array, h: Array) -> Cut:
     needed = ~rows.bad & (h < 1)
 
     def searched(needed: Array, rows: Rows, scale: Scale, h: Array, *, grouped: bool) -> Cut:
-        rows, whole = _chunks.read_again(rows, _chunks.mass(rows, scale))
-        share = _mass.fraction(whole, h)
-        one = Mass(jnp.zeros_like(share.high), jnp.ones_like(share.low))
-        target = _mass.add(share, one)
-        resolved = _mass.reaches(whole, target)
+        def target(whole: Mass) -> Mass:
+            one = Mass(jnp.zeros_like(whole.high), jnp.ones_like(whole.low))
+            return _mass.add(_mass.fraction(whole, h), one)
+
         weights = _chunks.tabulated(rows, scale) if grouped else scale
-        beyond = search(rows, weights, target, needed & resolved, by_logit(rows), exact=True)
-        best = _ranking.best(rows)
-        return _ranking.select(resolved, _ranking.later(_ranking.before(beyond), best), best)
+        everything, best = _ranking.everything(rows), _ranking.best(rows)
+        beyond = search(rows, weights, everything, target, needed, by_logit(rows), exact=True)
+        within = _ranking.later(_ranking.before(beyond), best)
+        return _ranking.select(beyond.logit > -jnp.inf, within, best)
 
     shared = rows.source.shards is not None
     return update_rows(searched, needed, _ranking.everything(rows), shared, rows, scale, h)

@@ -18,7 +18,7 @@ from jaxsample._core._lowering import Function, at_lowering
 from jaxsample._core._vmap import rowwise
 
 _SIZE = 32
-_SIZES = {"cpu": 8, "tpu": 8}
+_SIZES = {"cpu": 4, "tpu": 8}
 """Rows of a group: few enough for a cache, and enough to keep a device busy."""
 
 T = TypeVar("T")
@@ -59,7 +59,8 @@ def update_rows(
         if shared or not static:
             leaves = all_rows(needed, results, *args)
         else:
-            leaves = at_lowering(chosen, all_rows, needed, results, *args)
+            like = tuple(jax.tree.leaves(results))
+            leaves = at_lowering(chosen, all_rows, needed, results, *args, like=like)
         return jax.tree.unflatten(jax.tree.structure(results), leaves)
 
     return updated(needed, results, *args)

@@ -17,10 +17,13 @@ _choice = Primitive("jaxsample_choice")
 _choice.multiple_results = True
 
 
-def at_lowering(choose: Choice, default: Function, *args: Any) -> tuple[Array, ...]:
+def at_lowering(
+    choose: Choice, default: Function, *args: Any, like: tuple[Array, ...] | None = None
+) -> tuple[Array, ...]:
     """Calls the function that `choose` returns for the program, with the same results as `default`.
 
-    Nothing has a gradient.
+    Nothing has a gradient. `like` are arrays of the shapes and dtypes of the results; without them
+    the default is traced to find these, even if another function is chosen.
     """
     leaves, tree = jax.tree.flatten(args)
 
@@ -31,18 +34,21 @@ def at_lowering(choose: Choice, default: Function, *args: Any) -> tuple[Array, .
         function = choose(platform, is_alone)
         return None if function is None else of_leaves(function)
 
-    return tuple(_choice.bind(*leaves, choose=chosen, default=of_leaves(default)))
+    avals = None if like is None else tuple(map(jax.typeof, like))
+    return tuple(_choice.bind(*leaves, choose=chosen, default=of_leaves(default), avals=avals))
 
 
 def _impl(*leaves: Array, default: Function, **_: Any) -> tuple[Array, ...]:
     return default(*leaves)
 
 
-def _abstract(*leaves: Any, default: Function, **_: Any) -> Any:
-    return jax.make_jaxpr(default)(*leaves).out_avals
+def _abstract(*leaves: Any, default: Function, avals: Any, **_: Any) -> Any:
+    return jax.make_jaxpr(default)(*leaves).out_avals if avals is None else avals
 
 
-def _lowered(ctx: Any, *leaves: Any, platform: str, choose: Choice, default: Function) -> Any:
+def _lowered(
+    ctx: Any, *leaves: Any, platform: str, choose: Choice, default: Function, **_: Any
+) -> Any:
     function = choose(platform, _is_alone(ctx.module_context.axis_context)) or default
     return mlir.lower_fun(function, multiple_results=True)(ctx, *leaves)
 

@@ -197,17 +197,15 @@ def _searched(rows: Rows, rules: Rules, needed: Array, grouped: bool) -> Cut:
             cut = _ranking.select(here, _ranking.earlier(floor, cut), cut)
         counting = now([name == "top_k" for name in names])
         on = jnp.where(counting, k < rows.vocab, now([name == "top_p" for name in names]) & (p < 1))
-        again, before = _chunks.read_again(rows, before)
-        target = lax.cond(
-            counting,
-            lambda: Mass(jnp.zeros_like(k, jnp.uint32), k.astype(jnp.uint32)),
-            lambda: _mass.fraction(_chunks.mass(again, scale, _up_to(before)), p),
-        )
-        again, target = _chunks.read_again(rows, target)
+
+        def target(whole: Mass) -> Mass:
+            count = Mass(jnp.zeros_like(whole.high), k.astype(jnp.uint32))
+            return _mass.select(counting, count, _mass.fraction(whole, p))
+
         weights = scale.or_count(counting)
         if grouped:
-            weights = _chunks.tabulated(again, weights)
-        found = search(again, weights, target, needed & on, by_logit(rows))
+            weights = _chunks.tabulated(rows, weights)
+        found = search(rows, weights, before, target, needed & on, by_logit(rows))
         return _ranking.select(on, _ranking.earlier(found, cut), cut), before
 
     everything = _ranking.everything(rows)

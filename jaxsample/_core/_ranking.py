@@ -31,7 +31,12 @@ from jaxsample._core._mass import Scale
 
 
 class Cut(NamedTuple):
-    """The last token of a prefix: its logit (float32) and its id (int32)."""
+    """The end of a prefix: its last token, or anything between that and the next one.
+
+    Attributes:
+      logit: float32.
+      token: int32; of tokens with that logit, those up to this id are in the prefix.
+    """
 
     logit: Array
     token: Array
