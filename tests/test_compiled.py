@@ -117,15 +117,16 @@ def test_values_never_trace_again():
         jitted(jax.random.split(jax.random.key(i), 2), x, params)
 
 
-def test_a_temperature_brings_no_search():
-    """Its greedy rows keep rank 0, which the candidates hold."""
+def test_temperature_and_top_k_bring_no_other_search():
+    """Greedy rows keep rank 0, which the candidates hold; k and p are searched for by one loop."""
     keys, x, half = jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 5003)), jnp.full(2, 0.5)
 
     def loops(**params):
-        return str(jax.make_jaxpr(sample)(keys, x, SamplingParams(**params))).count("while[")
+        program = jax.jit(sample).lower(keys, x, SamplingParams(**params))
+        return program.as_text().count("stablehlo.while")
 
     assert 0 < loops(top_p=half) == loops(top_p=half, temperature=half)
-    assert loops(top_p=half) < loops(top_p=half, top_k=jnp.full(2, 9))
+    assert loops(top_p=half) == loops(top_p=half, top_k=jnp.full(2, 9), min_p=half)
 
 
 def test_scalars_of_every_kind_share_one_program():

@@ -107,16 +107,16 @@ def turns(monkeypatch, function, *arguments):
 @pytest.mark.parametrize(
     ("most", "dtype", "shape"),
     [
-        (18, "float32", lambda x: x),
-        (18, "float32", lambda x: 1000 + x),
-        (22, "float32", lambda x: 1e-3 * x),
-        (15, "bfloat16", lambda x: x),
-        (26, "float32", lambda x: 0 * x + 1.7),  # all equal
-        (44, "float32", lambda x: np.maximum(x, 0)),  # half of them equal, and 0
+        (20, "float32", lambda x: x),
+        (20, "float32", lambda x: 1000 + x),
+        (23, "float32", lambda x: 1e-3 * x),
+        (28, "bfloat16", lambda x: x),  # with ties, among which ids are searched
+        (40, "float32", lambda x: 0 * x + 1.7),  # all equal
+        (21, "float32", lambda x: np.maximum(x, 0)),  # half of them equal, and 0
     ],
 )
 def test_turns_of_a_search(monkeypatch, most, dtype, shape):
     jax.clear_caches()  # what was traced before was not counted
-    x = jnp.asarray(shape(make("normal", 4, 50176)), dtype)
+    x = jnp.asarray(shape(make("normal", 3, 50176)), dtype)
     (found,) = turns(monkeypatch, js.top_p_logits, x, 0.9)
     assert 0 < found <= most

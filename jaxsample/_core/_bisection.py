@@ -14,7 +14,7 @@ from jax import Array, lax
 from jaxsample._core import _mass
 from jaxsample._core._chunks import Rows, from_sortable, mass, read_again, to_sortable
 from jaxsample._core._mass import Mass, Scale
-from jaxsample._core._ranking import Cut, is_kept, select
+from jaxsample._core._ranking import Cut, select, up_to
 
 _TURNS_BY_VALUE = 12
 """Turns that halve the distance between the bounds. The others halve the number of floats between
@@ -110,7 +110,7 @@ def search(
         place = jnp.where(by_value, rows.vocab, (bounds.first + bounds.last) >> 1)
         cut = select(turn < 0, before, Cut(order.of(middle), place))
         again, cut = read_again(rows, cut)
-        found = mass(again, scale, lambda x, ids: is_kept(order.value(x), ids, cut))
+        found = mass(again, scale, *up_to(rows, cut, order.value))
         goal = _mass.select(turn < 0, target(found), goal)
         # In the first turn, which finds the target, all bounds stay.
         enough = _mass.reaches(found, goal) | (turn < 0)

@@ -373,35 +373,34 @@ def _in_slices(combine: Callable[[Array, Array], Array], x: Array) -> Array:
 def weigh(
     rows: Rows,
     scale: Scale,
-    keep: Callable[[Array, Array], Array] | None = None,
-    *,
+    keep: Callable[..., Array] | None = None,
+    *per_chunk: Array,
     whole: bool = True,
 ) -> Array:
-    """Returns the weights of each chunk's tokens added up, int32 `[..., chunks]` for `_mass.place`.
+    """Returns the sums of the weights of each chunk's tokens, int32 `[..., chunks]`.
 
-    `keep(x, ids)` tells which tokens count, from the logits that cuts are found among; without it
-    all do. Masked tokens never do. `whole` is that of `chunk_sums`.
+    Args:
+      rows: the logits.
+      scale: the weights; those of masked tokens are 0.
+      keep: `keep(x, places, *per_chunk)`, which tokens count, from the logits among which cuts are
+        found and their places in the chunk; None: all.
+      *per_chunk: arrays `[..., chunks]`, which `keep` gets so that they broadcast.
+      whole: as in `chunk_sums`.
     """
-
     table = () if scale.table is None else (scale.table,)
 
-    def element(raw: Array, ids: Array, places: np.ndarray, shift: Array, *weights: Array) -> Array:
-        if weights:
-            return (
-                weights[0]
-                if keep is None
-                else jnp.where(keep(rows.read_to_cut(raw), ids), weights[0], 0)
-            )
+    def element(raw: Array, ids: Array, places: np.ndarray, shift: Array, *rest: Array) -> Array:
         x = rows.read(raw)
-        if keep is None:
-            return scale.weights(x, places, shift)
-        kept = keep(rows.read_to_cut(raw), ids)
-        if scale.row_max is None:
+        kept = (
+            None if keep is None else keep(rows.read_to_cut(raw), places, *rest[: len(per_chunk)])
+        )
+        if scale.row_max is None and kept is not None:
             # Two tests of a bfloat16 logit would have it written down as float32 for both.
             return scale.weights(jnp.where(kept, x, -jnp.inf), places, shift)
-        return jnp.where(kept, scale.weights(x, places, shift), 0)
+        weights = scale.weights(x, places, shift, *rest[len(per_chunk) :])
+        return weights if kept is None else jnp.where(kept, weights, 0)
 
-    return chunk_sums(rows.source, element, scale.shifts, per_token=table, whole=whole)
+    return chunk_sums(rows.source, element, scale.shifts, *per_chunk, per_token=table, whole=whole)
 
 
 def tabulated(rows: Rows, scale: Scale) -> Scale:
@@ -412,13 +411,22 @@ def tabulated(rows: Rows, scale: Scale) -> Scale:
     return scale._replace(table=lax.optimization_barrier(table))
 
 
-def mass(rows: Rows, scale: Scale, keep: Callable[[Array, Array], Array] | None = None) -> Mass:
-    """Returns the mass of each row's tokens, `[...]`."""
+def mass(
+    rows: Rows, scale: Scale, keep: Callable[..., Array] | None = None, *per_chunk: Array
+) -> Mass:
+    """Returns the mass of each row's tokens, `[...]`; the arguments are those of `weigh`."""
     shards = rows.source.shards
     if shards is None:
-        return added_up(weigh(rows, scale, keep), scale)
-    own = _mass.place(weigh(rows, scale, keep, whole=False), shards.own(scale.shifts))
+        return added_up(weigh(rows, scale, keep, *per_chunk), scale)
+    sums = weigh(rows, scale, keep, *per_chunk, whole=False)
+    own = _mass.place(sums, shards.own(scale.shifts))
     return _mass.together(_mass.total(own), shards.sum)
+
+
+def starts(rows: Rows) -> Array:
+    """Returns the first id of each chunk, int32 `[..., chunks]`."""
+    chunks = -(-rows.vocab // CHUNK)
+    return CHUNK * positions(jnp.zeros((*rows.row_max.shape, chunks)))
 
 
 def added_up(sums: Array, scale: Scale) -> Mass:

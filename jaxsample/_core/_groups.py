@@ -47,12 +47,13 @@ def update_rows(
     @rowwise
     def updated(needed: Array, results: T, *args: Any) -> T:
         static = all(isinstance(size, int) for size in needed.shape)
+        number = math.prod(needed.shape)
 
         def chosen(platform: str, is_alone: bool) -> Function | None:
             if not is_alone:
                 return None
             size = _SIZES.get(platform, _SIZE)
-            if math.prod(needed.shape) <= size:
+            if number <= size:
                 return functools.partial(all_rows, grouped=True)
             return functools.partial(_in_groups, function, size)
 

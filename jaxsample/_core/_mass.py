@@ -68,19 +68,24 @@ class Scale(NamedTuple):
         """Returns the scale on which every token weighs one unit if `counting`, else this one."""
         return self._replace(shifts=jnp.where(counting, NO_SHIFT, self.shifts), counting=counting)
 
-    def weights(self, x: Array, places: Array | np.ndarray, shift: Array) -> Array:
+    def weights(
+        self, x: Array, places: Array | np.ndarray, shift: Array, known: Array | None = None
+    ) -> Array:
         """Returns the weights of logits, int32 in units of `2**-(23 + shift)`; 0 at -inf.
 
         Args:
           x: float32 logits.
           places: the tokens' ids modulo the size of a chunk, 256.
           shift: the shift of the tokens' chunks.
+          known: the weights from `table`, or None.
         """
         if self.row_max is None:
             return (x > -jnp.inf).astype(jnp.int32)
         if self.counting is not None:
-            weighed = self._replace(counting=None).weights(x, places, shift)
+            weighed = self._replace(counting=None).weights(x, places, shift, known)
             return jnp.where(self.counting, (x > -jnp.inf).astype(jnp.int32), weighed)
+        if known is not None:
+            return known
         row_max = to_elements(self.row_max, x)
         if self.log_sum is None:
             return weights(x, places, row_max, shift)

@@ -6,7 +6,7 @@ of the batch needs it.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -120,10 +120,10 @@ def searched(needed: Array, rows: Rows, rules: Rules, *, grouped: bool) -> Cut:
 
 def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:
     """Weighs and counts the tokens up to a cut, wherever it lies; without one, all."""
-    keep = None if cut is None else _up_to(cut)
-    sums = _chunks.weigh(rows, scale, keep)
+    keep = () if cut is None else _ranking.up_to(rows, cut)
+    sums = _chunks.weigh(rows, scale, *keep)
     again, sums = _chunks.read_beside(rows, sums)
-    counts = _chunks.weigh(again, _chunks.tally(rows), keep)
+    counts = _chunks.weigh(again, _chunks.tally(rows), *keep)
     return Kept(sums, jnp.sum(counts, axis=-1, dtype=jnp.int32))
 
 
@@ -178,6 +178,8 @@ def _searched(rows: Rows, rules: Rules, needed: Array, grouped: bool) -> Cut:
     The rules are turns of one loop, so that a program holds a single search.
     """
     scale = _chunks.probability(rows)
+    if grouped:
+        scale = _chunks.tabulated(rows, scale)
     names = [name for group in rules.order for name in group]
     firsts = [place == 0 for group in rules.order for place, _ in enumerate(group)]
     k, p = (
@@ -203,17 +205,11 @@ def _searched(rows: Rows, rules: Rules, needed: Array, grouped: bool) -> Cut:
             return _mass.select(counting, count, _mass.fraction(whole, p))
 
         weights = scale.or_count(counting)
-        if grouped:
-            weights = _chunks.tabulated(rows, weights)
         found = search(rows, weights, before, target, needed & on, by_logit(rows))
         return _ranking.select(on, _ranking.earlier(found, cut), cut), before
 
     everything = _ranking.everything(rows)
     return lax.fori_loop(0, len(names), apply, (everything, everything))[0]
-
-
-def _up_to(cut: Cut) -> Callable[[Array, Array], Array]:
-    return lambda x, ids: _ranking.is_kept(x, ids, cut)
 
 
 def min_p_cut(rows: Rows, min_p: Array) -> Cut:

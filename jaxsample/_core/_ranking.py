@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxsample._core import _mass, _selection, _shards
@@ -22,6 +23,7 @@ from jaxsample._core._chunks import (
     first_true,
     from_sortable,
     read_again,
+    starts,
     take_blocks,
     take_chunk,
     take_rest,
@@ -46,6 +48,22 @@ def is_kept(x: Array, ids: Array, cut: Cut) -> Array:
     """Whether the tokens `[..., *]` with these logits and ids stand at or before the cut."""
     logit, token = (to_elements(of, x) for of in cut)
     return (x > logit) | ((x == logit) & (ids <= token))
+
+
+def up_to(
+    rows: Rows, cut: Cut, value: Callable[[Array], Array] = lambda x: x
+) -> tuple[Callable[..., Array], Array]:
+    """Returns the arguments with which `_chunks.weigh` keeps the tokens up to a cut.
+
+    The id of the cut becomes a place in each chunk: XLA would hoist the ids of all tokens out of a
+    loop and materialise them.
+    """
+
+    def keep(x: Array, places: np.ndarray, last: Array) -> Array:
+        x, logit = value(x), cut.logit[..., None, None]
+        return (x > logit) | ((x == logit) & (places <= last))
+
+    return keep, cut.token[..., None] - starts(rows)
 
 
 def everything(rows: Rows) -> Cut:

@@ -27,9 +27,11 @@ def choose(
     if source.implementation == "xla":
         return otherwise(source, *rest)
 
+    forced = source.implementation == "pallas"
+
     def chosen(platform: str, is_alone: bool) -> Function | None:
         on_tpu = platform == "tpu"
-        if source.implementation == "pallas" or (on_tpu and is_alone):
+        if forced or (on_tpu and is_alone):
             return functools.partial(kernel, interpret=not on_tpu)
         return None
 

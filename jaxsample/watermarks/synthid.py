@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
@@ -94,7 +95,11 @@ def _losers(x: Array, seed: Seed, layer: Array, shards: Shards | None) -> Array:
     """
     rows = _scan.scan(Source(x, shards=shards, implementation="xla"))
     scale = _chunks.probability(rows)
-    lost = _chunks.mass(rows, scale, lambda _, ids: ~_hash.coin(_hash.word(seed, ids), layer))
+
+    def lost_token(_: Array, places: np.ndarray, start: Array) -> Array:
+        return ~_hash.coin(_hash.word(seed, start + places), layer)
+
+    lost = _chunks.mass(rows, scale, lost_token, _chunks.starts(rows))
     share = _mass.to_float(lost) / _mass.to_float(_chunks.mass(rows, scale))
     # A share too small to be counted is no ban.
     return jnp.maximum(share, 2.0**-_mass.FRACTION_BITS)
