@@ -85,8 +85,10 @@ def test_temporaries_are_a_fraction_of_the_logits(compiled, name, dtype):
         pytest.skip("the CPU compiler before 0.10 does not fuse the passes")
     if dtype == "bfloat16" and name in WRITE_BFLOAT16:
         pytest.skip("XLA's scatter on the CPU is of float32")
-    memory = compiled(name, dtype).memory_analysis()
-    assert memory.temp_size_in_bytes < BATCH * VOCAB * jnp.dtype(dtype).itemsize / 4
+    # Rows that are searched are copied, four at once whatever the batch, with their weights.
+    searched = "top_" in name or "typical" in name or name.startswith("sample")
+    most = 10 * 4 * VOCAB if searched else BATCH * VOCAB * jnp.dtype(dtype).itemsize / 4
+    assert compiled(name, dtype).memory_analysis().temp_size_in_bytes < most
 
 
 def test_masked_logits_are_not_written():
