@@ -52,6 +52,7 @@ They are measured on peaked rows alone: flat ones take them as long, or a little
 def works(case: Case) -> dict[str, Work]:
     """The samplers of jaxsample and the baselines, by their names in the tables."""
     peaked, flat = logits.peaked(*case), logits.flat(*case)
+    text, one_flat = logits.text(*case), logits.one_flat(*case)
     key, keys = jax.random.key(0), requests.keys(case.batch)
 
     def per_row(value: float) -> Array:
@@ -62,6 +63,8 @@ def works(case: Case) -> dict[str, Work]:
         "greedy": Work(greedy_sample, (peaked,)),
         "categorical": Work(categorical_sample, (keys, peaked)),
         "top-k 64": Work(sample, (keys, peaked, SamplingParams(top_k=per_row(64)))),
+        "top-p .95, rows like text": Work(sample, (keys, text, SamplingParams(top_p=p))),
+        "top-p .95, one row flat": Work(sample, (keys, one_flat, SamplingParams(top_p=p))),
         "top-p .95, peaked rows": Work(sample, (keys, peaked, SamplingParams(top_p=p))),
         "top-p .95, flat rows": Work(sample, (keys, flat, SamplingParams(top_p=p))),
         "T .8, k 50, p .95, min-p .02": Work(sample, (keys, peaked, joint)),

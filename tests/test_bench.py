@@ -86,6 +86,15 @@ def test_the_nucleus_is_as_large_as_it_is_said_to_be(kind, expected):
     assert np.searchsorted(mass, 0.95) + 1 == pytest.approx(expected, rel=0.02)
 
 
+def test_rows_like_text_have_the_nuclei_of_a_language_model():
+    weights = np.exp(np.asarray(logits.text(128, 32000, "float32"), np.float64))
+    mass = np.cumsum(np.sort(weights, axis=-1)[:, ::-1], axis=-1)
+    sizes = np.sum(mass < 0.95 * mass[:, -1:], axis=-1) + 1
+    assert np.median(sizes) == pytest.approx(10, abs=1)
+    assert np.mean(sizes > 64) == pytest.approx(0.1, abs=0.01)
+    assert 500 < np.quantile(sizes, 0.99) < 1500
+
+
 @pytest.fixture
 def _no_clock(monkeypatch):
     """Every work takes one millisecond, and nothing is compiled."""

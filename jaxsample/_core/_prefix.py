@@ -181,31 +181,28 @@ def _searched(rows: Rows, rules: Rules, needed: Array, grouped: bool) -> Cut:
     if grouped:
         scale = _chunks.tabulated(rows, scale)
     names = [name for group in rules.order for name in group]
-    firsts = [place == 0 for group in rules.order for place, _ in enumerate(group)]
-    k, p = (
-        rules.values.get(name, jnp.full_like(rows.row_max, neutral, dtype))
-        for name, neutral, dtype in (("top_k", rows.vocab, jnp.int32), ("top_p", 1, jnp.float32))
-    )
-    floor = min_p_cut(rows, rules.values["min_p"]) if "min_p" in names else None
+    firsts = [place == 0 for group in rules.order for place in range(len(group))]
+    k = rules.values.get("top_k", jnp.full(needed.shape, rows.vocab, jnp.int32))
+    p = rules.values.get("top_p", jnp.ones(needed.shape, jnp.float32))
+    floor = min_p_cut(rows, rules.values.get("min_p", jnp.zeros(needed.shape, jnp.float32)))
 
     def apply(turn: Array, state: tuple[Cut, Cut]) -> tuple[Cut, Cut]:
-        def now(which: list[bool]) -> Array:
+        def turn_is(which: list[bool]) -> Array:
             return jnp.asarray(which)[turn]
 
+        by_k, by_p, by_min_p = (
+            turn_is([name == rule for name in names]) for rule in ("top_k", "top_p", "min_p")
+        )
         cut, before = state
-        before = _ranking.select(now(firsts), cut, before)
-        if floor is not None:
-            here = now([name == "min_p" for name in names])
-            cut = _ranking.select(here, _ranking.earlier(floor, cut), cut)
-        counting = now([name == "top_k" for name in names])
-        on = jnp.where(counting, k < rows.vocab, now([name == "top_p" for name in names]) & (p < 1))
+        before = _ranking.select(turn_is(firsts), cut, before)
+        cut = _ranking.select(by_min_p, _ranking.earlier(floor, cut), cut)
+        on = (by_k & (k < rows.vocab)) | (by_p & (p < 1))
 
         def target(whole: Mass) -> Mass:
             count = Mass(jnp.zeros_like(whole.high), k.astype(jnp.uint32))
-            return _mass.select(counting, count, _mass.fraction(whole, p))
+            return _mass.select(by_k, count, _mass.fraction(whole, p))
 
-        weights = scale.or_count(counting)
-        found = search(rows, weights, before, target, needed & on, by_logit(rows))
+        found = search(rows, scale.or_count(by_k), before, target, needed & on, by_logit(rows))
         return _ranking.select(on, _ranking.earlier(found, cut), cut), before
 
     everything = _ranking.everything(rows)
