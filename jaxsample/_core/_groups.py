@@ -83,9 +83,7 @@ def _in_groups(
         here = needed[None] & (place[None] == wanted[:, None])
         index = jnp.min(jnp.where(here, rows[None], needed.size), axis=-1)
         # Materialised: XLA would fuse the gather into each pass and read the rows from memory.
-        group = lax.optimization_barrier(
-            jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), args)
-        )
+        group = lax.optimization_barrier(jax.tree.map(lambda a: _take(a, index), args))
         new = function(index < needed.size, *group, grouped=True)
         return start + size, jax.tree.map(
             lambda old, new: old.at[index].set(new, mode="drop"), results, new
@@ -95,6 +93,20 @@ def _in_groups(
         lambda state: state[0] < count, update, (jnp.zeros_like(count), results)
     )
     return tuple(a.reshape(*lead, *a.shape[1:]) for a in jax.tree.leaves(results))
+
+
+def _take(a: Array, index: Array) -> Array:
+    """Returns rows by index, clipped at the end."""
+
+    def gathered(a: Array, index: Array) -> Array:
+        return jnp.take(a, index, axis=0, mode="clip")
+
+    def sliced(a: Array, index: Array) -> Array:  # where a gather would copy all rows
+        return jnp.concatenate([lax.dynamic_slice_in_dim(a, i, 1) for i in index])
+
+    if a.ndim == 1:
+        return gathered(a, index)
+    return lax.platform_dependent(a, index, tpu=sliced, default=gathered)
 
 
 def _select(which: Array, a: Any, b: Any) -> Any:
