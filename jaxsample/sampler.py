@@ -253,5 +253,5 @@ def _first_tokens(rows: Rows, ranked: Cut | None, number: int) -> tuple[Cut, Arr
     if ranked is not None and number <= ranked.token.shape[-1]:
         top = Cut(*(of[..., :number] for of in ranked))
         return top, top.logit
-    top, raw = _ranking.first(rows, rows.block_max, number, lambda x: x)
+    top, raw = _ranking.first(rows, number)
     return top, rows.read_to_cut(raw)

@@ -206,17 +206,9 @@ def together(mass: Mass, add_up: Callable[[Array], Array]) -> Mass:
     return _carry(add_up(_limbs(mass)))
 
 
-def cumulative(mass: Mass, groups: int = 1) -> Mass:
-    """Returns the running sums of masses along the last axis, each with its own term.
-
-    First inside each group: devices that have some groups each tell the others their sums alone.
-    """
-    limbs = _limbs(mass)
-    *lead, number = limbs.shape
-    inside = jnp.cumsum(limbs.reshape(*lead, groups, number // groups), axis=-1, dtype=jnp.uint32)
-    sums = inside[..., -1]
-    before = jnp.cumsum(sums, axis=-1, dtype=jnp.uint32) - sums
-    return _carry((inside + before[..., None]).reshape(limbs.shape))
+def cumulative(mass: Mass) -> Mass:
+    """Returns the running sums of masses along the last axis, each with its own term."""
+    return _carry(jnp.cumsum(_limbs(mass), axis=-1, dtype=jnp.uint32))
 
 
 def add(a: Mass, b: Mass) -> Mass:

@@ -29,7 +29,6 @@ from jaxsample._core._chunks import (
     take_rest,
 )
 from jaxsample._core._lookup import take
-from jaxsample._core._mass import Scale
 
 
 class Cut(NamedTuple):
@@ -122,25 +121,18 @@ def last_from(rows: Rows, floor: Array) -> Cut:
 
 def candidates(rows: Rows, number: int) -> Cut:
     """Returns the first tokens of the ranking in order, `[..., min(number, vocab)]`."""
-    return first(rows, rows.block_max, number, lambda x: x)[0]
+    return first(rows, number)[0]
 
 
-def first(
-    rows: Rows, block_max: Array, number: int, value: Callable[[Array], Array]
-) -> tuple[Cut, Array]:
-    """Returns the first tokens of a ranking by other values, in order, equal values by lower id.
+def first(rows: Rows, number: int) -> tuple[Cut, Array]:
+    """Returns the first tokens of the ranking in order, and their raw values.
 
     A token outside the `number` best blocks has that many tokens before it, one in each of them.
 
-    Args:
-      rows: the logits.
-      block_max: `[..., blocks]`, the largest value of each block.
-      number: of tokens.
-      value: of logits `[..., *]`.
-
     Returns:
-      Values and ids, and the raw values of the logits, `[..., min(number, vocab)]`.
+      Logits and ids, and the raw values of the logits, `[..., min(number, vocab)]`.
     """
+    block_max = rows.block_max
     size = block_size(rows, block_max.shape[-1])
     whole = rows.vocab // size
     if whole <= number:
@@ -151,7 +143,7 @@ def first(
         raw = _taken(rows, blocks, size)
 
     def competing(raw: Array) -> Array:
-        x = unsigned_zero(value(rows.read(raw)))
+        x = unsigned_zero(rows.read(raw))
         # At least `number` tokens reach the least of these maxima. Without the others, top_k takes
         # half the time.
         return x if least is None else jnp.where(x >= least[..., None], x, -jnp.inf)
@@ -172,16 +164,6 @@ def rank(rows: Rows, tokens: Array) -> Array:
 
     counts = chunk_sums(rows.source, counted)
     return jnp.sum(counts, axis=-1, dtype=jnp.int32)
-
-
-def shifts(scale: Scale, tokens: Array) -> Array:
-    """Returns the shifts of some tokens' chunks, `[..., tokens]`."""
-    return take(scale.shifts, tokens // CHUNK)
-
-
-def weights(scale: Scale, x: Array, tokens: Array) -> Array:
-    """Returns the weights of some tokens by their logits and ids, int32 `[..., tokens]`."""
-    return scale.weights(x, tokens % CHUNK, shifts(scale, tokens))
 
 
 def weigh_first(rows: Rows, top: Cut) -> tuple[Array, Array]:
