@@ -147,8 +147,8 @@ class _Walk:
                 costs += self.choose(ways, key=lambda way: sum(cost.cycles for cost in way))
             elif one.opcode == "while":
                 inside = turns * (hlo.turns(self.module, one) or self.search_turns)
-                for role in ("condition", "body"):
-                    costs += self.computation(one.calls(role)[0], inside)
+                for role in ("condition", "body") if inside else ("condition",):
+                    costs += self.computation(one.calls(role)[0], inside or turns)
             elif one.opcode == "call":
                 costs += self.computation(one.calls("to_apply")[0], turns)
             elif one.opcode not in _NOTHING:
