@@ -15,6 +15,7 @@ LEVEL = {"xla_backend_optimization_level": 0}
 # way, and twice in others. Where it cannot, code rounds alike however little it is optimised.
 OPTIONS = {"xla_cpu_max_isa": "AVX", **LEVEL}
 
+# For tests without `--optimised`: the options of one program alone leave some fusion on.
 compiled = functools.partial(jax.jit, compiler_options=OPTIONS)
 
 
