@@ -24,6 +24,7 @@ _NAMED = {
     "dry": ("dry_multiplier", "dry_base", "dry_allowed_length"),
     "xtc": ("xtc_probability", "xtc_threshold"),
     "logit_bias": ("logit_bias",),
+    "no_repeat_ngram": ("no_repeat_ngram_size",),
 }
 RULES = _NAMED | {n: (n,) for n in NEUTRAL if not any(n in names for names in _NAMED.values())}
 """By the name of its stage, the settings of each rule."""
