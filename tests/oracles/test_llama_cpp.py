@@ -101,9 +101,9 @@ def test_dry(number, record_property):
 
 def test_pipeline(record_property):
     fields = (
-        "bias", "repetition_penalty", "frequency_penalty", "presence_penalty", "dry_multiplier",
-        "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc_threshold", "temperature",
-        "dynamic",
+        "logit_bias", "repetition_penalty", "frequency_penalty", "presence_penalty",
+        "dry_multiplier", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc_threshold",
+        "temperature", "dynamic",
     )  # fmt: skip
     batch = pipelines.batch(fields, 1200, prompts=False)
     for own in batch.values:
