@@ -46,8 +46,7 @@ def _host_words(seeds: Any) -> tuple[np.ndarray, np.ndarray]:
 def _unseeded(name: str, value: Any, seeds: tuple[Any, Any]) -> Any:
     negative = seeds[1]
     if value is None and isinstance(negative, np.ndarray) and negative.any():
-        place = np.argwhere(negative)[0].tolist()
-        raise ValueError(f"{name} must be given where seeds are below 0, as at {place}")
+        raise ValueError(f"{name} must be given where seeds are below 0: {negative.sum()} are")
     return value
 
 

@@ -1,13 +1,13 @@
 """`SamplingParams`: the parameters of every rule, for each row of a batch."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxsample._core import _checks
 from jaxsample._core._parameters import (
     BAD_WORDS,
     BIAS,
@@ -74,7 +74,8 @@ class SamplingParams:
       top_h: in [0, 1]; 1 is neutral.
       p_less: bool; False is neutral.
       xtc_probability: in [0, 1], neutral 0, with `xtc_threshold` in [0, 1], neutral above 0.5.
-      custom: parameters of each `Rule` in the order, by its name: any pytree of arrays and numbers.
+      custom: the parameters of each `Rule` in the order, by its name: any pytree of arrays and
+        numbers. Its function checks them.
 
     >>> import numpy as np
     >>> SamplingParams(temperature=0.7, top_p=np.array([0.9, 1.2])).validate()
@@ -121,7 +122,7 @@ class SamplingParams:
     p_less: ArrayLike | None = _field(FLAG)
     xtc_probability: ArrayLike | None = _field(SHARE)
     xtc_threshold: ArrayLike | None = _field(SHARE)
-    custom: Mapping[str, Any] | None = None
+    custom: dict[str, Any] | None = None
 
     def validate(self) -> None:
         """Checks the values on the host, which traced code cannot do.
@@ -145,5 +146,7 @@ def converted(name: str, params: SamplingParams, logits: Array) -> SamplingParam
     """Returns the params with every field an array, so that no number compiles anew."""
     if not isinstance(params, SamplingParams):
         raise TypeError(f"{name} must be a SamplingParams, got {type(params).__name__}")
+    if params.custom is not None:
+        _checks.instance(f"{name}.custom", params.custom, dict)
     changes = {field: parameter.narrowed(field, x, logits) for field, parameter, x in given(params)}
     return dataclasses.replace(params, **changes)

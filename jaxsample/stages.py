@@ -52,7 +52,8 @@ from jaxsample.truncation import (
     xtc_logits,
 )
 
-Groups = list[tuple[str | Rule, ...] | tuple[str, ...]]
+_Groups = list[tuple[str | Rule, ...] | tuple[str, ...]]
+"""The entries of an order, each a group of stages that are applied jointly."""
 
 
 class _Input(NamedTuple):
@@ -288,7 +289,7 @@ class Plan(NamedTuple):
 
 def planned(params: SamplingParams, state: SamplerState | None, order: Order) -> Plan:
     """Returns the plan of the stages that the params ask for."""
-    groups: Groups = [entry if isinstance(entry, tuple) else (entry,) for entry in order]
+    groups: _Groups = [entry if isinstance(entry, tuple) else (entry,) for entry in order]
     _check_order(groups)
     names = {entry if isinstance(entry, str) else entry.name for group in groups for entry in group}
     asked = {name for name, stage in STAGES.items() if _is_asked(stage, params, state)}
@@ -398,7 +399,7 @@ def _is_asked(stage: Stage, params: SamplingParams, state: SamplerState | None) 
     return bool(given)
 
 
-def _check_order(groups: Groups) -> None:
+def _check_order(groups: _Groups) -> None:
     names: list[str] = []
     for entry in itertools.chain(*groups):
         is_rule = isinstance(entry, Rule)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from composed import a_state, apply, composed, every_param
+from composed import a_state, apply, assert_drawn, composed, every_param
 from rows import every_kind, slow, traces
 
 import jaxsample as js
@@ -52,15 +52,8 @@ def test_it_is_the_function_between_those_of_the_stages(dtype, before):
     for stage in before:
         x = apply(stage, keys, x, params, state)
     x = jax.jit(softened)(x, params.custom["softened"], state)
-    tokens, logprobs, number, kept = composed(keys, x, params, state, REST)
-    np.testing.assert_array_equal(out.tokens, tokens)
-    np.testing.assert_array_equal(out.logprobs, logprobs)
-    good = np.asarray(tokens) >= 0
-    np.testing.assert_array_equal(out.num_kept[good], number[good])
-    mask = np.asarray(js.packed_bitmask(np.asarray(kept) > -np.inf))
-    np.testing.assert_array_equal(out.kept_mask[good], mask[good])
-    assert not good[0]
-    assert good.mean() > 0.6
+    assert_drawn(out, *composed(keys, x, params, state, REST))
+    assert out.tokens[0] == -1
 
 
 def raised(logits, params, state):
@@ -90,6 +83,11 @@ def test_its_gradient_passes():
     token = int(sample(jax.random.key(2), x, params, order=order).tokens)
     want = jax.grad(lambda x: jax.nn.log_softmax(2 * x / 0.7)[token])(x)
     np.testing.assert_allclose(grad, want, rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_are_a_dictionary_by_name():
+    with pytest.raises(TypeError, match=r"params.custom must be of type dict, got tuple"):
+        sample(jax.random.key(0), jnp.zeros(4), SamplingParams(custom=(1.0,)))
 
 
 @pytest.mark.parametrize(

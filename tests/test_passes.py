@@ -120,3 +120,9 @@ def test_turns_of_a_search(monkeypatch, most, dtype, shape):
     x = jnp.asarray(shape(make("normal", 3, 50176)), dtype)
     (found,) = turns(monkeypatch, js.top_p_logits, x, 0.9)
     assert 0 < found <= most
+
+
+def test_a_k_beyond_the_tokens_that_are_left_needs_no_search(monkeypatch):
+    jax.clear_caches()
+    x = np.where(np.arange(5003) % 10 == 0, make("normal", 3, 5003), -np.inf).astype(np.float32)
+    assert turns(monkeypatch, js.top_k_logits, x, 1000) == [0]  # after the one that counts them

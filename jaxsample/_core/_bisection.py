@@ -88,15 +88,15 @@ def search(
       rows: the logits.
       scale: the weights of the tokens.
       before: the cut, by the same order, of the tokens whose mass gives the target.
-      target: takes their mass, returns the target `[...]`, above 0. One beyond the mass of the row
-        keeps all of it.
+      target: takes their mass, returns the target `[...]`, above 0. If it exceeds that mass, the
+        whole row is kept.
       needed: bool `[...]`, the rows to search; the others get any cut.
       order: the order in which tokens are ranked, equal values by lower id.
       exact: static, whether the cut is the last token itself. Otherwise it may lie anywhere between
         that and the next token.
 
     Returns:
-      The cut, in which `logit` is the value of the last token; -inf where the target is missed.
+      The cut, whose `logit` is a value of the order; -inf where the whole row is kept.
     """
 
     def unfinished(state: tuple[Array, Mass, _Bounds]) -> Array:
@@ -112,15 +112,16 @@ def search(
         again, cut = read_again(rows, cut)
         found = mass(again, scale, *up_to(rows, cut, order.value))
         goal = _mass.select(turn < 0, target(found), goal)
-        # In the first turn, which finds the target, all bounds stay.
-        enough = _mass.reaches(found, goal) | (turn < 0)
+        enough = _mass.reaches(found, goal)
+        ended = (turn < 0) & ~enough  # the target is out of reach
+        # The first turn finds the target and moves no bound.
+        by_id = ~by_value & (turn >= 0)
         by_value &= turn >= 0
         low = jnp.where(by_value & enough, middle, bounds.low)
         high = jnp.where(by_value & ~enough, middle, bounds.high)
-        first = jnp.where(by_value | enough, bounds.first, place + 1)
-        last = jnp.where(by_value | ~enough | (turn < 0), bounds.last, place)
+        first = jnp.where(by_id & ~enough, place + 1, bounds.first)
+        last = jnp.where(by_id & enough, place, bounds.last)
         reached = _mass.select(by_value & enough, found, bounds.reached)
-        ended = (high - 1 == low) & (order.of(low) == -jnp.inf)  # the target is beyond the row
         if not exact:
             # Without any one of the tokens from `low` up, the target would be missed.
             least = scale.least(order.least_logit(order.of(low)))

@@ -17,9 +17,11 @@ from jax import Array, lax
 from jaxsample._core._lowering import Function, at_lowering
 from jaxsample._core._vmap import rowwise
 
-_SIZE = 32
 _SIZES = {"cpu": 4, "tpu": 8}
-"""Rows of a group: few enough for a cache, and enough to keep a device busy."""
+_SIZE = 32
+"""Rows of a group, by platform, and on others: few enough for a cache, and enough to keep a device
+busy. Only that of a CPU was measured (bench/NOTES.md).
+"""
 
 T = TypeVar("T")
 

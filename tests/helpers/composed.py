@@ -143,3 +143,14 @@ def composed(keys, x, params, state, order):
         x = jnp.where(kept, x, -jnp.inf)
     tokens = js.categorical_sample(keys, x)
     return tokens, js.token_logprobs(x, tokens), jnp.sum(x > -jnp.inf, axis=-1), x
+
+
+def assert_drawn(out, tokens, logprobs, number, kept):
+    """The results of `sample` with its kept mask are those of `composed`, bit for bit."""
+    np.testing.assert_array_equal(out.tokens, tokens)
+    np.testing.assert_array_equal(out.logprobs, logprobs)
+    good = np.asarray(tokens) >= 0
+    np.testing.assert_array_equal(out.num_kept[good], number[good])
+    mask = np.asarray(js.packed_bitmask(np.asarray(kept) > -np.inf))
+    np.testing.assert_array_equal(out.kept_mask[good], mask[good])
+    assert good.mean() > 0.6
