@@ -3,7 +3,7 @@
 The draw goes in two steps: a chunk in proportion to its mass, then a token of the chunk in
 proportion to its exponential. Each is a race, won by the least exponential time over its rate; the
 second runs on logarithms, which is Gumbel-max. An exact draw from the softmax, for the noise of
-`vocab / 256 + 256` numbers a row, or of two for each candidate where they hold all that is kept.
+`vocab / 256 + 256` numbers a row.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from jaxsample._core import _chunks, _elementary, _mass, _prefix, _ranking
 from jaxsample._core._chunks import CHUNK, Rows, take_chunk, to_sortable
 from jaxsample._core._groups import update_rows
 from jaxsample._core._mass import Mass, Scale
-from jaxsample._core._prefix import Kept, Prefix, Rules
+from jaxsample._core._prefix import Kept, Rules
 from jaxsample._core._ranking import Cut
 
 
@@ -98,43 +98,23 @@ def draw_prefix(
     def scaled(rows: Rows, beta: Array | None) -> Rows:
         return rows if beta is None else _chunks.scaled_after(rows, beta)
 
-    def draw_further(
-        needed: Array,
-        noise: Array,
-        rows: Rows,
-        rules: Rules,
-        beta: Array | None,
-        *,
-        grouped: bool,
-    ) -> tuple[Drawn, Cut]:
+    def further(
+        needed: Array, rows: Rows, rules: Rules, beta: Array | None, *, grouped: bool
+    ) -> tuple[Kept, Cut]:
         cut = _prefix.searched(needed, rows, rules, grouped=grouped)
-        return draw_to(noise, scaled(rows, beta), cut), cut
+        rows = scaled(rows, beta)
+        return _prefix.weigh_to(rows, _chunks.probability(rows), cut), cut
 
-    results = _draw_first(noise, scaled(rows, beta), found), found.cut
+    drawn = scaled(rows, beta)
+    results = _prefix.weigh_first(drawn, top, found.length), found.cut
     shared = rows.source.shards is not None
-    return update_rows(draw_further, ~found.within, results, shared, noise, rows, rules, beta)
+    kept, cut = update_rows(further, ~found.within, results, shared, rows, rules, beta)
+    return _from_weighed(noise, drawn, _chunks.probability(drawn), kept, cut), cut
 
 
 def _from_weighed(noise: Array, rows: Rows, scale: Scale, kept: Kept, cut: Cut) -> Drawn:
     mass = _mass.total(_mass.place(kept.sums, scale.shifts))
     return Drawn(draw(noise, rows, scale, kept.sums, cut), mass, kept.num_kept)
-
-
-def _draw_first(noise: Array, rows: Rows, kept: Prefix) -> Drawn:
-    tokens, x = kept.top.token, rows.read_from_cut(kept.top.logit)
-    chosen = (_chunks.positions(tokens) < kept.length[..., None]) & (x > -jnp.inf)
-    weights, shifts = _ranking.weigh_first(rows, Cut(x, tokens))
-    weights = jnp.where(chosen, weights, 0)
-    chunks = tokens // CHUNK
-    sums = _ranking.by_chunk(tokens, weights, 0, lax.add)
-    chunk_times, token_times = _exponentials(noise, chunks, tokens % CHUNK)
-    chunk = _winner(chunk_times / _mass.rates(sums, shifts), chunks)[..., None]
-    below = jnp.where(chosen & (chunks == chunk), x - rows.row_max[..., None], -jnp.inf)
-    return Drawn(
-        _winner(_elementary.log(token_times) - below, tokens),
-        _mass.total(_mass.place(weights, shifts)),
-        jnp.sum(chosen, axis=-1, dtype=jnp.int32),
-    )
 
 
 def random_words(keys: Array) -> Array:

@@ -15,7 +15,7 @@ from jax import Array, lax
 
 from jaxsample._core import _chunks, _elementary, _mass, _ranking
 from jaxsample._core._bisection import by_logit, search
-from jaxsample._core._chunks import Rows
+from jaxsample._core._chunks import CHUNK, Rows
 from jaxsample._core._groups import update_rows
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._parameters import SHARE, TOP_K
@@ -50,13 +50,11 @@ class Prefix(NamedTuple):
       cut: `[...]`, its last token.
       within: bool `[...]`, whether it lies among the candidates.
       length: int32 `[...]`, its length where it does.
-      top: `[..., candidates]`, the first tokens of the ranking.
     """
 
     cut: Cut
     within: Array
     length: Array
-    top: Cut
 
 
 class Kept(NamedTuple):
@@ -97,7 +95,7 @@ def prefix(rows: Rows, top: Cut, rules: Rules) -> Prefix:
     size = top.logit.shape[-1]
     length = _length(rows, rules, top)
     cut = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), top)
-    return Prefix(cut, (length <= size) | rows.bad, length, top)
+    return Prefix(cut, (length <= size) | rows.bad, length)
 
 
 def cut_of(rows: Rows, top: Cut, rules: Rules) -> Cut:
@@ -125,6 +123,17 @@ def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:
     again, sums = _chunks.read_beside(rows, sums)
     counts = _chunks.weigh(again, _chunks.tally(rows), *keep)
     return Kept(sums, jnp.sum(counts, axis=-1, dtype=jnp.int32))
+
+
+def weigh_first(rows: Rows, top: Cut, length: Array) -> Kept:
+    """Weighs and counts the first tokens of the ranking, up to a length `[...]`."""
+    x = rows.read_from_cut(top.logit)
+    chosen = (_chunks.positions(x) < length[..., None]) & (x > -jnp.inf)
+    weights, _ = _ranking.weigh_first(rows, Cut(x, top.token))
+    chunk = _chunks.starts(rows)[..., None, :] // CHUNK
+    inside = chosen[..., None] & ((top.token // CHUNK)[..., None] == chunk)
+    sums = jnp.sum(jnp.where(inside, weights[..., None], 0), axis=-2, dtype=jnp.int32)
+    return Kept(sums, jnp.sum(chosen, axis=-1, dtype=jnp.int32))
 
 
 def _length(rows: Rows, rules: Rules, top: Cut) -> Array:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from jaxsample._core import _mass, _selection, _shards
 from jaxsample._core._checks import to_elements
@@ -171,20 +171,12 @@ def weigh_first(rows: Rows, top: Cut) -> tuple[Array, Array]:
 
     The largest logit of a chunk is one of the first, too, if another of the chunk is.
     """
-    chunk_max = by_chunk(top.token, top.logit, -jnp.inf, lax.max)
+    chunks = top.token // CHUNK
+    same = chunks[..., :, None] == chunks[..., None, :]
+    chunk_max = jnp.max(jnp.where(same, top.logit[..., :, None], -jnp.inf), axis=-2)
     row_max = rows.row_max[..., None]
     shifts = _mass.shifts(chunk_max, row_max)
     return _mass.weights(top.logit, top.token % CHUNK, row_max, shifts), shifts
-
-
-def by_chunk(
-    tokens: Array, values: Array, nothing: float, combine: Callable[[Array, Array], Array]
-) -> Array:
-    """Returns values of tokens `[..., n]` combined with those of the same chunk, for each."""
-    chunks = tokens // CHUNK
-    same = chunks[..., :, None] == chunks[..., None, :]
-    x = jnp.where(same, values[..., :, None], nothing)
-    return lax.reduce(x, x.dtype.type(nothing), combine, (x.ndim - 2,))
 
 
 def _taken(rows: Rows, blocks: Array, size: int) -> Array:
