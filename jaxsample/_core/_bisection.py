@@ -1,12 +1,13 @@
 """Bisection over the whole row for the shortest prefix whose mass reaches a target.
 
-Bisects over the values by which tokens are ranked, then over the ids of the tokens of the last
-value unless all of them are needed. Each pass sums the weights of the tokens up to a cut. Masses
-are exact, so the result does not depend on the path.
+Narrows bounds of the values by which tokens are ranked, then of the ids of the tokens of the last
+value unless all of them are needed. Each pass sums the weights of the tokens up to a cut, which is
+interpolated between the masses at the bounds. Masses are exact, so the result does not depend on
+the path.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -16,9 +17,18 @@ from jaxsample._core._chunks import Rows, from_sortable, mass, read_again, to_so
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut, select, up_to
 
-_TURNS_BY_VALUE = 12
-"""Turns that halve the distance between the bounds. The others halve the number of floats between
-them, of which most are close to 0 and which end any search after as many turns as a float has bits.
+_INTERPOLATIONS = 16
+"""Turns that interpolate between the bounds. The others halve the number of floats, or of ids,
+between them, which ends any search after as many turns as these have bits.
+"""
+
+_COARSE = 2**16
+"""Floats from one bfloat16 number to the next. While bounds are further apart, cuts are bfloat16
+numbers: logits that come from such numbers, as most models' do, have many equal values.
+"""
+
+_FIRST_STEP = 8
+"""Nats from the largest logit to the first cut; the next steps double until the target is reached.
 """
 
 
@@ -28,20 +38,18 @@ class Order(NamedTuple):
     Attributes:
       value: of logits `[..., *]`; -inf at -inf.
       least_logit: the least logit of tokens from a value `[...]` up.
-      read: the value that a number of `dtype` `[...]` stands for; it rises with the number.
+      read: the value that a float32 number `[...]` stands for; it rises with the number.
       top: float32 `[...]`, a number which none that stands for a value exceeds.
-      dtype: of the numbers. Values that come from bfloat16 logits are told apart in 16 turns.
     """
 
     value: Callable[[Array], Array]
     least_logit: Callable[[Array], Array]
     read: Callable[[Array], Array]
     top: Array
-    dtype: Any
 
     def of(self, sortable: Array) -> Array:
         """Returns the value of a sortable number."""
-        return self.read(from_sortable(sortable, self.dtype))
+        return self.read(from_sortable(sortable))
 
 
 class _Bounds(NamedTuple):
@@ -52,7 +60,9 @@ class _Bounds(NamedTuple):
       high: the least one known to miss it.
       first: the least id at which the cut may lie among tokens of the value of `low`.
       last: the largest one, at which the target is reached.
-      reached: the mass from `low` up.
+      reached: the mass up to `low` and `last`.
+      missed: the mass up to `high`, or up to `first` of the value of `low`, without that token.
+      repeated: how often in a row one bound has moved, negative if that is `high` or `first`.
     """
 
     low: Array
@@ -60,6 +70,8 @@ class _Bounds(NamedTuple):
     first: Array
     last: Array
     reached: Mass
+    missed: Mass
+    repeated: Array
 
     @property
     def by_value(self) -> Array:
@@ -69,7 +81,7 @@ class _Bounds(NamedTuple):
 
 def by_logit(rows: Rows) -> Order:
     """Returns the order of law 1: values are logits as read, bounds are logits as given."""
-    return Order(lambda x: x, lambda value: value, rows.read_to_cut, rows.raw_max, rows.dtype)
+    return Order(lambda x: x, lambda value: value, rows.read_to_cut, rows.raw_max)
 
 
 def search(
@@ -103,11 +115,14 @@ def search(
         _, _, bounds = state
         return jnp.any(bounds.by_value | (bounds.first < bounds.last))
 
-    def halve(state: tuple[Array, Mass, _Bounds]) -> tuple[Array, Mass, _Bounds]:
+    def narrow(state: tuple[Array, Mass, _Bounds]) -> tuple[Array, Mass, _Bounds]:
         turn, goal, bounds = state
-        by_value = bounds.by_value
-        middle = jnp.where(by_value, _middle(turn, bounds, order), bounds.low)
-        place = jnp.where(by_value, rows.vocab, (bounds.first + bounds.last) >> 1)
+        by_value, share = bounds.by_value, _share(bounds, goal)
+        # Whether all that is left are the tokens whose value is the bfloat16 number `low`.
+        tied = by_value & (bounds.low == bounds.high - _COARSE)
+        middle = jnp.where(by_value & ~tied, _middle(turn, bounds, share, order), bounds.low)
+        place = jnp.where(by_value, rows.vocab, _middle_id(turn, bounds, share))
+        place = jnp.where(tied, -1, place)
         cut = select(turn < 0, before, Cut(order.of(middle), place))
         again, cut = read_again(rows, cut)
         found = mass(again, scale, *up_to(rows, cut, order.value))
@@ -115,41 +130,75 @@ def search(
         enough = _mass.reaches(found, goal)
         ended = (turn < 0) & ~enough  # the target is out of reach
         # The first turn finds the target and moves no bound.
-        by_id = ~by_value & (turn >= 0)
-        by_value &= turn >= 0
-        low = jnp.where(by_value & enough, middle, bounds.low)
-        high = jnp.where(by_value & ~enough, middle, bounds.high)
-        first = jnp.where(by_id & ~enough, place + 1, bounds.first)
-        last = jnp.where(by_id & enough, place, bounds.last)
-        reached = _mass.select(by_value & enough, found, bounds.reached)
+        more, less = (turn >= 0) & enough, (turn >= 0) & ~enough
+        number = jnp.where(tied, middle + 1, middle)
+        low = jnp.where(by_value & more, number, bounds.low)
+        high = jnp.where(by_value & less, number, bounds.high)
+        first = jnp.where(~by_value & less, place + 1, bounds.first)
+        last = jnp.where(~by_value & more, place, bounds.last)
+        reached = _mass.select(more & ~tied, found, bounds.reached)
+        missed = _mass.select(less, found, bounds.missed)
+        moved = jnp.where(more, 1, -1)
+        repeated = moved + jnp.where(bounds.repeated * moved > 0, bounds.repeated, 0)
         if not exact:
             # Without any one of the tokens from `low` up, the target would be missed.
             least = scale.least(order.least_logit(order.of(low)))
             ended |= _mass.reaches(reached, goal) & ~_mass.reaches(reached, _mass.add(goal, least))
         high, first = jnp.where(ended, low + 1, high), jnp.where(ended, last, first)
-        return turn + 1, goal, _Bounds(low, high, first, last, reached)
+        return turn + 1, goal, _Bounds(low, high, first, last, reached, missed, repeated)
 
-    # Above the largest; and above 0 a normal number, since smaller ones may be flushed to 0.
-    info = jnp.finfo(order.dtype)
-    above = order.top + 4 * float(info.eps) * jnp.abs(order.top) + float(info.tiny)
-    high = to_sortable(above.astype(order.dtype))
-    low = jnp.where(needed, to_sortable(jnp.full_like(above, -jnp.inf, order.dtype)), high - 1)
+    # A bfloat16 number above the largest value.
+    above = order.top + 2.0**-6 * jnp.abs(order.top) + float(jnp.finfo(jnp.float32).tiny)
+    high = to_sortable(_coarse(above))
+    low = jnp.where(needed, to_sortable(jnp.full_like(above, -jnp.inf)), high - 1)
     # Derived from the bounds, so that it varies over the same mesh axes inside `shard_map`.
     last = jnp.full_like(low, rows.vocab, jnp.int32)
     nothing = Mass(jnp.zeros_like(low, jnp.uint32), jnp.zeros_like(low, jnp.uint32))
-    start = _Bounds(low, high, jnp.where(needed, 0, last), last, nothing)
-    *_, bounds = lax.while_loop(unfinished, halve, (jnp.int32(-1), nothing, start))
+    first, repeated = jnp.where(needed, 0, last), jnp.zeros_like(last)
+    start = _Bounds(low, high, first, last, nothing, nothing, repeated)
+    *_, bounds = lax.while_loop(unfinished, narrow, (jnp.int32(-1), nothing, start))
     return Cut(order.of(bounds.low), bounds.last)
 
 
-def _middle(turn: Array, bounds: _Bounds, order: Order) -> Array:
+def _share(bounds: _Bounds, goal: Mass) -> Array:
+    """Returns where the target lies between the masses at the bounds: 0 at `high`, 1 at `low`.
+
+    That is regula falsi in its Illinois form: where one bound moves again and again, the distance
+    to the other one is halved each time, so that both of them close in.
+    """
+    beyond, short = (
+        _mass.to_float(_mass.subtract(*of))
+        for of in ((bounds.reached, goal), (goal, bounds.missed))
+    )
+    weight = 0.5 ** jnp.maximum(jnp.abs(bounds.repeated) - 1, 0).astype(jnp.float32)
+    short = jnp.where(bounds.repeated > 0, short * weight, short)
+    beyond = jnp.where(bounds.repeated < 0, beyond * weight, beyond)
+    return short / jnp.maximum(short + beyond, 1)
+
+
+def _middle(turn: Array, bounds: _Bounds, share: Array, order: Order) -> Array:
     """Returns a sortable number between the bounds, from `low + 1` to `high - 1`."""
     low, high = bounds.low, bounds.high
-    least, most = (from_sortable(x, order.dtype).astype(jnp.float32) for x in (low, high))
+    least, most = (from_sortable(x) for x in (low, high))
     most = jnp.minimum(most, order.top)
-    # Steps that double find a first value from which the target is reached.
-    step = jnp.left_shift(1, jnp.clip(turn, 0, _TURNS_BY_VALUE)).astype(jnp.float32)
-    value = jnp.where(least == -jnp.inf, most - step, 0.5 * least + 0.5 * most)
-    by_value = to_sortable(value.astype(order.dtype))
+    step = jnp.left_shift(_FIRST_STEP, jnp.clip(turn, 0, 12)).astype(jnp.float32)
+    value = jnp.where(least == -jnp.inf, most - step, most + (least - most) * share)
+    wide = (low <= high - 2 * _COARSE) & (turn < _INTERPOLATIONS)
+    by_value = to_sortable(jnp.where(wide, _coarse(value), value))
     by_number = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
-    return jnp.clip(jnp.where(turn < _TURNS_BY_VALUE, by_value, by_number), low + 1, high - 1)
+    distance = jnp.where(wide, _COARSE, 1)
+    middle = jnp.where(turn < _INTERPOLATIONS, by_value, by_number)
+    return jnp.clip(middle, low + distance, high - distance)
+
+
+def _coarse(value: Array) -> Array:
+    """Returns float32 values rounded to bfloat16 ones."""
+    return lax.reduce_precision(value, exponent_bits=8, mantissa_bits=7)
+
+
+def _middle_id(turn: Array, bounds: _Bounds, share: Array) -> Array:
+    """Returns an id between the bounds, from `first` to `last - 1`."""
+    first, last = bounds.first, bounds.last
+    number = (last - first).astype(jnp.float32)
+    by_mass = jnp.clip(first + (number * share).astype(jnp.int32), first, last - 1)
+    return jnp.where(turn < _INTERPOLATIONS, by_mass, (first + last) >> 1)

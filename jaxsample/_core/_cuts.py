@@ -36,7 +36,6 @@ def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut
             least_logit=lambda v: centre + v,
             read=lambda v: v,
             top=jnp.zeros_like(centre),
-            dtype=jnp.float32,
         )
         weights = _chunks.tabulated(rows, scale) if grouped else scale
         everything = _ranking.everything(rows)

@@ -217,6 +217,11 @@ def add(a: Mass, b: Mass) -> Mass:
     return Mass(a.high + b.high + (low < a.low).astype(jnp.uint32), low)
 
 
+def subtract(a: Mass, b: Mass) -> Mass:
+    """Returns `a - b`, for `a >= b`."""
+    return Mass(a.high - b.high - (a.low < b.low).astype(jnp.uint32), a.low - b.low)
+
+
 def times(mass: Mass, factor: Array) -> Mass:
     """Returns a mass times integers of at most 16 bits."""
     return _carry(_limbs(mass) * factor.astype(jnp.uint32)[None])
