@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from rows import ON_GPU
 
-from bench import bars, gpu, logits, memory, peers, performance, requests, scaling
+from bench import bars, gpu, logits, memory, model, peers, performance, requests, scaling
 from bench.__main__ import main
 from bench.baselines import argmax, sort_stack_logits
 from bench.peers.borrowed import borrow
@@ -45,6 +45,18 @@ def test_prints_a_table_and_writes_what_it_measured(tmp_path):
         assert name in done.stdout
         for baseline in BASELINES:
             assert ratios[baseline] == times[baseline]["median"] / times[name]["median"]
+
+
+@pytest.mark.slow
+def test_rows_of_the_model_often_keep_more_than_64_tokens(monkeypatch, capsys):
+    monkeypatch.setattr(model, "ROWS", 512)
+    monkeypatch.setattr(model, "BATCHES", (8,))
+    monkeypatch.setattr("sys.argv", ["bench.model", "--repeats", "1"])
+    model.main()
+    _, sizes, times = capsys.readouterr().out.split("\n\n")
+    beyond = [int(line.split("|")[3].strip(" %")) for line in sizes.splitlines()[2:]]
+    assert beyond[0] > 50 > beyond[1] > beyond[2] > 0
+    assert len(times.splitlines()) == 3
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,9 @@ KINDS = ("normal", "flat", "peaked", "ties", "equal", "masked", "one", "offset",
 # the ranking looks through only above 4096 tokens: each in some dtype.
 SIZES = (
     slow(1, "float32"),
-    exhaustive(64, "float16"),
+    slow(64, "float16"),
     slow(65, "bfloat16"),
-    exhaustive(256, "float32"),
+    slow(256, "float32"),
     (257, "float16"),
     slow(4096, "bfloat16"),
     (5003, "float32"),
