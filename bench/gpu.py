@@ -1,4 +1,4 @@
-"""What the samplers take on a GPU, by its own clock: `python -m bench.gpu`.
+"""Times the samplers on a GPU by its own clock: `python -m bench.gpu`.
 
 A call of small kernels waits for the processor that launches them, longer than all of them run. So
 beside the time of a call this adds up how long its kernels run, and how many there are.
@@ -35,7 +35,7 @@ REPEATS = 100
 
 
 class Kernels(NamedTuple):
-    """What a GPU does for a call.
+    """The kernels that a GPU runs for a call.
 
     Attributes:
       microseconds: how long its operations run, added up.
@@ -47,7 +47,7 @@ class Kernels(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a work takes: of the GPU, and from the call to its end."""
+    """The time of a work: of the GPU, and from the call to its end."""
 
     gpu: Kernels
     call: Timing
@@ -83,7 +83,7 @@ def measured(case: Case, *, with_peer: bool) -> dict[str, Found]:
 
 
 def kernels(call: Call) -> Kernels:
-    """What the GPU does for a call, on average of a few."""
+    """Returns the kernels of a call, on average of a few calls."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(CALLS):

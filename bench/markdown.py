@@ -15,7 +15,7 @@ from bench.timing import Timing
 
 
 def head(command: str) -> str:
-    """What was measured on, and how to do it again."""
+    """Returns the heading: the device, the versions and the command."""
     stamp = report.provenance()
     return f"""# Performance
 
@@ -30,7 +30,7 @@ flat rows it takes .74 of the vocabulary."""
 
 
 def versions() -> str:
-    """Of what makes the times, and of the peers."""
+    """Returns the versions of Python, JAX, jaxsample and the peers."""
     return ", ".join(f"{name} {v}" for name, v in (report.versions() | peers.versions()).items())
 
 

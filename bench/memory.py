@@ -1,4 +1,4 @@
-"""What `sample` writes down on its way: the temporaries of its programs beside the logits."""
+"""The temporaries of the programs of `sample`, beside the logits."""
 
 import dataclasses
 from typing import Any, NamedTuple

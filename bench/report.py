@@ -19,7 +19,7 @@ Timings = Mapping[str, Timing]
 
 
 def headline(rules: bool) -> str:
-    """What was measured on, and how to read the tables."""
+    """Returns the device and versions, and how to read the tables."""
     measured_on = ", ".join([device_name(), *(f"{name} {v}" for name, v in versions().items())])
     if rules:
         return f"{measured_on}\nMedians of a call, and what part of jnp.argmax they take."
@@ -82,13 +82,13 @@ def provenance() -> dict[str, Any]:
 
 
 def to_argmax(timings: Timings) -> dict[str, float]:
-    """How long each work takes, in calls of `jnp.argmax`."""
+    """Returns the time of each work, in calls of `jnp.argmax`."""
     argmax = timings["jnp.argmax"].median
     return {name: timing.median / argmax for name, timing in timings.items()}
 
 
 def times_as_fast_as(timings: Timings) -> dict[str, dict[str, float]]:
-    """How many times as fast as each baseline each sampler is."""
+    """Returns how many times as fast as each baseline each sampler is."""
     return {
         name: {baseline: timings[baseline].median / timing.median for baseline in BASELINES}
         for name, timing in timings.items()
@@ -97,7 +97,7 @@ def times_as_fast_as(timings: Timings) -> dict[str, dict[str, float]]:
 
 
 def versions() -> dict[str, str]:
-    """Of what makes the times."""
+    """Returns the versions of Python, JAX and jaxsample."""
     return {
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -107,7 +107,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> dict[str, Any]:
-    """Where the works run, and the processor that launches them."""
+    """Returns the device, and the processor that launches its programs."""
     first = jax.devices()[0]
     return {
         "platform": first.platform,

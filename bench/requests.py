@@ -1,4 +1,4 @@
-"""What the rows of a batch ask for, from the joint rules to every field, and what they hold."""
+"""Parameters and states of the rows of a batch, from the joint rules to every field."""
 
 import dataclasses
 

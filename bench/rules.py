@@ -1,4 +1,4 @@
-"""What each rule costs alone: a call of its function, as a ratio to `jnp.argmax`.
+"""Times each rule alone: a call of its function, as a ratio to `jnp.argmax`.
 
 Rules that look at the distribution are given flat rows, on which they keep many tokens and their
 searches go all the way, and values that ask all of them to work; histories are Zipf's.

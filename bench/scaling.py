@@ -1,4 +1,4 @@
-"""How the cost of ours and of each peer grows, with the vocabulary and with the batch."""
+"""Times ours and each peer over vocabularies and over batches."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -22,7 +22,7 @@ OURS = (GREEDY, CATEGORICAL, peers.OURS)
 
 
 class Point(NamedTuple):
-    """What was measured at a size."""
+    """The times at one size."""
 
     batch: int
     vocab: int
@@ -44,7 +44,7 @@ def scaling(sizes: Sizes, present: Mapping[str, Peer]) -> dict[str, list[Point]]
 
 
 def spreads(sweeps: Mapping[str, Sequence[Point]]) -> dict[str, float]:
-    """Of each of ours, the dearest logit over the cheapest among the large sizes, if there are."""
+    """Returns, for each of ours, the ratio of the dearest logit to the cheapest among large sizes."""
     large = [p for points in sweeps.values() for p in points if p.batch * p.vocab >= LARGE]
     costs = {name: [point.nanoseconds(name) for point in large] for name in OURS}
     return {name: max(some) / min(some) for name, some in costs.items() if some}

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Sizes(NamedTuple):
-    """Where the report measures; small sizes try it out.
+    """The sizes that the report measures at; small ones try it out.
 
     Attributes:
       batch: rows of the bars and of the temporaries.

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class Timing(NamedTuple):
-    """How long a call takes, in milliseconds, and how many were measured."""
+    """The time of a call, in milliseconds, and the number of calls."""
 
     median: float
     quartiles: tuple[float, float]

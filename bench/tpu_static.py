@@ -34,7 +34,7 @@ SHARE = 0.01
 
 
 class Place(NamedTuple):
-    """What programs are compiled for."""
+    """The chip and the sizes that programs are compiled for."""
 
     chip: str
     case: Case
@@ -230,7 +230,7 @@ def _estimate(estimate: Estimate) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of what makes the schedules."""
+    """Returns the versions of JAX and of the compiler."""
     return report.versions() | {"libtpu": importlib.metadata.version("libtpu")}
 
 

@@ -1,4 +1,4 @@
-"""What is measured: functions, and the arrays that they are called with.
+"""The measured functions, and the arrays that they are called with.
 
 All are given logits in the dtype under test, as a model hands them over. The parameters of sampling
 are arrays of one value a row, since the requests of a batch differ. Ours take a key a row and
@@ -36,7 +36,7 @@ class Work(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What is called as it is, and what comes before each call while no clock runs."""
+    """A function to call as it is, and one to call before it while no clock runs."""
 
     run: Callable[[], Any]
     prepare: Callable[[], Any] = lambda: None

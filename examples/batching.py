@@ -39,7 +39,7 @@ TRACES: collections.Counter[str] = collections.Counter()
 
 
 class Job(NamedTuple):
-    """What is asked of a slot. All of a run have the same shapes.
+    """A request in the form that a slot takes. All jobs of a run have the same shapes.
 
     Attributes:
       prompt: int32 [context], padded.
@@ -81,7 +81,7 @@ class Slots(NamedTuple):
 
 
 class Text(NamedTuple):
-    """What was written for a job.
+    """The text that was written for a job.
 
     Attributes:
       tokens: int32 [n]; it includes an end-of-text.
@@ -173,7 +173,7 @@ def write(weights: Weights, slots: Slots, *, order: Order = DEFAULT_ORDER) -> Sl
 
 
 def text_in(slots: Slots, slot: int) -> Text:
-    """What a slot holds."""
+    """Returns the text that a slot holds."""
     begin, end = int(slots.state.prompt_lengths[slot]), int(slots.state.lengths[slot])
     reasons = {END: "stop", -1: "error: the logits are not finite"}
     return Text(

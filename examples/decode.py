@@ -33,7 +33,7 @@ REPEATS = 3
 
 
 def open_model(folder: Path) -> tuple[Config, Tokenizer, Weights]:
-    """What train.py left in a folder."""
+    """Returns the model that train.py saved in a folder."""
     config = Config(**json.loads((folder / "config.json").read_bytes())["sizes"])
     tokenizer = Tokenizer.from_buffer((folder / "tokenizer.json").read_bytes())
     return config, tokenizer, load(folder / "weights.npz", config)

@@ -90,7 +90,7 @@ def _suspicion(process: BaseProcess) -> int:
 
 
 def _end(process: BaseProcess) -> str:
-    """How a process failed."""
+    """Describes how a process failed."""
     status, why = process.exitcode, ""
     how = f"with status {status}" if status > 0 else f"by {signal.Signals(-status).name}"
     if _by_jax(process):

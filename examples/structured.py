@@ -67,7 +67,7 @@ DEMO = [
 
 
 class Grammars:
-    """What each row may write next, on the host.
+    """The grammars of the rows: the tokens that each may write next, on the host.
 
     Args:
       tokenizer: the JSON of a `tokenizers.Tokenizer`.

@@ -1,4 +1,4 @@
-"""What the compiler makes of it: traces, passes, sorts and memory. Facts, never wall time."""
+"""Compiled programs: traces, passes, sorts and memory. Never wall time."""
 
 import contextlib
 import re

@@ -67,7 +67,7 @@ class Run:
         return found
 
     def pids(self, count):
-        """Those of the processes in order of their ids."""
+        """Returns the process ids in the order of the processes."""
         return [int(pid) for _, pid in sorted(self.find(r"^process (\d) of \d: pid (\d+),", count))]
 
 
@@ -108,7 +108,7 @@ def cluster(start, count, *args):
 
 
 def digest_of(requests):
-    """That of the tokens of one process without a mesh."""
+    """Returns the digest of the tokens of one process without a mesh."""
     config, tokenizer, weights = decode.open_model(decode.MODEL)
     work = jobs.make_jobs(tokenizer, [Request(**r) for r in requests], config.context)
     return distributed_decode.digest(batching.serve(weights, config, work)[0])

@@ -28,7 +28,7 @@ def rows():
 
 
 def placed(array, at, filler):
-    """What is `[rows, vocab]` in the larger vocabulary."""
+    """Returns arrays `[rows, vocab]` placed in the larger vocabulary."""
     wide = np.full((*array.shape[:-1], 90), filler, array.dtype)
     wide[..., at] = array
     return wide
@@ -85,7 +85,7 @@ QUICK = ("entropy_scaled", "top_n_sigma")
 
 @pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in NAMES])
 def test_masked_columns_change_nothing(name):
-    """What is kept is equal; new logits, too, up to the rounding of sums."""
+    """Kept sets are equal; new logits, too, up to the rounding of sums."""
     x = rows()
     want = np.asarray(calls(x, np.arange(VOCAB))[name]())
     for where, at in PLACES.items():

@@ -1,4 +1,4 @@
-"""What is computed in other ways on a TPU is what is computed elsewhere.
+"""Branches for a TPU give the results of the others.
 
 The ways that are meant for a TPU are taken here on any platform.
 """
@@ -37,7 +37,7 @@ def _nothing_compiled():
 
 
 def on_tpu(monkeypatch, function, *arguments):
-    """What a function gives in the ways that are meant for a TPU, and how many of them it took."""
+    """Returns the results of the branches that are meant for a TPU, and how many it took."""
     ways = []
 
     def tpu(*arguments, tpu, **_):

@@ -36,7 +36,7 @@ def sharded(mesh, x, arguments):
 
 
 def both_ways(name, shape, vocab=LONG):
-    """What a function gives on one device and on several, and the program of these."""
+    """Returns the results of a function on one device and on several, and the program of these."""
     x = rows_of(vocab)
     function, arguments = calls(x)[name]
     one = function(*arguments)  # not within another `jit`: compiled once for all meshes

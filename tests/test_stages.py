@@ -74,7 +74,7 @@ MASKS = ("suppressed", "bitmask", "bad_words", "allowed", "min_tokens")
     ],
 )
 def test_masks_before_the_draw_are_those_functions(masks, rules, vocab, dtype):
-    """Of such masks no logits are written; and whatever is masked, a bad row stays bad."""
+    """No logits are written for such masks; and whatever is masked, a bad row stays bad."""
     x = np.array(every_kind(6, vocab, dtype))
     x[0, 3], x[1, -1], x[2] = np.nan, np.inf, -np.inf
     params, state = every_param(len(x), vocab=vocab), a_state(len(x), vocab=vocab)
@@ -284,7 +284,7 @@ def test_xtc_and_the_draw_share_no_key():
 
 @pytest.mark.slow
 def test_gradients_pass_through_every_kind_of_stage():
-    """Those of the log-probs, against the functions one after the other."""
+    """Compares gradients of the log-probs with those of the functions one after the other."""
     x, state = jnp.asarray(make("normal", 6, VOCAB)), a_state(6)
     stages = ("repetition_penalty", "frequency_penalty", "logit_bias", "temperature", "typical_p")
     params = only(every_param(6), stages)

@@ -27,10 +27,6 @@ _COARSE = 2**16
 numbers: logits that come from such numbers, as most models' do, have many equal values.
 """
 
-_FIRST_STEP = 8
-"""Nats from the largest logit to the first cut; the next steps double until the target is reached.
-"""
-
 
 class Order(NamedTuple):
     """The order in which tokens are ranked.
@@ -40,12 +36,15 @@ class Order(NamedTuple):
       least_logit: the least logit of tokens from a value `[...]` up.
       read: the value that a float32 number `[...]` stands for; it rises with the number.
       top: float32 `[...]`, a number which none that stands for a value exceeds.
+      spread: float32 `[...]`, the distance from `top` to the first cut. The next cuts double it
+        until the target is reached.
     """
 
     value: Callable[[Array], Array]
     least_logit: Callable[[Array], Array]
     read: Callable[[Array], Array]
     top: Array
+    spread: Array
 
     def of(self, sortable: Array) -> Array:
         """Returns the value of a sortable number."""
@@ -81,7 +80,12 @@ class _Bounds(NamedTuple):
 
 def by_logit(rows: Rows) -> Order:
     """Returns the order of law 1: values are logits as read, bounds are logits as given."""
-    return Order(lambda x: x, lambda value: value, rows.read_to_cut, rows.raw_max)
+    # Half of the way to the least of the blocks' largest logits, at which most rows reach a target.
+    least = jnp.min(rows.block_max, axis=-1, initial=jnp.inf, where=rows.block_max > -jnp.inf)
+    spread = 0.5 * (rows.row_max - least)
+    if rows.cut_beta is not None:
+        spread /= rows.cut_beta
+    return Order(lambda x: x, lambda value: value, rows.read_to_cut, rows.raw_max, spread)
 
 
 def search(
@@ -181,7 +185,7 @@ def _middle(turn: Array, bounds: _Bounds, share: Array, order: Order) -> Array:
     low, high = bounds.low, bounds.high
     least, most = (from_sortable(x) for x in (low, high))
     most = jnp.minimum(most, order.top)
-    step = jnp.left_shift(_FIRST_STEP, jnp.clip(turn, 0, 12)).astype(jnp.float32)
+    step = jnp.left_shift(1, jnp.clip(turn, 0, 12)).astype(jnp.float32) * order.spread
     value = jnp.where(least == -jnp.inf, most - step, most + (least - most) * share)
     wide = (low <= high - 2 * _COARSE) & (turn < _INTERPOLATIONS)
     by_value = to_sortable(jnp.where(wide, _coarse(value), value))

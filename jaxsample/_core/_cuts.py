@@ -36,6 +36,7 @@ def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut
             least_logit=lambda v: centre + v,
             read=lambda v: v,
             top=jnp.zeros_like(centre),
+            spread=jnp.full_like(centre, 8),
         )
         weights = _chunks.tabulated(rows, scale) if grouped else scale
         everything = _ranking.everything(rows)

@@ -24,7 +24,7 @@ MOST = float(np.finfo(np.float32).max)
 
 
 class Rule(NamedTuple):
-    """How a rule is tried.
+    """The inputs and the check of a rule.
 
     Attributes:
       arguments: makes, of random numbers and the logits, the arguments behind these, each with a
@@ -41,7 +41,7 @@ class Rule(NamedTuple):
 
 
 def _near(row):
-    """How far the logits of a row may be moved by rounding."""
+    """Returns how far rounding may move the logits of a row."""
     finite = row[np.isfinite(row)]
     return 3e-6 * (1 + np.abs(finite).max(initial=0))
 

@@ -1,4 +1,4 @@
-"""What is read from the text of a compiled program, such as what it moves between devices."""
+"""Facts read from the text of a compiled program, such as the bytes it moves between devices."""
 
 import re
 

@@ -15,7 +15,7 @@ def softmax(row: np.ndarray) -> np.ndarray:
 
 
 def first(row: np.ndarray, length: int) -> np.ndarray:
-    """Which tokens are among the first `length` of the ranking and not masked."""
+    """Returns the tokens among the first `length` of the ranking that are not masked."""
     kept = np.zeros(row.size, bool)
     kept[ranking(row)[:length]] = True
     return kept & (row > -np.inf)
@@ -53,7 +53,7 @@ def entropy(row: np.ndarray) -> float:
 
 
 def typical_p(row: np.ndarray, p: float) -> tuple[np.ndarray, float]:
-    """How far each token's surprise is from the entropy, and how far that of the last one kept."""
+    """Returns the distance of each token's surprise from the entropy, and that of the last kept one."""
     away = np.abs(surprise(row) - entropy(row))
     order = np.lexsort((np.arange(row.size), away))
     mass = np.cumsum(softmax(row)[order])
@@ -105,7 +105,7 @@ def top_h(row: np.ndarray, h: float) -> int:
 
 
 def xtc(row: np.ndarray, threshold: float) -> np.ndarray:
-    """What is kept where the top choices are excluded."""
+    """Returns the tokens that are kept where the top choices are excluded."""
     likely = (logprobs(row) >= np.log(max(threshold, 1e-300))) & (row > -np.inf)
     last = [t for t in ranking(row) if likely[t]][-1:]
     kept = (row > -np.inf) & ~likely

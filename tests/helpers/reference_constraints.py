@@ -12,12 +12,12 @@ def biased(row: np.ndarray, ids: list[int], bias: list[float]) -> np.ndarray:
 
 
 def unpacked(words: np.ndarray, vocab: int) -> np.ndarray:
-    """Which tokens a packed bitmask allows."""
+    """Returns the tokens that a packed bitmask allows."""
     return np.array([int(words[t // 32]) >> (t % 32) & 1 == 1 for t in range(vocab)])
 
 
 def bad_words(vocab: int, text: list[int], words: list[list[int]]) -> np.ndarray:
-    """Which tokens stay: those that end no word."""
+    """Returns the tokens that end no word."""
     kept = np.full(vocab, True)
     for word in words:
         if word and word[:-1] == text[len(text) - len(word) + 1 :]:

@@ -17,7 +17,7 @@ def frequency(row: np.ndarray, counts: np.ndarray, penalty: float) -> np.ndarray
 
 
 def match(text: list[int], end: int) -> int:
-    """How many tokens before `end` are the last tokens of the text."""
+    """Returns how many tokens before `end` are the last tokens of the text."""
     n = 0
     while n < end and text[end - 1 - n] == text[-1 - n]:
         n += 1
@@ -48,7 +48,7 @@ def dry(
 
 
 def no_repeat_ngram(row: np.ndarray, text: list[int], n: int) -> np.ndarray:
-    """Which tokens stay: those that complete no n-gram of the text."""
+    """Returns the tokens that complete no n-gram of the text."""
     kept = np.full(row.size, True)
     if n > 0 and len(text) >= n:
         tail = text[len(text) - (n - 1) :]

@@ -85,7 +85,7 @@ def synthid(row, key, context, depth):
 
 
 def gumbel(row, key, context):
-    """How far ahead each token is in the race."""
+    """Returns the score of each token in the race."""
     x = row.astype(np.float64)
     u = np.array([noise(key, context, token) for token in range(row.size)])
     return x - x.max() - np.log(-np.log1p(-u))

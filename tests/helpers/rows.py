@@ -23,7 +23,7 @@ def exhaustive(*values):
 
 
 def traces(function):
-    """How often the program of a public function was traced."""
+    """Returns how often the program of a public function was traced."""
     return inspect.getclosurevars(function).nonlocals["program"]._cache_size()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Compared(NamedTuple):
-    """How many rows a comparison saw, and how many of them rounding made unlike."""
+    """The number of rows of a comparison, and of those that rounding made unlike."""
 
     rows: int
     unlike: int

@@ -1,4 +1,4 @@
-"""How far inside a rule's kept set each token lies, in float64: near 0, rounding decides.
+"""Distances of tokens from the edge of a rule's kept set, in float64: near 0, rounding decides.
 
 Rows come sorted by their ranking, `x [rows, vocab]` with one parameter a row. A margin is positive
 where the rule keeps a token and infinite where it must.

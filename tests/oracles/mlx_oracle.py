@@ -6,7 +6,7 @@ from mlx_lm import sample_utils
 
 
 def kept(transform, logits: np.ndarray, *args) -> np.ndarray:
-    """What a transform of log-probabilities keeps."""
+    """Returns the tokens that a transform of log-probabilities keeps."""
     x = mx.array(logits)
     logprobs = x - mx.logsumexp(x, axis=-1, keepdims=True)
     return np.array(transform(logprobs, *args)) > -np.inf

@@ -84,7 +84,7 @@ def batch(fields: tuple[str, ...], rows: int, *, prompts: bool, greedy: bool = T
 
 
 def ours(batch: Batch, order: jaxsample.Order, key: jax.Array, slack: float = 0.0):
-    """What `sample` gives, in one call for all rows."""
+    """Returns the results of `sample`, in one call for all rows."""
     names = [field.name for field in dataclasses.fields(jaxsample.SamplingParams)]
     stacked = {name: np.stack([v[name] for v in batch.values]) for name in batch.values[0]}
     if "dynamic" in stacked:

@@ -1,4 +1,4 @@
-"""What the TPU compiler makes of every function, for chips of three generations."""
+"""Programs that the TPU compiler makes of every function, for chips of three generations."""
 
 import itertools
 import math
@@ -91,7 +91,7 @@ def covering():
 
 
 def cases():
-    """Of these, what is not compiled for the test below."""
+    """Yields the cases that are not compiled for the test below."""
     for marked, name, topology, vocab, dtype, scalars in covering():
         if scalars or vocab != USUAL or (name, topology, dtype) not in ONCE:
             yield marked(name, topology, vocab, dtype, scalars)
