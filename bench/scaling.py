@@ -44,7 +44,7 @@ def scaling(sizes: Sizes, present: Mapping[str, Peer]) -> dict[str, list[Point]]
 
 
 def spreads(sweeps: Mapping[str, Sequence[Point]]) -> dict[str, float]:
-    """Returns, for each of ours, the ratio of the dearest logit to the cheapest among large sizes."""
+    """Returns, for each of ours, the cost of the dearest logit over the cheapest at large sizes."""
     large = [p for points in sweeps.values() for p in points if p.batch * p.vocab >= LARGE]
     costs = {name: [point.nanoseconds(name) for point in large] for name in OURS}
     return {name: max(some) / min(some) for name, some in costs.items() if some}

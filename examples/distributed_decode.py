@@ -120,7 +120,7 @@ def join(cluster: dict[str, Any], patience: int) -> None:
 
 
 def decode(cluster: dict[str, Any], flags: dict[str, Any]) -> None:
-    """What each process does: decodes, tells what it holds, measures."""
+    """Runs a process: decodes, prints the digest of its tokens, measures."""
     join(cluster, flags["patience"])
     name = f"process {jax.process_index()} of {jax.process_count()}"
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"

@@ -1,4 +1,4 @@
-"""What a user asks of the decoder: from flags or a file, and checked as far as needs no model."""
+"""Requests of a user, from flags or a file, checked as far as needs no model."""
 
 import argparse
 import dataclasses

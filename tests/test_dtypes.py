@@ -80,7 +80,7 @@ def params_of(batch, seed=0):
 
 
 def kept_by_definition(row, params, i, slack):
-    """Returns the tokens that a definition in float64 keeps, by shares a little larger or smaller."""
+    """Returns the tokens that a float64 definition keeps, by shares a little larger or smaller."""
     scaled = row.astype(np.float64) / np.float64(params.temperature[i])
     kept = np.where(reference.top_k(scaled, params.top_k[i]), scaled, -np.inf)
     p, m = np.float64(params.top_p[i]), np.float64(params.min_p[i])

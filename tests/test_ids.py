@@ -31,7 +31,7 @@ FIELDS = {
 
 
 def params_with(field, token):
-    """Returns the params of three rows, the second with an id, the others with padding or another."""
+    """Returns params of three rows, the second with an id, the others with padding or another."""
     values = np.full((ROWS, 2), 3 if field == "bad_words" else -1)
     values[1, 0] = token
     return SamplingParams(

@@ -32,7 +32,7 @@ def histories(batch, seed=0):
 
 
 def arguments():
-    """Returns the arguments of each penalty besides the logits: data, then values: neutral, usual, bad."""
+    """Returns the arguments of each penalty: data, then values: neutral, usual, bad."""
     counts = np.random.default_rng(0).poisson(0.5, (BATCH, VOCAB)).astype(np.int32) - 1
     history = histories(BATCH)
 

@@ -53,7 +53,7 @@ def entropy(row: np.ndarray) -> float:
 
 
 def typical_p(row: np.ndarray, p: float) -> tuple[np.ndarray, float]:
-    """Returns the distance of each token's surprise from the entropy, and that of the last kept one."""
+    """Returns each token's distance from the typical surprise, and that of the last kept one."""
     away = np.abs(surprise(row) - entropy(row))
     order = np.lexsort((np.arange(row.size), away))
     mass = np.cumsum(softmax(row)[order])
