@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Compares the value with the bar. Large values are good if the stretch is above the bar."""
+        """Compares the value with the bar; large ones are good if the stretch is above the bar."""
         sign = 1 if self.stretch > self.bar else -1
         if sign * self.value >= sign * self.stretch:
             return "stretch"
