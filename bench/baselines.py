@@ -37,7 +37,7 @@ def sort_stack(
 
 
 def sort_stack_logits(logits: Array, temperature: Array, k: Array, p: Array, min_p: Array) -> Array:
-    """Returns the logits that `sort_stack` draws from, float32 `[batch, vocab]`, -inf if dropped."""
+    """Returns the logits that `sort_stack` draws from, float32, -inf where a token is dropped."""
     logits = logits.astype(jnp.float32) / temperature[:, None]
     ranked = jnp.sort(logits, axis=-1, descending=True)
 
