@@ -23,8 +23,17 @@ from bench import markdown, report
 from bench.report import digits
 from bench.tpu.chips import CHIPS
 from bench.tpu.compiler import compiled
-from bench.tpu.estimate import SEARCH_TURNS, Cost, Estimate, cheapest, dearest
-from bench.tpu.programs import OURS, THEIRS
+from bench.tpu.estimate import (
+    COARSE,
+    COUNTS,
+    EXACT,
+    SEARCH_TURNS,
+    Cost,
+    Estimate,
+    cheapest,
+    dearest,
+)
+from bench.tpu.programs import OURS, THEIRS, WEIGHED
 from bench.works import Case
 
 RESULTS = Path(__file__).parent / "results" / "tpu-static.json"
@@ -88,7 +97,7 @@ def estimated(place: Place, name: str) -> Found:
         nothing = Estimate([])
         return Found(nothing, nothing, str(error))
     chip = CHIPS[place.chip]
-    return Found(cheapest(program, chip), dearest(program, chip))
+    return Found(cheapest(program, chip, weighed=name in WEIGHED), dearest(program, chip))
 
 
 def text(found: Mapping[Place, Mapping[str, Found]]) -> str:
@@ -111,8 +120,11 @@ copies, which take no time, and what TPU7x gives to its SparseCores, whose gathe
 they gather from. The JSON file names both kinds.
 
 "Settled" counts each conditional by its cheapest branch, which is what runs where the candidates
-settle every row. "Searched" counts each by its dearest, and loops that end by the data as
-{SEARCH_TURNS} turns: more than any one batch runs.
+settle every row, and that which takes the mass of whole rows where top-p always needs it.
+"Searched" counts each by its dearest, for all rows, and loops that end by the data as
+{SEARCH_TURNS} turns: more than any one batch runs. The loops of the search's kernel count as
+often as they turned where they were interpreted: {COUNTS} times for top-k, {COARSE} and {EXACT} for
+top-p.
 
 The floor is one read of the logits from HBM. Bandwidths are those that Google publishes
 (cloud.google.com/tpu/docs), clocks follow from the published peaks. A TPU7x program runs on one of

@@ -25,9 +25,9 @@ from jaxsample._core import (
 from jaxsample._core._chunks import Implementation, Rows, Source, opened
 from jaxsample._core._elementary import LOG2_E
 from jaxsample._core._parameters import FINITE, NOT_NEGATIVE
-from jaxsample._core._prefix import Rules
 from jaxsample._core._public import public
 from jaxsample._core._ranking import Cut
+from jaxsample._core._search import Rules
 from jaxsample._core._shards import AxisName
 
 _ZIPF_TOKENS = 100

@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 from jaxsample._core import _checks, _chunks, _draw, _normalizer, _prefix, _ranking, _scan, _shards
 from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._chunks import Implementation, Rows, Source, opened
-from jaxsample._core._prefix import Kept, Rules
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._ranking import Cut
+from jaxsample._core._search import Kept, Rules
 from jaxsample._core._shards import AxisName
 from jaxsample.constraints import packed_bitmask
 from jaxsample.logprobs import TopLogprobs, token_logprobs, token_ranks, top_logprobs

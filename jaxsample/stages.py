@@ -13,7 +13,7 @@ from jax import Array, lax
 from jaxsample._core import _bits, _checks, _shards
 from jaxsample._core._chunks import Source
 from jaxsample._core._parameters import BAD_WORDS, IDS, WORD_LENGTHS
-from jaxsample._core._prefix import Rules
+from jaxsample._core._search import Rules
 from jaxsample.constraints import (
     Banned,
     allowed_logits,

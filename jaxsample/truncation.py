@@ -19,12 +19,13 @@ from jaxsample._core import (
     _prefix,
     _ranking,
     _scan,
+    _search,
 )
 from jaxsample._core._chunks import Implementation, Rows, Source, opened
 from jaxsample._core._parameters import FINITE, SHARE, TOP_K
-from jaxsample._core._prefix import Rules
 from jaxsample._core._public import public
 from jaxsample._core._ranking import Cut
+from jaxsample._core._search import Rules
 from jaxsample._core._shards import AxisName
 
 
@@ -114,7 +115,7 @@ def min_p_logits(
     x = opened(logits, axis_name, implementation)
     share, bad = SHARE.of_rows(p, x)
     rows = _scan.scan(x)
-    return _cut_off(x, rows, _prefix.min_p_cut(rows, share), bad)
+    return _cut_off(x, rows, _search.min_p_cut(rows, share), bad)
 
 
 @public(p=SHARE)

@@ -51,18 +51,19 @@ def pytest_configure(config):
 
 
 def _interpret_kernels(monkeypatch):
-    from jaxsample._core import _scan
+    from jaxsample._core import _scan, _search
 
     choose = _scan.choose
 
-    def interpreted(kernel, otherwise, source, *rest):
+    def interpreted(kernel, otherwise, source, *rest, **like):
         forced = dataclasses.replace(source, implementation=source.implementation or "pallas")
         try:
-            return choose(kernel, otherwise, forced, *rest)
+            return choose(kernel, otherwise, forced, *rest, **like)
         except ValueError:  # which needs other rows
-            return choose(kernel, otherwise, source, *rest)
+            return choose(kernel, otherwise, source, *rest, **like)
 
     monkeypatch.setattr(_scan, "choose", interpreted)
+    monkeypatch.setattr(_search, "choose", interpreted)
     _shorten_turns(monkeypatch)
 
 
@@ -75,9 +76,12 @@ def _shorten_turns(monkeypatch):
     from rows import SHORT_TURN  # which asks for the devices
 
     from jaxsample._tpu import rows as kernels
+    from jaxsample._tpu import search
 
     monkeypatch.setattr(kernels, "_VECTORS", SHORT_TURN)
     monkeypatch.setattr(kernels, "TURN", SHORT_TURN * kernels.LANES)
+    monkeypatch.setattr(search, "_VECTORS", SHORT_TURN)
+    monkeypatch.setattr(search, "_STEP", SHORT_TURN * kernels.LANES)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,5 +1,6 @@
 """The kernels of a TPU, interpreted on a CPU, give what XLA's way gives, bit for bit."""
 
+import dataclasses
 import functools
 import inspect
 
@@ -15,8 +16,9 @@ from unoptimised import compiled
 
 import jaxsample as js
 from jaxsample import SamplingParams
-from jaxsample._core import _bits, _chunks, _prefix, _scan
-from jaxsample._tpu import merging
+from jaxsample._core import _bits, _chunks, _ranking, _scan, _search
+from jaxsample._core._search import Rules
+from jaxsample._tpu import merging, search
 from jaxsample._tpu import rows as kernels
 
 pytestmark = pytest.mark.slow
@@ -60,7 +62,7 @@ def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
     def defined(x, rate):
         given = _chunks.opened(x)
         found = _chunks.scanned(given, _chunks.sortable_maxima(given), rate)
-        kept = _prefix.weigh_to(found, _chunks.probability(found), None)
+        kept = _search.weigh_to(found, _chunks.probability(found), None)
         return (
             _chunks.chunk_max(_scan.scan(_chunks.opened(x, implementation="xla"))),
             *kept,
@@ -180,6 +182,83 @@ def test_sample(dtype, masked):
     in_both_ways(functools.partial(js.sample, return_kept=True), keys, x, params)
 
 
+def to_search(dtype):
+    """Rows of every kind in the first and the third block, of which the second needs no search."""
+    x = np.asarray(semantic(dtype))
+    others = rows.make("normal", 8, VOCAB, dtype)
+    # Of each weight the coarse word leaves out as much again as it adds up to an error.
+    close = np.linspace(-14, -14.01, VOCAB, dtype=x.dtype)
+    close[5] = 0
+    return jnp.asarray(np.concatenate([x[:8], others, x[8:], close[None]]))
+
+
+def varied(x):
+    """Parameters of top-k, top-p and min-p, a row; some are neutral."""
+
+    def repeated(*values, dtype="float32"):
+        return jnp.asarray(np.resize(values, len(x)), dtype)
+
+    return {
+        "top_k": repeated(70, 1000, VOCAB, 5000, 300, dtype="int32"),
+        "top_p": repeated(0.95, 0.5, 0.999, 1, 0.9, 0.7, 1e-9),
+        "min_p": repeated(0, 0.01, 0.001, 1e-5),
+    }
+
+
+SEARCHES = [
+    ("float32", False, False, (("top_p",),)),
+    ("bfloat16", True, True, (("top_k",), ("top_p",))),
+    ("float32", True, False, (("min_p",), ("top_p",), ("top_k",))),
+    ("bfloat16", False, False, (("top_k", "min_p", "top_p"),)),
+]
+
+
+@pytest.mark.usefixtures("short_turns")
+@pytest.mark.parametrize(("dtype", "scaled", "masked", "order"), SEARCHES)
+def test_search(dtype, scaled, masked, order):
+    """The kept sets of top-k, top-p and min-p, what they weigh, and the mass of all tokens."""
+    x = to_search(dtype)
+    mask = some_words(x) if masked else None
+    rates = jnp.asarray(np.resize([0.7, 1.3, 2, 1e-3], len(x)), "float32") if scaled else None
+    some = jnp.arange(len(x)) // kernels.ROWS != 1
+
+    assert_searched(x, some, order, rates, mask)
+
+
+def test_search_in_steps_of_a_tpu():
+    """Of one row, as long as the shortest that kernels look at by default, and an odd number."""
+    x = jnp.asarray(rows.make("flat", 1, kernels.MIN_VOCAB + 3617))
+    assert_searched(x, jnp.asarray([True]), (("top_p",),))
+
+
+def assert_searched(x, needed, order, rates=None, mask=None):
+    """Asserts that the kernel keeps what XLA keeps in the good rows that need it."""
+
+    @compiled
+    def found(rates):
+        source = _chunks.opened(x, mask=mask)
+        masked = dataclasses.replace(source, logits=source.masked(), mask=None)
+        scanned = _chunks.scanned(source, _chunks.sortable_maxima(masked), rates)
+        good, scale = needed & ~scanned.bad, _chunks.probability(scanned)
+        values = varied(x)
+        rules = Rules({name: values[name] for group in order for name in group}, order)
+        cut, kept = _search._by_kernel(good, scanned, rules, True, True)
+        mass = search.masses(_search._inputs(scanned, {}, good), interpret=True)
+        expected = _search._in_xla(good, scanned, rules, grouped=True)
+
+        def kept_by(cut):
+            logits = scanned.read_to_cut(source.masked())
+            return _ranking.is_kept(logits, scanned.ids, cut) & (logits > -jnp.inf)
+
+        expected_kept = _search.weigh_to(scanned, scale, expected)
+        one = kept_by(cut), kept, mass
+        return good, one, (kept_by(expected), expected_kept, _chunks.mass(scanned, scale))
+
+    good, *results = found(rates)
+    assert np.asarray(good).any()
+    same(*(jax.tree.map(lambda a: a[np.asarray(good)], of) for of in results))
+
+
 FUNCTIONS = {name: call[0] for name, call in calls(jnp.zeros((1, 64))).items()}
 
 
@@ -271,6 +350,12 @@ def test_sharded_programs_get_none_but_inside_shard_map():
     x = shape(16, kernels.MIN_VOCAB, sharding=jax.NamedSharding(mesh, spec))
     assert kernels_in(js.greedy_sample, x) == 0
     assert kernels_in(jax.shard_map(js.greedy_sample, mesh=mesh, in_specs=spec, out_specs=spec), x)
+
+    def cut(x):  # by the kernels of the candidates (two), of masses and of the search
+        return js.top_p_logits(x, 0.9)
+
+    assert kernels_in(cut, x) == 0
+    assert kernels_in(jax.shard_map(cut, mesh=mesh, in_specs=spec, out_specs=spec), x) == 4
 
 
 def test_gradients_and_vmap_pass_by():

@@ -5,6 +5,7 @@ loops it lies in, and what it does. The compiler marks the test that ends a loop
 """
 
 import re
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _BUNDLE = re.compile(r"^ *(?:0x[0-9a-f]+|0) +([A-Z]{2})? *: ?([> ]*)\{(.*)")
@@ -16,7 +17,7 @@ class Schedule(NamedTuple):
 
     Attributes:
       cycles: of all bundles, each as often as the loops around it turn.
-      unknown: loops whose number of turns is computed; they are counted once.
+      unknown: loops whose number of turns is computed.
     """
 
     cycles: int
@@ -30,8 +31,13 @@ class _Loop:
         self.inner: list[_Loop] = []
 
 
-def schedule(dump: str) -> Schedule:
-    """Adds up the bundles of a dump."""
+def schedule(dump: str, turns: Sequence[int] = ()) -> Schedule:
+    """Adds up the bundles of a dump.
+
+    Args:
+      dump: the bundles.
+      turns: of the loops whose number of turns is computed, in their order; without, one each.
+    """
     stack = [_Loop()]
     for line in dump.splitlines():
         if not (match := _BUNDLE.match(line)):
@@ -49,14 +55,16 @@ def schedule(dump: str) -> Schedule:
             stack.append(stack[-1].inner[-1])
         stack[-1].own += 1
         stack[-1].text.append(text)
-    return _sum(stack[0])
+    return _sum(stack[0], iter(turns))
 
 
-def _sum(loop: _Loop) -> Schedule:
+def _sum(loop: _Loop, turns: Iterator[int]) -> Schedule:
     cycles, unknown = loop.own, 0
     for inner in loop.inner:
         tests = _TURNS.findall("\n".join(inner.text))
-        once = _sum(inner)
-        cycles += once.cycles * (int(tests[0]) if len(tests) == 1 else 1)
-        unknown += once.unknown + (len(tests) != 1)
+        known = int(tests[0]) if len(tests) == 1 else None
+        times = next(turns, 1) if known is None else known
+        once = _sum(inner, turns)
+        cycles += once.cycles * times
+        unknown += once.unknown + (known is None)
     return Schedule(cycles, unknown)

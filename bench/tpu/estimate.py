@@ -20,6 +20,22 @@ SEARCH_TURNS = 16
 """Turns of loops that end by the data where rows are searched: of a search in normal logits, and of
 the groups of eight that 128 rows are."""
 
+COUNTS, COARSE, EXACT, TIED = 10, 13, 1, 0
+"""Turns of the loops of `_tpu/search.py`: the most in interpreted runs of rows like text and of
+flat ones, in float32. Those of top-k count; those of top-p add up coarse words, and then both
+words. The last loop of each is a search among ids, where equal logits are not all kept.
+"""
+
+KERNEL_TURNS = {
+    2: (COUNTS, TIED),
+    3: (COARSE, EXACT, TIED),
+    5: (COUNTS, TIED, COARSE, EXACT, TIED),
+}
+"""These turns by the number of such loops in a kernel, which tells what it searches for."""
+
+ROW_MASS = "row_mass"
+"""The scope of the conditional that takes the mass of whole rows."""
+
 _NOTHING = {
     "parameter",
     "constant",
@@ -47,7 +63,7 @@ class Cost(NamedTuple):
       read: bytes from HBM.
       written: bytes to HBM.
       turns: how often it runs.
-      unknown: loops inside whose turns are computed, which were counted once.
+      unknown: loops inside whose turns are computed and were not measured: they were counted once.
     """
 
     name: str
@@ -101,27 +117,36 @@ class Estimate:
         return [cost.name for cost in self.costs if cost.unknown]
 
 
-def cheapest(program: Compiled, chip: Chip) -> Estimate:
-    """Every conditional by its cheapest branch; loops that end by the data do not turn."""
-    return _Walk(program, chip, min, 0).estimate()
+def cheapest(program: Compiled, chip: Chip, *, weighed: bool = False) -> Estimate:
+    """Every conditional by its cheapest branch; loops that end by the data do not turn.
+
+    If `weighed`, the mass of whole rows is taken.
+    """
+    return _Walk(program, chip, min, 0, weighed).estimate()
 
 
 def dearest(program: Compiled, chip: Chip) -> Estimate:
     """Every conditional by its dearest branch; loops that end by the data turn as in a search."""
-    return _Walk(program, chip, max, SEARCH_TURNS).estimate()
+    return _Walk(program, chip, max, SEARCH_TURNS, weighed=True).estimate()
 
 
 class _Walk:
     """One way through a program."""
 
     def __init__(
-        self, program: Compiled, chip: Chip, choose: Callable[..., Any], search_turns: int
+        self,
+        program: Compiled,
+        chip: Chip,
+        choose: Callable[..., Any],
+        search_turns: int,
+        weighed: bool,
     ) -> None:
         self.module = hlo.parse(program.hlo)
         self.bundles = program.bundles
         self.chip = chip
         self.choose = choose
         self.search_turns = search_turns
+        self.weighed = weighed
 
     def estimate(self) -> Estimate:
         return Estimate(self.computation(self.module.entry, 1))
@@ -144,7 +169,8 @@ class _Walk:
                     one.calls("true_computation") + one.calls("false_computation")
                 )
                 ways = [self.computation(branch, turns) for branch in branches]
-                costs += self.choose(ways, key=lambda way: sum(cost.cycles for cost in way))
+                choose = max if self.weighed and self._weighs_rows(branches) else self.choose
+                costs += choose(ways, key=lambda way: sum(cost.cycles for cost in way))
             elif one.opcode == "while":
                 inside = turns * (hlo.turns(self.module, one) or self.search_turns)
                 for role in ("condition", "body") if inside else ("condition",):
@@ -157,11 +183,17 @@ class _Walk:
                 _go_on(copies, cost.cycles - self._hbm(cost))
         return costs
 
+    def _weighs_rows(self, branches: tuple[str, ...]) -> bool:
+        inside = (one for name in branches for one in self.module.computations[name].values())
+        return any(f"/{ROW_MASS}/" in one.rest for one in inside)
+
     def operation(self, operations: dict[str, Operation], one: Operation, turns: int) -> Cost:
         read = hlo.bytes_read(self.module, operations, one) * turns
         written = hlo.bytes_written(operations, one) * turns
         dump = self.bundles.get(one.name)
         found = schedule(dump) if dump else None
+        if dump and found and (of_search := KERNEL_TURNS.get(found.unknown)):
+            found = schedule(dump, of_search)._replace(unknown=0)
         cost = Cost(
             name=one.name,
             opcode=one.opcode,

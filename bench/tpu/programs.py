@@ -24,6 +24,9 @@ from jaxsample import (
     top_p_logits,
 )
 
+WEIGHED = {"top-p .95", "top-p .95, XLA", "top_p_logits"}
+"""Programs that need the mass of whole rows even where the candidates settle these."""
+
 Programs = dict[str, tuple[Callable[..., Any], Callable[["Given"], tuple[Any, ...]]]]
 
 

@@ -14,12 +14,11 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry2x32_p
 
-from jaxsample._core import _chunks, _elementary, _mass, _prefix, _ranking
+from jaxsample._core import _chunks, _elementary, _mass, _prefix, _ranking, _search
 from jaxsample._core._chunks import CHUNK, Rows, take_chunk, to_sortable
-from jaxsample._core._groups import update_rows
 from jaxsample._core._mass import Mass, Scale
-from jaxsample._core._prefix import Kept, Rules
 from jaxsample._core._ranking import Cut
+from jaxsample._core._search import Kept, Rules, update_beyond
 
 
 class Drawn(NamedTuple):
@@ -64,7 +63,7 @@ def draw(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array
 def draw_to(noise: Array, rows: Rows, cut: Cut) -> Drawn:
     """Draws from the tokens up to a cut, wherever it lies."""
     scale = _chunks.probability(rows)
-    return _from_weighed(noise, rows, scale, _prefix.weigh_to(rows, scale, cut), cut)
+    return _from_weighed(noise, rows, scale, _search.weigh_to(rows, scale, cut), cut)
 
 
 def draw_all(
@@ -98,17 +97,17 @@ def draw_prefix(
     def scaled(rows: Rows, beta: Array | None) -> Rows:
         return rows if beta is None else _chunks.scaled_after(rows, beta)
 
-    def further(
-        needed: Array, rows: Rows, rules: Rules, beta: Array | None, *, grouped: bool
-    ) -> tuple[Kept, Cut]:
-        cut = _prefix.searched(needed, rows, rules, grouped=grouped)
-        rows = scaled(rows, beta)
-        return _prefix.weigh_to(rows, _chunks.probability(rows), cut), cut
+    def weigh(rows: Rows, cut: Cut, kept: Kept | None, beta: Array | None) -> tuple[Kept, Cut]:
+        if kept is None:
+            rows = scaled(rows, beta)
+            kept = _search.weigh_to(rows, _chunks.probability(rows), cut)
+        return kept, cut
 
     drawn = scaled(rows, beta)
     results = _prefix.weigh_first(drawn, top, found.length), found.cut
-    shared = rows.source.shards is not None
-    kept, cut = update_rows(further, ~found.within, results, shared, rows, rules, beta)
+    kept, cut = update_beyond(
+        weigh, ~found.within, results, rows, rules, beta, weighed=beta is None
+    )
     return _from_weighed(noise, drawn, _chunks.probability(drawn), kept, cut), cut
 
 

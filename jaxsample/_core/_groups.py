@@ -42,7 +42,7 @@ def update_rows(
 
     def all_rows(needed: Array, results: T, *args: Any, grouped: bool = False) -> tuple[Array, ...]:
         def computed() -> T:
-            return _select(needed, function(needed, *args, grouped=grouped), results)
+            return select(needed, function(needed, *args, grouped=grouped), results)
 
         return tuple(jax.tree.leaves(lax.cond(jnp.any(needed), computed, lambda: results)))
 
@@ -111,7 +111,9 @@ def _take(a: Array, index: Array) -> Array:
     return lax.platform_dependent(a, index, tpu=sliced, default=gathered)
 
 
-def _select(which: Array, a: Any, b: Any) -> Any:
+def select(which: Array, a: Any, b: Any) -> Any:
+    """Returns `a` in the rows `[...]` where `which` holds, else `b`; both are pytrees of arrays."""
+
     def chosen(a: Array, b: Array) -> Array:
         return jnp.where(which.reshape(*which.shape, *(1,) * (a.ndim - which.ndim)), a, b)
 

@@ -105,8 +105,7 @@ class Scale(NamedTuple):
                 Mass(jnp.zeros_like(weighed.high), jnp.ones_like(weighed.low)),
                 weighed,
             )
-        weight = self.weights(x[..., None], np.zeros(1, np.int32), jnp.int32(0))[..., 0]
-        return place(jnp.maximum(weight - weight // 2**16 - 4, 0), jnp.zeros_like(weight))
+        return least(self.weights(x[..., None], np.zeros(1, np.int32), jnp.int32(0))[..., 0])
 
 
 def weights(
@@ -122,6 +121,11 @@ def weights(
     since a pass over the logits would take up to half as long again.
     """
     return _round(_power(_octaves(x, row_max), shift, multiply), places)
+
+
+def least(weight: Array) -> Mass:
+    """Returns a lower bound of the mass of a token, from what it weighs at shift 0."""
+    return place(jnp.maximum(weight - (weight >> 16) - 4, 0), jnp.zeros_like(weight))
 
 
 def shifts(chunk_max: Array, row_max: Array) -> Array:
@@ -241,13 +245,28 @@ def fraction(mass: Mass, p: Array) -> Mass:
     """Returns a share `p` in [0, 1] of a mass, at least one unit and at most the mass itself."""
     units = jnp.maximum(to_float(mass) * p, 1)
     high = jnp.floor(units * 2.0**-32)
-    share = Mass(high.astype(jnp.uint32), (units - high * 2.0**32).astype(jnp.uint32))
+    share = Mass(_to_unsigned(high), _to_unsigned(units - high * 2.0**32))
     return select(reaches(share, mass), mass, share)
 
 
 def to_float(mass: Mass) -> Array:
     """Returns the mass in units, float32."""
-    return mass.high.astype(jnp.float32) * 2.0**32 + mass.low.astype(jnp.float32)
+    return _from_unsigned(mass.high) * 2.0**32 + _from_unsigned(mass.low)
+
+
+# Kernels of JAX 0.9 convert no unsigned integers. Both halves are exact, and so is a product with a
+# power of two, so that only the last sum is rounded.
+
+
+def _from_unsigned(x: Array) -> Array:
+    high, low = (of.astype(jnp.int32).astype(jnp.float32) for of in (x >> 16, x & _LIMB))
+    return high * 2.0**16 + low
+
+
+def _to_unsigned(x: Array) -> Array:
+    high = jnp.floor(x * 2.0**-16)
+    high, low = (of.astype(jnp.int32).astype(jnp.uint32) for of in (high, x - high * 2.0**16))
+    return high << 16 | low
 
 
 def log(mass: Mass) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _chunks, _prefix, _ranking
+from jaxsample._core import _chunks, _prefix, _ranking, _search
 from jaxsample._core._chunks import CHUNK, Rows, Source
 from jaxsample._core._mass import Scale
 from jaxsample._core._ranking import Cut
@@ -61,7 +61,7 @@ def scan_and_weigh(
             rows, sortable = _chunks.read_beside(rows, sortable)
         scale = _chunks.probability(rows)
         if counted:
-            return sortable, *_prefix.weigh_to(rows, scale, None)
+            return sortable, *_search.weigh_to(rows, scale, None)
         return sortable, _chunks.weigh(rows, scale)
 
     source = lax.stop_gradient(source)

@@ -7,6 +7,7 @@ runs on its own.
 
 import functools
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
@@ -18,11 +19,16 @@ from jaxsample._tpu.rows import MAX_VOCAB, MIN_VOCAB, ROWS
 
 
 def choose(
-    kernel: Function, otherwise: Function, source: Source, *rest: Array | None
+    kernel: Function,
+    otherwise: Function,
+    source: Source,
+    *rest: Any,
+    like: tuple[Array, ...] | None = None,
 ) -> tuple[Array, ...]:
     """Calls `kernel(source, *rest, interpret=...)` where a kernel is chosen, else `otherwise`.
 
-    Of both nothing has a gradient. The rest leads with the axes of the rows, too.
+    Of both nothing has a gradient. The rest leads with the axes of the rows, too. `like` is that of
+    `at_lowering`.
     """
     if source.implementation == "xla":
         return otherwise(source, *rest)
@@ -36,12 +42,12 @@ def choose(
         return None
 
     @rowwise
-    def scanned(source: Source, *rest: Array | None) -> tuple[Array, ...]:
+    def scanned(source: Source, like: Any, *rest: Any) -> tuple[Array, ...]:
         if not _suits(source):
             return otherwise(source, *rest)
-        return at_lowering(chosen, otherwise, source, *rest)
+        return at_lowering(chosen, otherwise, source, *rest, like=like)
 
-    return scanned(source, *rest)
+    return scanned(source, like, *rest)
 
 
 def _suits(source: Source) -> bool:

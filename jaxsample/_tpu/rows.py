@@ -179,7 +179,7 @@ def _maxima_body(x_ref: Any, maxima_ref: Any, *, vocab: int) -> None:
         maxima_ref[:, _span(number, TURN // BLOCK)] = _maxima(_vectors(x_ref, number))
         return nothing
 
-    _hide(x_ref, vocab)
+    hide(x_ref, vocab)
     _turns(vocab, turn, np.int32(0))
 
 
@@ -202,7 +202,7 @@ def _bins_body(
             bins[bin_] = _inserted(bins[bin_], x, jnp.full(x.shape, number * _VECTORS + place))
         return bins
 
-    _hide(x_ref, vocab)
+    hide(x_ref, vocab)
     nothing, none = _filled(x_ref, -np.inf), _filled(x_ref, 0)
     empty = ([nothing] * _DEPTH, [none] * _DEPTH, nothing)
     for bin_, (values, vectors, left) in enumerate(_turns(vocab, turn, [empty] * _BINS)):
@@ -242,12 +242,12 @@ def _sums_body(
         vectors = _masked(_vectors(x_ref, number), mask_ref, number)
         if mask_ref is not None:
             x_ref[:, _span(number, TURN)] = jnp.concatenate(vectors, axis=1).astype(x_ref.dtype)
-        chunks = _by_chunk(jnp.maximum, map(_infinite, vectors))
-        maxima = _reduced(jnp.max, chunks, 1)
+        chunks = by_chunk(jnp.maximum, map(_infinite, vectors))
+        maxima = reduced(jnp.max, chunks, 1)
         maxima_ref[:, _span(number, TURN // CHUNK)] = maxima
         return jnp.maximum(largest, maxima)
 
-    _hide(x_ref, vocab)
+    hide(x_ref, vocab)
     nothing = jnp.full((x_ref.shape[0], TURN // CHUNK), -jnp.inf)
     largest = _turns(vocab, look, nothing)
     raw_max = jnp.max(largest, axis=1, keepdims=True)
@@ -264,13 +264,13 @@ def _sums_body(
         chunks = _span(number, TURN // CHUNK)
         shifts = _mass.shifts(read(maxima_ref[:, chunks]), row_max)
 
-        def weights(place: int, x: Array) -> Array:
+        def weighed(place: int, x: Array) -> Array:
             chunk, place = divmod(place * LANES, CHUNK)
-            return _weights(x, place + lane, row_max, shifts[:, chunk : chunk + 1])
+            return weights(x, place + lane, row_max, shifts[:, chunk : chunk + 1])
 
         vectors = [*map(read, _vectors(x_ref, number))]
-        weighed = itertools.starmap(weights, enumerate(vectors))
-        sums_ref[:, chunks] = _reduced(jnp.sum, _by_chunk(jnp.add, weighed), 1)
+        weighed_vectors = itertools.starmap(weighed, enumerate(vectors))
+        sums_ref[:, chunks] = reduced(jnp.sum, by_chunk(jnp.add, weighed_vectors), 1)
         if count_ref:
             count += sum((x > -jnp.inf).astype(jnp.int32) for x in vectors)
         return count
@@ -280,10 +280,10 @@ def _sums_body(
         count_ref[0][...] = count
 
 
-_weights = jax.jit(_mass.weights)  # traced once, too
+weights = jax.jit(_mass.weights)  # traced once, too
 
 
-def _by_chunk(combine: Callable[[Array, Array], Array], vectors: Iterable[Array]) -> list[Array]:
+def by_chunk(combine: Callable[[Array, Array], Array], vectors: Iterable[Array]) -> list[Array]:
     """Returns the vectors of each chunk combined."""
     vectors = iter(vectors)
     return [functools.reduce(combine, of) for of in zip(*[vectors] * (CHUNK // LANES), strict=True)]
@@ -303,7 +303,7 @@ def _filled(x_ref: Any, value: float) -> Array:
     return jnp.full((x_ref.shape[0], LANES), value, dtype)
 
 
-def _hide(x_ref: Any, vocab: int) -> None:
+def hide(x_ref: Any, vocab: int) -> None:
     """Fills what is beyond the vocabulary with -inf."""
     rows, size = x_ref.shape
     lane = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
@@ -331,7 +331,7 @@ def _masked(vectors: list[Array], mask_ref: Any, number: Array) -> list[Array]:
 
 def _maxima(vectors: Sequence[Array]) -> Array:
     """Returns the largest values of the blocks of some vectors, `[rows, blocks]`, +inf for NaN."""
-    return _reduced(jnp.max, [*map(_infinite, vectors)], LANES // BLOCK)
+    return reduced(jnp.max, [*map(_infinite, vectors)], LANES // BLOCK)
 
 
 def _infinite(x: Array) -> Array:
@@ -339,7 +339,7 @@ def _infinite(x: Array) -> Array:
     return jnp.where(jnp.isnan(x), jnp.inf, x)
 
 
-def _reduced(reduce: Callable[..., Array], vectors: Sequence[Array], parts: int) -> Array:
+def reduced(reduce: Callable[..., Array], vectors: Sequence[Array], parts: int) -> Array:
     """Each of the equal parts of vectors' lanes reduced, `[rows, vectors * parts]`."""
     stacks = len(vectors) // _STACK
     reduced = []

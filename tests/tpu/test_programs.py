@@ -1,5 +1,6 @@
 """Programs that the TPU compiler makes of every function, for chips of three generations."""
 
+import functools
 import itertools
 import math
 import re
@@ -15,9 +16,13 @@ from meshes import sharded_map, spec_of
 from rows import exhaustive
 from topologies import compiled, devices
 
+from bench.tpu import hlo
 from bench.tpu.chips import CHIPS
 from bench.tpu.compiler import Compiled
 from bench.tpu.estimate import cheapest
+from jaxsample._core._chunks import CHUNK
+from jaxsample._tpu import rows as kernels
+from jaxsample._tpu import search
 
 pytestmark = pytest.mark.tpu_aot
 
@@ -30,14 +35,14 @@ FEW_ROWS = 8  # where bytes a row are counted: with 16 and 32 they differ by les
 CHEAP = ("greedy_sample", "categorical_sample")
 # Temporaries of at most so many times the logits, where a function writes some of their size.
 MOST = {
-    "sample": 5,
-    "sample, masks": 13,
+    "sample": 2,
+    "sample, masks": 6,
     "sample, full call": 13,
     "synthid_logits": 5,
     "mirostat_v1_sample": 5,
 }
-MOST |= dict.fromkeys(["top_k_logits", "top_p_logits", "typical_p_logits", "top_h_logits"], 5)
-MOST["tail_free_logits"] = 5
+MOST |= dict.fromkeys(["typical_p_logits", "top_h_logits", "tail_free_logits"], 5)
+MOST |= dict.fromkeys(["top_k_logits", "top_p_logits"], 1)
 LISTS = ("dry_penalized_logits", "no_repeat_ngram_logits", "suppressed_logits")
 LISTS += ("min_tokens_logits", "bad_words_logits")
 
@@ -128,6 +133,40 @@ def test_the_logits_are_read_once_and_never_written(name, topology, dtype):
     assert x.nbytes <= sum(cost.read for cost in costs) < (2.2 if name in LONG else 1.1) * x.nbytes
     assert sum(cost.written for cost in costs) < 0.25 * x.nbytes
     assert len(costs) <= OPERATIONS[name]
+    assert not loops_over(program, kernels.ROWS * USUAL)
+
+
+def loops_over(program, size):
+    """The loops of a program that look at an array so large: a search without its kernel."""
+    computations = hlo.parse(program.as_text()).computations.values()
+    loops = [one for of in computations for one in of.values() if one.opcode == "while"]
+    return [loop for loop in loops if holds(loop.result, size)]
+
+
+def test_a_search_without_its_kernel_would_be_seen():
+    x = jnp.zeros((FEW_ROWS, USUAL))
+    function, arguments = shapes("top_p_logits", x)
+    place = SingleDeviceSharding(devices("v5e:2x2")[0])
+    without = functools.partial(function, implementation="xla")
+    assert loops_over(compiled(without, arguments, lambda _: place), kernels.ROWS * USUAL)
+
+
+@pytest.mark.parametrize("topology", GENERATIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_search_compiles_for_the_longest_rows(topology, dtype):
+    rows, vocab = MANY_ROWS, kernels.MAX_VOCAB
+    order = (("top_k",), ("top_p",), ("min_p",))
+
+    def searched(inputs):
+        return search.search(inputs, order, weighed=True, interpret=False)
+
+    x, row = jnp.zeros((rows, vocab), dtype), jnp.zeros(rows)
+    given = search.Given(*[row] * len(search.Given._fields))
+    mask, shifts = (jnp.zeros((rows, vocab // of), jnp.int32) for of in (32, CHUNK))
+    place = SingleDeviceSharding(devices(topology)[0])
+    inputs = search.Inputs(x, mask, shifts, given, row > 0)
+    temporaries = compiled(searched, (inputs,), lambda _: place).memory_analysis()
+    assert temporaries.temp_size_in_bytes < 0.3 * x.nbytes  # the mask, transposed
 
 
 # How often rows, more than vector memory holds, are read from HBM and results written there.

@@ -76,6 +76,7 @@ ENTRY %main (x: f32[8,1000]) -> f32[8,128] {
 def test_bundles_count_as_often_as_their_loops_turn():
     # One ahead and one that branches back; ten turns of two, one, five of two, and one of one.
     assert bundles.schedule(DUMP) == (2 + 10 * (2 + 5 * 2 + 1 + 1 + 1), 1)
+    assert bundles.schedule(DUMP, [3]) == (2 + 10 * (2 + 5 * 2 + 1 + 3 + 1), 1)
 
 
 def test_a_bundle_of_outside_does_not_end_a_loop():
@@ -159,6 +160,15 @@ def test_loops_conditionals_and_copies_are_walked():
     assert searched.cycles - settled.cycles == SEARCH_TURNS * read
     assert settled.unscheduled == []
     assert [cost.source for cost in searched.costs if cost.name == "dear"] == ["while/neg"]
+
+
+def test_the_mass_of_rows_is_taken_where_it_is_needed():
+    shape, loop = "f32[8,128]{1,0:T(8,128)}", "  ROOT %w ="
+    mass = f'  %m = {shape} negate(%r), metadata={{op_name="jit(f)/row_mass/cond/neg"}}\n'
+    program = Compiled(MODULE.replace(loop, mass + loop), {})
+    for weighed in (False, True):
+        found = cheapest(program, CHIPS["v5e"], weighed=weighed)
+        assert ("m" in [cost.name for cost in found.costs]) == weighed
 
 
 @needs_libtpu

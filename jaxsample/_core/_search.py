@@ -1,0 +1,214 @@
+"""The search for prefixes of the ranking that end behind the candidates.
+
+The definition is in XLA, for groups of rows. On a TPU a kernel of `_tpu` finds the same prefixes.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsample._core import _chunks, _elementary, _mass, _ranking
+from jaxsample._core._bisection import by_logit, search
+from jaxsample._core._chunks import Rows, Source
+from jaxsample._core._groups import select, update_rows
+from jaxsample._core._mass import Mass, Scale
+from jaxsample._core._ranking import Cut
+from jaxsample._tpu import search as kernels
+from jaxsample._tpu.choice import choose
+
+T = TypeVar("T")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """The parameters of top-k, top-p and min-p, and their order.
+
+    Attributes:
+      values: the parameter of each rule, `[...]`: "top_k" int32 in [1, vocab], neutral vocab;
+        "top_p" float32 in [0, 1], neutral 1; "min_p" float32 in [0, 1], neutral 0.
+      order: groups of rules. A group judges what those before it left, its rules jointly.
+      greedy: bool `[...]`, the rows that keep rank 0 alone; None where none does. Not a top-k of
+        1, for which a program would hold a search that never runs.
+    """
+
+    values: dict[str, Array]
+    order: tuple[tuple[str, ...], ...] = dataclasses.field(metadata={"static": True})
+    greedy: Array | None = None
+
+
+class Kept(NamedTuple):
+    """The weights and the number of the tokens of a kept set.
+
+    Attributes:
+      sums: int32 `[..., chunks]`, its weights added up by chunk, for `_mass.place`.
+      num_kept: int32 `[...]`, the number of its tokens.
+    """
+
+    sums: Array
+    num_kept: Array
+
+
+def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:
+    """Weighs and counts the tokens up to a cut, wherever it lies; without one, all."""
+    keep = () if cut is None else _ranking.up_to(rows, cut)
+    sums = _chunks.weigh(rows, scale, *keep)
+    again, sums = _chunks.read_beside(rows, sums)
+    counts = _chunks.weigh(again, _chunks.tally(rows), *keep)
+    return Kept(sums, jnp.sum(counts, axis=-1, dtype=jnp.int32))
+
+
+def min_p_cut(rows: Rows, min_p: Array) -> Cut:
+    """Returns the cut of min-p alone: behind the last token that could have its least logit."""
+    floor = rows.row_max + _elementary.log(min_p)
+    return Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
+
+
+def dropping(rows: Rows, rules: Rules, names: Iterable[str]) -> Array:
+    """Whether any of some rules can drop tokens of a row."""
+    neutral = {"top_k": rows.vocab, "top_p": 1, "min_p": 0}
+    found = jnp.full(rows.row_max.shape, False)
+    for name in names:
+        found |= rules.values[name] != neutral[name]
+    return found
+
+
+def _in_xla(needed: Array, rows: Rows, rules: Rules, *, grouped: bool) -> Cut:
+    """Returns the cuts of rows whose prefix may end anywhere, for `update_rows`."""
+    needed &= dropping(rows, rules, rules.values)
+    everything = _ranking.everything(rows)
+    return lax.cond(
+        jnp.any(needed),
+        lambda: _ranking.select(needed, _searched(rows, rules, needed, grouped), everything),
+        lambda: everything,
+    )
+
+
+def _searched(rows: Rows, rules: Rules, needed: Array, grouped: bool) -> Cut:
+    """Returns the cuts that lie anywhere in the row: of one rule after the other.
+
+    The rules are turns of one loop, so that a program holds a single search.
+    """
+    scale = _chunks.probability(rows)
+    if grouped:
+        scale = _chunks.tabulated(rows, scale)
+    names = [name for group in rules.order for name in group]
+    firsts = [place == 0 for group in rules.order for place in range(len(group))]
+    k = rules.values.get("top_k", jnp.full(needed.shape, rows.vocab, jnp.int32))
+    p = rules.values.get("top_p", jnp.ones(needed.shape, jnp.float32))
+    floor = min_p_cut(rows, rules.values.get("min_p", jnp.zeros(needed.shape, jnp.float32)))
+
+    def apply(turn: Array, state: tuple[Cut, Cut]) -> tuple[Cut, Cut]:
+        def turn_is(which: list[bool]) -> Array:
+            return jnp.asarray(which)[turn]
+
+        by_k, by_p, by_min_p = (
+            turn_is([name == rule for name in names]) for rule in ("top_k", "top_p", "min_p")
+        )
+        cut, before = state
+        before = _ranking.select(turn_is(firsts), cut, before)
+        cut = _ranking.select(by_min_p, _ranking.earlier(floor, cut), cut)
+        on = (by_k & (k < rows.vocab)) | (by_p & (p < 1))
+
+        def target(whole: Mass) -> Mass:
+            count = Mass(jnp.zeros_like(whole.high), k.astype(jnp.uint32))
+            return _mass.select(by_k, count, _mass.fraction(whole, p))
+
+        found = search(rows, scale.or_count(by_k), before, target, needed & on, by_logit(rows))
+        return _ranking.select(on, _ranking.earlier(found, cut), cut), before
+
+    everything = _ranking.everything(rows)
+    return lax.fori_loop(0, len(names), apply, (everything, everything))[0]
+
+
+def mass(rows: Rows, needed: Array) -> Mass:
+    """Returns the mass of all tokens `[...]`, of the rows that need it; the others get anything."""
+
+    def kernel(_: Source, rows: Rows, needed: Array, *, interpret: bool) -> tuple[Array, ...]:
+        found = kernels.masses(_inputs(rows, {}, needed), interpret=interpret)
+        return tuple(x.reshape(needed.shape) for x in found)
+
+    def otherwise(_: Source, rows: Rows, needed: Array) -> tuple[Array, ...]:
+        return tuple(_chunks.mass(rows, _chunks.probability(rows)))
+
+    like = (jnp.zeros_like(rows.row_max, jnp.uint32),) * 2
+    return Mass(*choose(kernel, otherwise, rows.source, rows, needed, like=like))
+
+
+def update_beyond(
+    function: Callable[..., T],
+    needed: Array,
+    results: T,
+    rows: Rows,
+    rules: Rules,
+    *args: Any,
+    weighed: bool,
+) -> T:
+    """Returns `results` with those of `function(rows, cut, kept, *args)` in rows that need it.
+
+    Args:
+      function: computes each row alone, from the cut of the prefix that the rules keep, and from
+        its tokens as `weigh_to` weighs them, or from None: they were not weighed.
+      needed: bool `[...]`, whether that prefix ends behind the candidates.
+      results: a pytree of arrays that lead with the axes of the rows.
+      rows: the logits.
+      rules: top-k, top-p and min-p.
+      *args: pytrees of arrays that lead with the axes of the rows.
+      weighed: whether the function wants the tokens weighed where that costs little.
+    """
+
+    def searched(needed: Array, rows: Rows, rules: Rules, *args: Any, grouped: bool) -> T:
+        return function(rows, _in_xla(needed, rows, rules, grouped=grouped), None, *args)
+
+    def otherwise(
+        _: Source, needed: Array, results: T, rows: Rows, *args: Any
+    ) -> tuple[Array, ...]:
+        shared = rows.source.shards is not None
+        return _leaves(update_rows(searched, needed, results, shared, rows, *args))
+
+    def kernel(
+        _: Source, needed: Array, results: T, rows: Rows, rules: Rules, *args: Any, interpret: bool
+    ) -> tuple[Array, ...]:
+        def computed() -> T:
+            cut, kept = _by_kernel(needed, rows, rules, weighed, interpret)
+            return select(needed, function(rows, cut, kept, *args), results)
+
+        return _leaves(lax.cond(jnp.any(needed), computed, lambda: results))
+
+    leaves = choose(
+        kernel, otherwise, rows.source, needed, results, rows, rules, *args, like=_leaves(results)
+    )
+    return jax.tree.unflatten(jax.tree.structure(results), leaves)
+
+
+def _leaves(tree: Any) -> tuple[Array, ...]:
+    return tuple(jax.tree.leaves(tree))
+
+
+def _by_kernel(
+    needed: Array, rows: Rows, rules: Rules, weighed: bool, interpret: bool
+) -> tuple[Cut, Kept | None]:
+    """Returns the cuts of rows that need the search and, if asked for, what they keep."""
+    inputs = _inputs(rows, rules.values, needed)
+    found = kernels.search(inputs, rules.order, weighed=weighed, interpret=interpret)
+    cut, *kept = jax.tree.map(lambda x: x.reshape(*needed.shape, *x.shape[1:]), found)
+    return cut, Kept(*kept) if weighed else None
+
+
+def _inputs(rows: Rows, values: dict[str, Array], needed: Array) -> kernels.Inputs:
+    """Returns what the kernels look at, with the parameters of rules."""
+    neutral = {"top_k": rows.vocab, "top_p": 1.0, "min_p": 0.0}
+    k, p, min_p = (rows.source.per_row(x).astype(jnp.float32) for x in (neutral | values).values())
+    floor = min_p_cut(rows, min_p).logit
+    inputs = kernels.Inputs(
+        rows.source.logits,
+        rows.source.mask,
+        _chunks.probability(rows).shifts,
+        kernels.Given(rows.row_max, rows.raw_max, rows.beta, k, p, floor),
+        needed,
+    )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[needed.ndim :]), inputs)
