@@ -1,8 +1,8 @@
 """A small decoder-only transformer as pure functions over a pytree of weights.
 
 RMSNorm, rotary positions, SwiGLU and tied embeddings. Training (`forward`), reading a prompt
-(`prefill`) and writing one more token (`decode_step`) run the same code, `_transform`: they differ
-only in where the keys and values that a query looks back on come from.
+(`prefill`) and writing one more token (`decode_step`) or several (`extend`) run the same code,
+`_transform`: they differ only in where the keys and values that a query looks back on come from.
 """
 
 from __future__ import annotations
@@ -102,8 +102,29 @@ def decode_step(
     Returns:
       Logits [rows, vocab] of the token after, and the cache with the new tokens in it.
     """
-    hidden, cache = _transform(weights, tokens[:, None], positions[:, None], cache)
-    return hidden[:, 0] @ weights["embedding"].T, cache
+    logits, cache = extend(weights, cache, tokens[:, None], positions[:, None])
+    return logits[:, 0], cache
+
+
+def extend(
+    weights: Weights, cache: Cache, tokens: jax.Array, positions: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Appends several tokens to every row, as `decode_step`.
+
+    What was written at a position before is replaced, so that drafts which are rejected need not be
+    removed.
+
+    Args:
+      weights: The model.
+      cache: Keys and values of the tokens before.
+      tokens: int32 [rows, n], the new tokens.
+      positions: int32 [rows, n], where in its text each new token stands.
+
+    Returns:
+      Logits [rows, n, vocab] of the token after each, and the cache with the new tokens in it.
+    """
+    hidden, cache = _transform(weights, tokens, positions, cache)
+    return hidden @ weights["embedding"].T, cache
 
 
 def _transform(

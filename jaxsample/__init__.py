@@ -11,6 +11,7 @@ from jaxsample.constraints import (
     packed_bitmask,
     suppressed_logits,
 )
+from jaxsample.drafting import nearest_draws
 from jaxsample.keys import request_keys, seed_words
 from jaxsample.logprobs import (
     TopLogprobs,
@@ -35,9 +36,16 @@ from jaxsample.penalties import (
     presence_penalized_logits,
     repetition_penalized_logits,
 )
-from jaxsample.sampler import SampleOutput, sample
+from jaxsample.rejection import rejection_sample
+from jaxsample.sampler import SampleOutput, process_logits, sample
 from jaxsample.sampling import categorical_sample, greedy_sample
 from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
+from jaxsample.speculation import (
+    AcceptedDrafts,
+    SpeculativeOutput,
+    accept_drafts,
+    speculative_sample,
+)
 from jaxsample.state import SamplerState, init_state, reset_rows, update_state
 from jaxsample.truncation import (
     epsilon_logits,
@@ -73,6 +81,7 @@ __all__ = [
     "HF_ORDER",
     "LLAMA_CPP_ORDER",
     "VLLM_ORDER",
+    "AcceptedDrafts",
     "AdaptivePParams",
     "AdaptivePState",
     "GreenListDetection",
@@ -84,7 +93,9 @@ __all__ = [
     "SamplerState",
     "SamplingParams",
     "ScoreDetection",
+    "SpeculativeOutput",
     "TopLogprobs",
+    "accept_drafts",
     "adaptive_p_sample",
     "allowed_logits",
     "bad_words_logits",
@@ -112,10 +123,13 @@ __all__ = [
     "min_tokens_logits",
     "mirostat_v1_sample",
     "mirostat_v2_sample",
+    "nearest_draws",
     "no_repeat_ngram_logits",
     "p_less_logits",
     "packed_bitmask",
     "presence_penalized_logits",
+    "process_logits",
+    "rejection_sample",
     "repetition_penalized_logits",
     "replay_logprobs",
     "request_keys",
@@ -124,6 +138,7 @@ __all__ = [
     "scaled_logits",
     "seed_words",
     "smoothed_logits",
+    "speculative_sample",
     "suppressed_logits",
     "synthid_logits",
     "tail_free_logits",

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -149,4 +150,21 @@ def converted(name: str, params: SamplingParams, logits: Array) -> SamplingParam
     if params.custom is not None:
         _checks.instance(f"{name}.custom", params.custom, dict)
     changes = {field: parameter.narrowed(field, x, logits) for field, parameter, x in given(params)}
+    return dataclasses.replace(params, **changes)
+
+
+def of_positions(params: Any, rows: int) -> Any:
+    """Returns params of `rows` axes with an axis for the positions of drafts behind them.
+
+    A field that has one axis more than the rows is of each position already.
+    """
+    if not isinstance(params, SamplingParams):
+        return params
+    changes: dict[str, Any] = {}
+    for field, parameter, value in given(params):
+        array = value if isinstance(value, Array) else np.asarray(value)
+        axes = array.ndim - len(parameter.axes)
+        if 0 < axes <= rows:
+            shape = array.shape
+            changes[field] = array.reshape(*shape[:axes], 1, *shape[axes:])
     return dataclasses.replace(params, **changes)

@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 from jaxsample._core import _checks, _chunks, _draw, _normalizer, _prefix, _ranking, _scan, _shards
 from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._chunks import Implementation, Rows, Source, opened
+from jaxsample._core._draw import Drawn
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._ranking import Cut
 from jaxsample._core._search import Kept, Rules
@@ -49,14 +50,18 @@ class SampleOutput(NamedTuple):
     kept_mask: Array | None = None
 
 
-def _state(name: str, value: Any, logits: Array) -> SamplerState | None:
+def checked_state(name: str, value: Any, shape: tuple[int, ...]) -> SamplerState | None:
+    """Returns the state of logits of a shape, or None."""
     if not isinstance(value, SamplerState | None):
         raise TypeError(f"{name} must be a SamplerState or None, got {type(value).__name__}")
-    if value is not None and value.counts.shape != logits.shape:
-        raise ValueError(
-            f"{name} must be of logits of shape {value.counts.shape}, got {logits.shape}"
-        )
+    if value is not None and value.counts.shape != shape:
+        raise ValueError(f"{name} must be of logits of shape {value.counts.shape}, got {shape}")
     return value
+
+
+def state_of_rows(name: str, value: Any, logits: Array) -> SamplerState | None:
+    """Returns the state of logits, or None."""
+    return checked_state(name, value, logits.shape)
 
 
 def _mode(name: str, value: Any, _: Array) -> str:
@@ -69,13 +74,19 @@ def _bool(name: str, value: Any, _: Array) -> bool:
     return bool(value)
 
 
+OPTIONS: dict[str, Any] = {
+    "num_logprobs": static_integer(0, MAX_VOCAB),
+    "logprobs_mode": _mode,
+    "return_kept": _bool,
+}
+"""The converters of the static options of `sample`."""
+
+
 @public(
     key=_checks.keys,
     params=converted,
-    state=_state,
-    num_logprobs=static_integer(0, MAX_VOCAB),
-    logprobs_mode=_mode,
-    return_kept=_bool,
+    state=state_of_rows,
+    **OPTIONS,
 )
 def sample(
     key: ArrayLike,
@@ -135,25 +146,98 @@ def sample(
     [2 1] 2 0.0
     """
     x = opened(logits, axis_name, implementation)
-    num_logprobs = _checks.static_integer("num_logprobs", num_logprobs, 0, x.vocab)
-    keys, plan = jnp.asarray(key), planned(params, state, order)
-    processed = applied(plan.first, keys, x, params, state)
-    mask, bad = mask_of(plan.masks, keys, processed, params, state)
-    if state is not None:
-        bad |= (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
-    temperature: Any = params.temperature if plan.scales or plan.scales_after else None
-    raw = logprobs_mode == "raw_logprobs"
-    out = _drawn(
-        keys,
-        opened(processed.logits, axis_name, implementation, mask),
-        temperature,
-        rules_of(plan.last, x, params),
-        plan.scales_after,
-        bad,
-        0 if raw else num_logprobs,
-        return_kept,
-    )
-    return _with_raw_logprobs(out, x, num_logprobs) if raw else out
+    options = Options(order, num_logprobs, logprobs_mode, return_kept)
+    return sample_rows(jnp.asarray(key), x, params, state, options)
+
+
+class Options(NamedTuple):
+    """The static options of `sample`, as it explains them."""
+
+    order: Order
+    num_logprobs: int
+    logprobs_mode: str
+    return_kept: bool
+
+
+def sample_rows(
+    keys: Array, x: Source, params: SamplingParams, state: SamplerState | None, options: Options
+) -> SampleOutput:
+    """Returns what `sample` draws from the rows of a source."""
+    num_logprobs = _checks.static_integer("num_logprobs", options.num_logprobs, 0, x.vocab)
+    choice = chosen(keys, x, params, state, options.order)
+    if options.logprobs_mode == "raw_logprobs":
+        return _with_raw_logprobs(_output(choice, 0, options.return_kept), x, num_logprobs)
+    return _output(choice, num_logprobs, options.return_kept)
+
+
+@public(
+    static=("order", "axis_name", "implementation"),
+    params=converted,
+    state=state_of_rows,
+    key=lambda name, value, logits: None if value is None else _checks.keys(name, value, logits),
+)
+def process_logits(
+    logits: ArrayLike,
+    params: SamplingParams,
+    state: SamplerState | None = None,
+    *,
+    key: ArrayLike | None = None,
+    order: Order = DEFAULT_ORDER,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> Array:
+    """Applies the rules that the params ask for, in order, without a draw.
+
+    The result are the logits that `sample` draws from: with the same keys,
+    `categorical_sample(key, process_logits(logits, params, state))` are its tokens and
+    `token_logprobs` its log-probabilities, bit for bit. `sample` is faster, since it writes no
+    logits where it needs none.
+
+    Args:
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
+      params: what to apply; fields that are None cost nothing.
+      state: what the rows hold so far, for the rules that look back.
+      key: that of `sample`, for `xtc`, the only rule that draws; None without it.
+      order: static, as in `sample`.
+
+    Returns:
+      `[..., vocab]`, -inf for masked tokens; float32 if a rule computes new logits, else in the
+      dtype of the logits. Differentiable in the logits. A bad row holds a NaN or no finite logit.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype, shape or order, a field without the other one, the
+        state or the key that it needs; the message names the argument.
+
+    >>> import jax, jax.numpy as jnp
+    >>> params = SamplingParams(temperature=0.5, top_k=2)
+    >>> print(process_logits(jnp.array([1.0, 3.0, 2.0]), params))
+    [-inf 6. 4.]
+    """
+    x = opened(logits, axis_name, implementation)
+    keys = None if key is None else jnp.asarray(key)
+    return processed_rows(keys, x, params, state, order)
+
+
+def processed_rows(
+    keys: Array | None,
+    x: Source,
+    params: SamplingParams,
+    state: SamplerState | None,
+    order: Order,
+) -> Array:
+    """Returns the logits `[..., vocab]` that `sample` draws from."""
+    if keys is None and params.xtc_probability is not None:
+        raise ValueError("key must be given where params have xtc_probability")
+    plan = planned(params, state, order)
+    processed = applied(plan.groups, keys, x, params, state).logits
+    if state is None:
+        return processed
+    return jnp.where(_outgrown(state)[..., None], jnp.nan, processed)
+
+
+def _outgrown(state: SamplerState) -> Array:
+    """Returns the rows `[...]` whose text has no room or no length."""
+    return (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
 
 
 def _with_raw_logprobs(out: SampleOutput, x: Source, num_logprobs: int) -> SampleOutput:
@@ -172,6 +256,71 @@ def _with_raw_logprobs(out: SampleOutput, x: Source, num_logprobs: int) -> Sampl
     return out._replace(ranks=ranks, top_logprobs=top)
 
 
+class Choice(NamedTuple):
+    """What the draw of each row chose from.
+
+    Attributes:
+      x: the logits, scaled by no temperature, and the masks.
+      rows: `x`, scanned, with its temperature; bad where a parameter is, too.
+      cut: the end of the kept tokens.
+      drawn: the token, and the mass and the number of the kept ones.
+      ranked: the first tokens of the ranking, if they are known.
+      divisor: the temperature as a divisor, with its gradient, or None.
+    """
+
+    x: Source
+    rows: Rows
+    cut: Cut
+    drawn: Drawn
+    ranked: Cut | None
+    divisor: Array | None
+
+    @property
+    def tokens(self) -> Array:
+        """The tokens, -1 on bad rows."""
+        return jnp.where(self.rows.bad, -1, self.drawn.tokens)
+
+    @property
+    def num_kept(self) -> Array:
+        """The number of kept tokens, 0 on bad rows."""
+        return jnp.where(self.rows.bad, 0, self.drawn.num_kept)
+
+    def kept(self) -> Array:
+        """Returns which tokens are kept, bool `[..., vocab]`."""
+        masked = self.x.masked()
+        keep = _ranking.is_kept(self.rows.read_to_cut(masked), self.rows.ids, self.cut)
+        return keep & (self.rows.read(masked) > -jnp.inf) & ~self.rows.bad[..., None]
+
+    def logprobs(self, tokens: Array) -> Array:
+        """Returns the log-probabilities of kept tokens `[..., n]`."""
+        keep, scaled = self.kept(), self.rows.divided_by(self.divisor)
+        # Only the gradient reads `kept_logits`: their mass is known.
+        kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, self.x.logits, 0)), -jnp.inf)
+        taken = _shards.take(self.x.logits, tokens, self.x.shards)
+        taken = scaled.read(jnp.where(self.rows.bad[..., None], 0, taken))
+        return _normalizer.logprobs(self.rows, self.drawn.mass, kept_logits, taken)
+
+
+def chosen(
+    keys: Array, x: Source, params: SamplingParams, state: SamplerState | None, order: Order
+) -> Choice:
+    """Applies the rules, the last of them fused with the draw, and draws."""
+    plan = planned(params, state, order)
+    processed = applied(plan.first, keys, x, params, state)
+    mask, bad = mask_of(plan.masks, keys, processed, params, state)
+    if state is not None:
+        bad |= _outgrown(state)
+    temperature: Any = params.temperature if plan.scales or plan.scales_after else None
+    return _drawn(
+        keys,
+        opened(processed.logits, x.axis_name, x.implementation, mask),
+        temperature,
+        rules_of(plan.last, x, params),
+        plan.scales_after,
+        bad,
+    )
+
+
 def _drawn(
     keys: Array,
     x: Source,
@@ -179,10 +328,8 @@ def _drawn(
     rules: Rules,
     scales_after: bool,
     bad: Array,
-    num_logprobs: int,
-    return_kept: bool,
-) -> SampleOutput:
-    """Returns the draw from logits that are scaled and cut, in either order; fused."""
+) -> Choice:
+    """Draws from logits that are scaled and cut, in either order; fused."""
     divisor: Any = None
     beta: Any = None
     greedy: Any = None
@@ -211,30 +358,20 @@ def _drawn(
         if temperature is not None:
             greedy |= rows.overflows
         drawn, cut = _draw.draw_all(noise, rows, scale, Kept(*kept), greedy)
-    rows = rows._replace(bad=rows.bad | bad)
-    tokens = drawn.tokens
+    return Choice(x, rows._replace(bad=rows.bad | bad), cut, drawn, ranked, divisor)
 
-    # Only the gradient reads `kept_logits`: their mass is known.
-    masked = x.masked()
-    keep = _ranking.is_kept(rows.read_to_cut(masked), rows.ids, cut)
-    keep &= (rows.read(masked) > -jnp.inf) & ~rows.bad[..., None]
-    scaled = rows.divided_by(divisor)
-    kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, x.logits, 0)), -jnp.inf)
 
-    def logprobs_of(tokens: Array) -> Array:
-        chosen = _shards.take(x.logits, tokens, x.shards)
-        chosen = scaled.read(jnp.where(rows.bad[..., None], 0, chosen))
-        return _normalizer.logprobs(rows, drawn.mass, kept_logits, chosen)
-
+def _output(choice: Choice, num_logprobs: int, return_kept: bool) -> SampleOutput:
+    rows, tokens = choice.rows, choice.drawn.tokens
     out = SampleOutput(
-        tokens=jnp.where(rows.bad, -1, tokens),
-        logprobs=logprobs_of(tokens[..., None])[..., 0],
-        num_kept=jnp.where(rows.bad, 0, drawn.num_kept),
+        tokens=choice.tokens,
+        logprobs=choice.logprobs(tokens[..., None])[..., 0],
+        num_kept=choice.num_kept,
     )
     if num_logprobs:
-        top, to_cut = _first_tokens(rows, ranked, num_logprobs)
-        inside = _ranking.is_kept(to_cut, top.token, cut) & (top.logit > -jnp.inf)
-        top_logprobs = logprobs_of(top.token)
+        top, to_cut = _first_tokens(rows, choice.ranked, num_logprobs)
+        inside = _ranking.is_kept(to_cut, top.token, choice.cut) & (top.logit > -jnp.inf)
+        top_logprobs = choice.logprobs(top.token)
         out = out._replace(
             ranks=jnp.where(rows.bad, -1, _ranking.rank(rows, tokens)),
             top_logprobs=TopLogprobs(
@@ -242,7 +379,7 @@ def _drawn(
                 jnp.where(inside & ~rows.bad[..., None], top.token, -1),
             ),
         )
-    return out._replace(kept_mask=packed_bitmask(keep)) if return_kept else out
+    return out._replace(kept_mask=packed_bitmask(choice.kept())) if return_kept else out
 
 
 def _first_tokens(rows: Rows, ranked: Cut | None, number: int) -> tuple[Cut, Array]:

@@ -3,14 +3,14 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _bits, _checks, _shards
+from jaxsample._core import _bits, _checks, _shards, _sparse
 from jaxsample._core._chunks import Source
 from jaxsample._core._parameters import BAD_WORDS, IDS, WORD_LENGTHS
 from jaxsample._core._search import Rules
@@ -35,7 +35,7 @@ from jaxsample.penalties import (
     repetition_penalized_logits,
 )
 from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
-from jaxsample.state import SamplerState
+from jaxsample.state import DraftedState, SamplerState
 from jaxsample.truncation import (
     cut_by,
     epsilon_logits,
@@ -60,13 +60,13 @@ class _Input(NamedTuple):
     """The input of a stage.
 
     Attributes:
-      keys: one a row.
+      keys: one a row; None where no stage draws.
       x: the logits, as the stages before left them.
       given: the params of the stage that are not None.
       state: the `SamplerState`, or None for a stage that does not look back.
     """
 
-    keys: Array
+    keys: Any
     x: Source
     given: dict[str, Any]
     state: Any
@@ -95,6 +95,7 @@ class Stage(NamedTuple):
       fields: the fields of `SamplingParams` that it needs.
       optional: the fields that have a default.
       needs_state: whether it needs the `SamplerState`.
+      counts: whether it looks at each token alone, by how often the text has it.
       drops: whether it only drops tokens, by the whole distribution.
       mask: returns the packed mask of the tokens that it leaves, or the tokens that it bans, where
         that does not depend on the logits.
@@ -105,6 +106,7 @@ class Stage(NamedTuple):
     fields: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     needs_state: bool = False
+    counts: bool = False
     drops: bool = False
     mask: Callable[[_Input], Array | Banned] | None = None
 
@@ -135,6 +137,11 @@ def _bans(
         return without(i.x, banned(i))
 
     return Stage(name, apply, fields, needs_state=needs_state, mask=banned)
+
+
+def _by_count(name: str, apply: Callable[[_Input], Array]) -> Stage:
+    """Returns the stage of a penalty that looks at each token alone, by its count."""
+    return Stage(name, apply, (name,), needs_state=True, counts=True)
 
 
 def _custom(rule: Rule) -> Stage:
@@ -235,9 +242,9 @@ _EVERY_STAGE = (
     _bans("bad_words", _bad_words, "bad_words", "bad_word_lengths", needs_state=True),
     _bans("min_tokens", _min_tokens, "min_tokens", "stop_token_ids", needs_state=True),
     Stage("no_repeat_ngram", _no_repeat_ngram, ("no_repeat_ngram_size",), needs_state=True),
-    Stage("repetition_penalty", _repetition, ("repetition_penalty",), needs_state=True),
-    Stage("frequency_penalty", _frequency, ("frequency_penalty",), needs_state=True),
-    Stage("presence_penalty", _presence, ("presence_penalty",), needs_state=True),
+    _by_count("repetition_penalty", _repetition),
+    _by_count("frequency_penalty", _frequency),
+    _by_count("presence_penalty", _presence),
     Stage(
         "dry",
         _dry,
@@ -273,6 +280,7 @@ class Plan(NamedTuple):
     """The groups of stages that `sample` applies, each to one distribution.
 
     Attributes:
+      groups: all of the groups.
       first: the groups that are applied one after the other.
       masks: the stages behind them that only mask, whatever the logits.
       scales: whether the temperature comes then.
@@ -280,6 +288,7 @@ class Plan(NamedTuple):
       scales_after: whether the temperature comes behind them.
     """
 
+    groups: tuple[tuple[Stage, ...], ...]
     first: tuple[tuple[Stage, ...], ...]
     masks: tuple[Stage, ...]
     scales: bool
@@ -316,27 +325,59 @@ def planned(params: SamplingParams, state: SamplerState | None, order: Order) ->
     while first and all(stage.mask for stage in first[-1]):
         masks += first.pop()
     last = tuple(tuple(stage.name for stage in group) for group in active[start:end])
-    return Plan(tuple(first), tuple(masks), scales, last, end < len(active))
+    return Plan(tuple(active), tuple(first), tuple(masks), scales, last, end < len(active))
 
 
 def applied(
     groups: tuple[tuple[Stage, ...], ...],
-    keys: Array,
+    keys: Array | None,
     x: Source,
     params: SamplingParams,
     state: SamplerState | None,
 ) -> Source:
     """Returns the logits after some groups of stages."""
-    for is_prefix, some in itertools.groupby(groups, _are_prefix):
-        if is_prefix:
-            names = tuple(tuple(stage.name for stage in group) for group in some)
-            x = dataclasses.replace(x, logits=cut_by(x, rules_of(names, x, params)))
-            continue
-        for group in some:
+
+    def one_by_one(x: Source, groups: Iterable[tuple[Stage, ...]], state: Any) -> Source:
+        for group in groups:
             results = [stage.apply(_input(stage, keys, x, params, state)) for stage in group]
             # Logits are kept as they are or -inf, and the least is what all of them keep.
             x = dataclasses.replace(x, logits=functools.reduce(jnp.minimum, results))
+        return x
+
+    for kind, some in itertools.groupby(groups, _kind):
+        together = tuple(some)
+        if kind == "prefix":
+            names = tuple(tuple(stage.name for stage in group) for group in together)
+            x = dataclasses.replace(x, logits=cut_by(x, rules_of(names, x, params)))
+        elif kind == "counts" and isinstance(state, DraftedState):
+            x = _by_drafted_counts(one_by_one, x, together, state)
+        else:
+            x = one_by_one(x, together, state)
     return x
+
+
+def _by_drafted_counts(
+    apply: Callable[..., Source],
+    x: Source,
+    groups: tuple[tuple[Stage, ...], ...],
+    state: DraftedState,
+) -> Source:
+    """Returns the logits after penalties by count, each position with its own drafts counted.
+
+    The penalties are applied with the counts of the row, then to the drafts alone with the counts
+    of the position, so that no counts are written for each position.
+    """
+    penalised, ids = apply(x, groups, state), state.drafts
+    if not ids.shape[-1]:
+        return penalised
+    few = Source(_shards.take(x.logits, ids, x.shards))
+    few = apply(few, groups, state.of_tokens(ids, x.shards))
+    equal = ids[..., :, None] == ids[..., None, :]
+    again = jnp.any(jnp.tril(equal, -1), axis=-1)
+    ids = jnp.where((ids < 0) | again, x.vocab, ids)
+    places = _shards.places(x.logits, ids, x.shards)
+    logits = _sparse.replace(penalised.logits, places, few.logits)
+    return dataclasses.replace(penalised, logits=logits)
 
 
 def mask_of(
@@ -369,6 +410,13 @@ def rules_of(groups: tuple[tuple[str, ...], ...], x: Source, params: SamplingPar
     return Rules(values, groups)
 
 
+def _kind(group: tuple[Stage, ...]) -> str | None:
+    """What a group is that is applied with those beside it, or None."""
+    if _are_prefix(group):
+        return "prefix"
+    return "counts" if all(stage.counts for stage in group) else None
+
+
 def _are_prefix(group: tuple[Stage, ...]) -> bool:
     return _PREFIX.issuperset(stage.name for stage in group)
 
@@ -379,9 +427,11 @@ def _is_temperature(groups: list[tuple[Stage, ...]]) -> bool:
 
 
 def _input(
-    stage: Stage, keys: Array, x: Source, params: SamplingParams, state: SamplerState | None
+    stage: Stage, keys: Array | None, x: Source, params: SamplingParams, state: SamplerState | None
 ) -> _Input:
     if not stage.fields:  # of a rule of the caller
+        if isinstance(state, DraftedState):
+            state = state.whole(x.shards)
         return _Input(keys, x, dict(params.custom or {}), state)
     fields = {field: getattr(params, field) for field in (*stage.fields, *stage.optional)}
     given = {field: value for field, value in fields.items() if value is not None}

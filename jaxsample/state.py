@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._core import _checks, _chunks, _shards
+from jaxsample._core import _bits, _checks, _chunks, _shards
 from jaxsample._core._public import public, static_integer
-from jaxsample._core._shards import AxisName
+from jaxsample._core._shards import AxisName, Shards
 from jaxsample.constraints import packed_bitmask
 
 
@@ -34,6 +34,62 @@ class SamplerState:
     prompt_lengths: Array
     prompt_mask: Array
     counts: Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DraftedState(SamplerState):
+    """The texts in front of several positions of each row, which differ in their drafts alone.
+
+    `tokens` and `lengths` are of each position, `[..., positions, *]`. What would be as large as
+    the logits is of the row without its drafts, `[..., 1, *]`: `counts`, `prompt_mask` and
+    `prompt_lengths`.
+
+    Attributes:
+      drafts: int32 `[..., positions, n]`, the drafts in each text, in its order; -1 is none.
+    """
+
+    drafts: Array
+
+    def of_tokens(self, ids: Array, shards: Shards | None) -> SamplerState:
+        """Returns the states of the positions with a few tokens `[..., n]` as their vocabulary."""
+        drafted = jnp.sum(ids[..., None] == self.drafts[..., None, :], axis=-1, dtype=jnp.int32)
+        words = _shards.take(self.prompt_mask, ids // _bits.WORD, shards)
+        return dataclasses.replace(
+            self,
+            counts=_shards.take(self.counts, ids, shards) + drafted,
+            prompt_mask=_bits.packed(_bits.is_set(words, ids % _bits.WORD)),
+        )
+
+    def whole(self, shards: Shards | None) -> SamplerState:
+        """Returns the states of the positions, with counts of the size of the logits."""
+
+        def of_positions(leaf: Array) -> Array:
+            return jnp.broadcast_to(leaf, (*self.lengths.shape, leaf.shape[-1]))
+
+        counts = of_positions(self.counts)
+        return SamplerState(
+            tokens=self.tokens,
+            lengths=self.lengths,
+            prompt_lengths=jnp.broadcast_to(self.prompt_lengths, self.lengths.shape),
+            prompt_mask=of_positions(self.prompt_mask),
+            counts=_counted(counts, self.drafts, self.drafts >= 0, shards),
+        )
+
+
+def behind_drafts(state: SamplerState, drafts: Array) -> DraftedState:
+    """Returns the state behind each of several drafts of a row, `[..., positions, n]`."""
+    rows = drafts.shape[:-1]
+    tokens = jnp.broadcast_to(state.tokens[..., None, :], (*rows, state.tokens.shape[-1]))
+    lengths = jnp.broadcast_to(state.lengths[..., None], rows)
+    tokens, lengths = _appended(tokens, lengths, drafts, drafts >= 0)
+    return DraftedState(
+        tokens=tokens,
+        lengths=lengths,
+        prompt_lengths=state.prompt_lengths[..., None],
+        prompt_mask=state.prompt_mask[..., None, :],
+        counts=state.counts[..., None, :],
+        drafts=drafts,
+    )
 
 
 def _state(name: str, value: Any) -> SamplerState:
@@ -105,55 +161,82 @@ def init_state(
     )
 
 
+def _new_tokens(name: str, value: ArrayLike, state: SamplerState) -> Array:
+    """Returns one token a row, or several."""
+    rows = state.lengths.shape
+    tokens = _checks.integers(name, value)
+    if tokens.shape not in (rows, (*rows, *tokens.shape[-1:])):
+        raise ValueError(
+            f"{name} must hold one token id a row, of shape {rows}, or several, of shape "
+            f"{(*rows, 'n')}, got {tokens.shape}"
+        )
+    return tokens
+
+
 @public(
     first="state",
     convert_first=_state,
-    tokens=lambda name, value, state: _checks.tokens(name, value, state.counts),
+    tokens=_new_tokens,
     active=lambda name, value, state: _checks.flags(name, value, state.counts),
 )
 def update_state(
     state: SamplerState, tokens: ArrayLike, active: ArrayLike = True, *, axis_name: AxisName = None
 ) -> SamplerState:
-    """Appends a token to each row and counts it.
+    """Appends a token to each row, or several one after the other, and counts them.
 
     Under donation of the state nothing is copied.
 
     Args:
       state: of the rows.
-      tokens: integers `[...]`, what was sampled; a negative one, of a bad row, is not appended.
+      tokens: integers `[...]` or `[..., n]`, what was sampled; a negative one, of a bad row or
+        behind the accepted drafts, is not appended.
       active: bool, a scalar or `[...]`; rows where it is False stay as they are.
 
     Returns:
-      The state after the tokens. A token beyond `max_length` is counted, but no longer in
-      `tokens`; its row is bad for `sample` from then on.
+      The state after the tokens, the same for several at once as for one after the other. A token
+      beyond `max_length` is counted, but no longer in `tokens`; its row is bad for `sample` from
+      then on.
 
     >>> import jax.numpy as jnp
     >>> state = init_state(jnp.zeros((2, 0), int), 0, vocab_size=4, max_length=8)
     >>> state = update_state(state, jnp.array([3, 3]), active=jnp.array([True, False]))
     >>> print(state.counts)
     [[0 0 0 1] [0 0 0 0]]
+    >>> print(update_state(state, jnp.array([[1, 2], [1, -1]])).lengths)
+    [3 1]
     """
     shards = _chunks.shards(state.counts, axis_name)
     token = jnp.asarray(tokens)
-    appended = _checks.to_rows(jnp.asarray(active), state.counts) & (token >= 0)
-    vocab, max_length = _shards.vocab(state.counts, shards), state.tokens.shape[-1]
+    if token.ndim == state.lengths.ndim:
+        token = token[..., None]
+    new = _checks.to_rows(jnp.asarray(active), state.counts)[..., None] & (token >= 0)
+    text, lengths = _appended(state.tokens, state.lengths, token, new)
+    counts = _counted(state.counts, token, new, shards)
+    return dataclasses.replace(state, tokens=text, lengths=lengths, counts=counts)
 
-    def set_at(row: Array, place: Array, token: Array) -> Array:
-        return row.at[place].set(token, mode="drop")
 
-    def add_at(row: Array, place: Array) -> Array:
-        return row.at[place].add(1, mode="drop")
+def _appended(text: Array, lengths: Array, tokens: Array, new: Array) -> tuple[Array, Array]:
+    """Returns texts and their lengths behind those of `tokens [..., n]` that are new."""
+    new &= (lengths >= 0)[..., None]
+    number = jnp.cumsum(new, axis=-1, dtype=jnp.int32)
+    places = jnp.where(new, lengths[..., None] + number - 1, text.shape[-1])
 
-    in_range = appended & (state.lengths >= 0)
-    place = jnp.where(in_range, state.lengths, max_length)
-    return dataclasses.replace(
-        state,
-        tokens=jnp.vectorize(set_at, signature="(n),(),()->(n)")(state.tokens, place, token),
-        lengths=state.lengths + in_range.astype(jnp.int32),
-        counts=jnp.vectorize(add_at, signature="(v),()->(v)")(
-            state.counts, _shards.places(state.counts, jnp.where(appended, token, vocab), shards)
-        ),
-    )
+    def set_at(row: Array, places: Array, tokens: Array) -> Array:
+        return row.at[places].set(tokens, mode="drop")
+
+    text = jnp.vectorize(set_at, signature="(l),(n),(n)->(l)")(text, places, tokens)
+    return text, lengths + jnp.sum(new, axis=-1, dtype=jnp.int32)
+
+
+def _counted(counts: Array, tokens: Array, new: Array, shards: Shards | None) -> Array:
+    """Returns the counts with those of `tokens [..., n]` that are new."""
+    ids = jnp.where(new, tokens, _shards.vocab(counts, shards))
+
+    def add_at(row: Array, places: Array) -> Array:
+        return row.at[places].add(1, mode="drop")
+
+    places = _shards.places(counts, ids, shards)
+    return jnp.vectorize(add_at, signature="(v),(n)->(v)")(counts, places)
 
 
 @public(

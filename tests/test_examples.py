@@ -1,6 +1,7 @@
 """The example: its model, its decoding loop and its command line."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -22,6 +23,7 @@ import batching  # noqa: E402
 import decode  # noqa: E402
 import jobs  # noqa: E402
 import model  # noqa: E402
+import speculative  # noqa: E402
 from request import DEMO, KINDS, NEUTRAL, Request  # noqa: E402
 
 from jaxsample import DEFAULT_ORDER, SamplingParams  # noqa: E402
@@ -345,3 +347,22 @@ def test_training_writes_a_model_that_decodes(tmp_path):
     assert after < before
     done = run("decode.py", "--model", tmp_path, "--prompt", "def ", "--max-tokens", 3)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_speculative_text_is_that_of_plain_decoding():
+    draft = {**WEIGHTS, "layers": WEIGHTS["layers"][:3]}
+    first = speculative.start(WEIGHTS, draft, CONFIG, TOKENIZER)
+    ends = first.state.lengths + 16
+    seeds = [jnp.asarray(model_seeds) for model_seeds in speculative.seeds_of()]
+
+    def written(number, method):
+        step = functools.partial(speculative.step, WEIGHTS, draft, number=number, method=method)
+        run = functools.partial(step, ends=ends, seeds=seeds[0], drafter_seeds=seeds[1])
+        return speculative.write(run, first)[0]
+
+    plain, coupled = written(0, "lookup"), written(3, "coupled")
+    np.testing.assert_array_equal(plain.state.tokens, coupled.state.tokens)
+    np.testing.assert_array_equal(plain.state.lengths, coupled.state.lengths)
+    assert (plain.state.lengths > first.state.lengths).all()
+    assert int(coupled.steps.sum()) < 0.8 * int(plain.steps.sum())

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from composed import VOCAB, a_state, assert_drawn, composed, every_param, only
+from composed import LENGTH, VOCAB, a_state, assert_drawn, composed, every_param, only
 from rows import every_kind, make, slow, traces
 
 import jaxsample as js
@@ -55,6 +55,45 @@ def test_sample_is_its_functions_in_any_order(order):
     x = every_kind(8, VOCAB)
     stages = [*itertools.chain(*((s,) if isinstance(s, str) else s for s in order))]
     assert_composed(x, every_param(len(x)), a_state(len(x)), order, stages)
+
+
+def assert_processed(x, params, state, order):
+    keys = jax.random.split(jax.random.key(1), len(x))
+    got = js.process_logits(x, params, state, key=keys, order=order)
+    out = sample(keys, x, params, state, order=order, return_kept=True)
+    good = np.asarray(out.tokens) >= 0
+    np.testing.assert_array_equal(js.categorical_sample(keys, got), out.tokens)
+    np.testing.assert_array_equal(js.token_logprobs(got, out.tokens), out.logprobs)
+    mask = js.packed_bitmask(np.asarray(got) > -np.inf)
+    np.testing.assert_array_equal(mask[good], out.kept_mask[good])
+    return got
+
+
+def test_process_logits_gives_what_sample_draws_from():
+    """Whichever stages are fused; and rows of a text that outgrew its room are bad."""
+    x = make("normal", 4, VOCAB)
+    x[1, 7] = np.nan
+    stages = ("frequency_penalty", "min_tokens", "temperature", "top_k", "top_p", "xtc")
+    params = only(every_param(4), stages)
+    got = assert_processed(x, params, a_state(4), DEFAULT_ORDER)
+    assert got.dtype == jnp.float32
+    state = dataclasses.replace(a_state(4), lengths=np.array([-1, 8, LENGTH, LENGTH + 1]))
+    got = assert_processed(x, params, state, DEFAULT_ORDER)
+    assert np.isnan(got[jnp.array([0, 3])]).all()
+    narrow = js.process_logits(jnp.asarray(x, jnp.bfloat16), SamplingParams(top_k=3))
+    assert narrow.dtype == jnp.bfloat16
+    with pytest.raises(ValueError, match="key must be given where params have xtc_probability"):
+        js.process_logits(x, params, state)
+
+
+@pytest.mark.slow
+def test_process_logits_is_the_functions_in_order():
+    x, order = every_kind(8, VOCAB, "bfloat16"), LLAMA_CPP_ORDER
+    params, state = only(every_param(len(x)), order), a_state(len(x))
+    keys = jax.random.split(jax.random.key(1), len(x))
+    wanted = composed(keys, jnp.asarray(x), params, state, order)[-1]
+    got = js.process_logits(x, params, state, key=keys, order=order)
+    np.testing.assert_array_equal(got, wanted)
 
 
 MASKS = ("suppressed", "bitmask", "bad_words", "allowed", "min_tokens")

@@ -1,5 +1,6 @@
 """The memory of a batch: what it holds, what a step costs, and rows that come and go."""
 
+import math
 import re
 
 import chex
@@ -200,3 +201,31 @@ def test_wrong_arguments_are_named(call, error, match):
 def test_states_are_pytrees_with_keyword_fields():
     with pytest.raises(TypeError):
         SamplerState(1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("lead", [(), (4,), (2, 2)])
+def test_several_tokens_at_once_are_one_after_the_other(lead):
+    """Repeated and skipped tokens, ids of no token, rows without room and rows that stay."""
+    prompts = np.array([[3, 1], [0, 0], [5, 4], [5, 4]])
+    tokens = np.array([[7, 7, -1, 2], [40, 0, 0, 9], [1, -1, -1, 1], [-1, 3, 4, 9]])
+    active = np.array([True, True, True, False])
+    number = math.prod(lead)
+    prompts, tokens, active = (
+        a[:number].reshape((*lead, *a.shape[1:])) for a in (prompts, tokens, active)
+    )
+    state = init_state(prompts, 2, 10, 5)
+    want = state
+    for each in np.moveaxis(tokens, -1, 0):
+        want = update_state(want, each, active)
+    chex.assert_trees_all_equal(update_state(state, tokens, active), want)
+    none = update_state(state, tokens[..., :0], active)
+    chex.assert_trees_all_equal(none, state)
+
+
+def test_several_tokens_do_not_reach_a_row_without_a_length():
+    state = init_state(PROMPTS, np.array([5, -1, 0]), 10, 6)
+    tokens = np.array([[1, 2]] * 3)
+    want = update_state(update_state(state, tokens[:, 0]), tokens[:, 1])
+    got = update_state(state, tokens)
+    chex.assert_trees_all_equal(got, want)
+    np.testing.assert_array_equal(got.lengths, [-1, -1, 2])

@@ -511,21 +511,27 @@ def _words(mask: Array, size: int) -> Array:
 
 
 def take_chunk(rows: Rows, chunk: Array, size: int = CHUNK) -> tuple[Array, Array]:
-    """Returns the raw values of one chunk a row, by its index `[...]`, -inf beyond the vocabulary.
+    """Returns the raw values and ids of one chunk a row, by its index `[...]`, as `take_chunks`."""
+    raw, ids = take_chunks(rows, chunk[..., None], size)
+    return raw[..., 0, :], ids[..., 0, :]
+
+
+def take_chunks(rows: Rows, chunks: Array, size: int = CHUNK) -> tuple[Array, Array]:
+    """Returns the raw values of chunks by index `[..., n]`, -inf beyond the vocabulary.
 
     Returns:
-      The values and the ids of the tokens, int32, `[..., size]`.
+      The values and the ids of the tokens, int32, `[..., n, size]`.
     """
     whole, short = divmod(rows.vocab, size)
-    x = jnp.full((*chunk.shape, size), -jnp.inf, rows.dtype)
-    ids = (chunk * size)[..., None] + positions(x)
+    x = jnp.full((*chunks.shape, size), -jnp.inf, rows.dtype)
+    ids = (chunks * size)[..., None] + positions(x)
     if short:
-        tail = take_rest(rows, size)
+        tail = take_rest(rows, size)[..., None, :]
         widths = [(0, 0)] * (tail.ndim - 1) + [(0, size - short)]
-        x = jnp.pad(tail, widths, constant_values=-np.inf)
+        x = jnp.broadcast_to(jnp.pad(tail, widths, constant_values=-np.inf), x.shape)
     if whole:
-        inside = take_blocks(rows, chunk[..., None], size)[..., 0, :]
-        x = jnp.where((chunk < whole)[..., None], inside, x)
+        inside = take_blocks(rows, chunks, size)
+        x = jnp.where((chunks < whole)[..., None], inside, x)
     return x, ids
 
 

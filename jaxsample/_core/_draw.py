@@ -14,8 +14,10 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry2x32_p
 
-from jaxsample._core import _chunks, _elementary, _mass, _prefix, _ranking, _search
-from jaxsample._core._chunks import CHUNK, Rows, take_chunk, to_sortable
+from jaxsample._core import _chunks, _elementary, _mass, _prefix, _ranking, _search, _selection
+from jaxsample._core._checks import to_elements
+from jaxsample._core._chunks import CHUNK, Rows, from_sortable, take_chunk, to_sortable
+from jaxsample._core._lookup import take
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut
 from jaxsample._core._search import Kept, Rules, update_beyond
@@ -58,6 +60,45 @@ def draw(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array
     below = rows.read(raw) - rows.row_max[..., None]
     below = jnp.where(_ranking.is_kept(rows.read_to_cut(raw), ids, cut), below, -jnp.inf)
     return chunk * CHUNK + _winner(_elementary.log(token_times) - below, places)
+
+
+def nearest(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut, number: int) -> Array:
+    """Returns the tokens that came nearest to being drawn by `draw`, the one that was first.
+
+    A token lies as far behind as its chunk behind the first chunk, and itself behind the first
+    token of its chunk, by the logarithms of their times: each is a ratio of the rates that would
+    have changed the winner. Equal tokens are ordered by their ids.
+
+    Returns:
+      int32 `[..., number]`, -1 behind those that can be drawn; anything on a bad row.
+    """
+    drawn = draw(noise, rows, scale, sums, cut)
+    rates = _mass.rates(sums, scale.shifts)
+    chunks = _chunks.positions(rates)
+    places = jnp.broadcast_to(np.arange(CHUNK, dtype=np.int32), (*rates.shape[:-1], CHUNK))
+    chunk_times, token_times = _exponentials(noise, chunks, places)
+    times = _elementary.log(chunk_times / rates)
+    is_first = chunks == (drawn // CHUNK)[..., None]
+    behind = times - _chunks.at(times, drawn // CHUNK)[..., None]
+
+    # The first token of a chunk is not behind it. So those of the `number` first chunks suffice.
+    most = min(number, rates.shape[-1])
+    some, _ = _selection.places_of_top_k(jnp.where(is_first, 1, -behind), most)
+    raw, ids = _chunks.take_chunks(rows, some)
+    below = rows.read(raw) - to_elements(rows.row_max, raw)
+    below = jnp.where(_ranking.is_kept(rows.read_to_cut(raw), ids, cut), below, -jnp.inf)
+    log_times = _elementary.log(token_times)[..., None, :] - below
+    least = from_sortable(jnp.min(to_sortable(log_times), axis=-1, keepdims=True))
+    distance = take(behind, some)[..., None] + (log_times - least)
+    distance = jnp.where(below > -jnp.inf, distance, jnp.inf)
+    distance = jnp.where(ids == to_elements(drawn, ids), -1, distance)
+
+    nearness = -distance.reshape(*rates.shape[:-1], most * CHUNK)
+    nearness, place, _ = _selection.top_k(nearness, min(number, most * CHUNK), lambda x: x)
+    tokens = take(ids.reshape(*rates.shape[:-1], most * CHUNK), place)
+    tokens = jnp.where(nearness > -jnp.inf, tokens, -1)
+    missing = [(0, 0)] * (tokens.ndim - 1) + [(0, number - tokens.shape[-1])]
+    return jnp.pad(tokens, missing, constant_values=-1)
 
 
 def draw_to(noise: Array, rows: Rows, cut: Cut) -> Drawn:

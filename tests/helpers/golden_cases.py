@@ -283,8 +283,33 @@ def texts() -> dict[str, Callable[[], Any]]:
     }
 
 
+def speculation() -> dict[str, Callable[[], Any]]:
+    """Calls of the functions for drafts, of four rows with two drafts each."""
+    batch, positions, vocab = 4, 3, 300
+    x = logits(vocab, "float32").reshape(positions, batch, vocab).swapaxes(0, 1)
+    here = keys().reshape(batch, positions)
+    wanted = ("temperature", "top_p", "frequency_penalty", "repetition_penalty", "dry_multiplier")
+    params, start = jax.tree.map(lambda a: a[:batch], (every_param(vocab), state(vocab)))
+    params = only(params, *wanted)
+    drawn = js.categorical_sample(here, x)
+    given = (x, drawn[:, :-1])
+    rejected = (here[:, 0], *given, x[:, :-1], params, start)
+    return {
+        "process_logits": lambda: js.process_logits(x[:, 0], params, start),
+        "nearest_draws": lambda: js.nearest_draws(keys(), logits(vocab, "bfloat16"), num=40),
+        "accept_drafts": lambda: js.accept_drafts(drawn, drawn[:, :-1].at[0, 1].add(1)),
+        "speculative_sample": lambda: js.speculative_sample(here, *given, params, start),
+        "speculative_sample, a tree": lambda: js.speculative_sample(
+            here[:, :2], *given, params, start, parents=np.array([-1, -1])
+        ),
+        "rejection_sample": lambda: js.rejection_sample(*rejected),
+        "rejection_sample, block": lambda: js.rejection_sample(*rejected, method="block"),
+    }
+
+
 GROUPS = {
     "samples": samples,
+    "speculation": speculation,
     **{f"functions-{dtype}": functools.partial(functions, dtype) for dtype in DTYPES[:2]},
     "texts": texts,
 }

@@ -1,0 +1,354 @@
+"""Speculative decoding by equality: drafts are accepted while they equal what `sample` draws.
+
+Since a token is a function of its position's key and its kept logits, the text is that of plain
+decoding, whatever drafts are proposed.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from jaxsample._core import _checks, _chunks
+from jaxsample._core._chunks import Implementation, opened
+from jaxsample._core._lookup import take
+from jaxsample._core._public import public
+from jaxsample._core._shards import AxisName
+from jaxsample.logprobs import TopLogprobs
+from jaxsample.orders import DEFAULT_ORDER, Order
+from jaxsample.params import SamplingParams, converted, of_positions
+from jaxsample.sampler import OPTIONS, Options, SampleOutput, checked_state, sample_rows
+from jaxsample.state import SamplerState, behind_drafts
+
+
+class AcceptedDrafts(NamedTuple):
+    """The output of `accept_drafts`.
+
+    Attributes:
+      tokens: int32 `[..., depth + 1]`, the accepted drafts and the token behind them; then -1.
+      num_accepted: int32 `[...]`, the number of accepted drafts.
+      nodes: int32 `[..., depth + 1]`, the row of `sampled` that holds each token: 0, then 1 + the
+        index of each accepted draft; then -1.
+    """
+
+    tokens: Array
+    num_accepted: Array
+    nodes: Array
+
+
+class SpeculativeOutput(NamedTuple):
+    """The output of `speculative_sample` and `rejection_sample`.
+
+    Attributes:
+      tokens: int32 `[..., depth + 1]`, the accepted drafts and the token behind them, which is -1
+        on a bad row; then -1.
+      num_accepted: int32 `[...]`, the number of accepted drafts.
+      nodes: int32 `[..., depth + 1]`, the row of the logits that each token is of: 0, then 1 + the
+        index of each accepted draft; then -1. The cache of a model keeps these rows.
+      logprobs: float32 `[..., depth + 1]`, of each token, as in `SampleOutput`; then NaN.
+      num_kept: int32 `[..., depth + 1]`, as in `SampleOutput`; then 0.
+      ranks: int32 `[..., depth + 1]`, as in `SampleOutput`; then -1.
+      top_logprobs: `(logprobs, tokens)`, `[..., depth + 1, num_logprobs]`, as in `SampleOutput`;
+        then NaN and -1.
+      kept_mask: int32 `[..., depth + 1, ceil(vocab / 32)]`, as in `SampleOutput`; then 0.
+    """
+
+    tokens: Array
+    num_accepted: Array
+    nodes: Array
+    logprobs: Array
+    num_kept: Array
+    ranks: Array | None = None
+    top_logprobs: TopLogprobs | None = None
+    kept_mask: Array | None = None
+
+
+def _drafts(name: str, value: ArrayLike, sampled: Array) -> Array:
+    *lead, rows = sampled.shape
+    drafts = _checks.text(name, value)
+    if drafts.shape != (*lead, rows - 1):
+        raise ValueError(
+            f"{name} must have shape {(*lead, rows - 1)}, one draft less than rows, got "
+            f"{drafts.shape}"
+        )
+    return drafts
+
+
+def _parents(name: str, value: Any, sampled: Array) -> Array | None:
+    if value is None:
+        return None
+    *lead, rows = sampled.shape
+    parents = _checks.text(name, value)
+    if parents.shape[-1] != rows - 1 or parents.ndim > sampled.ndim:
+        raise ValueError(
+            f"{name} must be None or have shape {(*lead, rows - 1)}, one a draft, got "
+            f"{parents.shape}"
+        )
+    return jnp.broadcast_to(parents, (*lead, rows - 1))
+
+
+def _sampled(name: str, value: ArrayLike) -> Array:
+    tokens = _checks.text(name, value)
+    if not tokens.shape[-1]:
+        raise ValueError(f"{name} must have one row or more, got shape {tokens.shape}")
+    return tokens
+
+
+def _depth(name: str, value: int | None, sampled: Array) -> int:
+    most = sampled.shape[-1] - 1
+    return most if value is None else _checks.static_integer(name, value, 0, most)
+
+
+@public(
+    first="sampled",
+    convert_first=_sampled,
+    draft_tokens=_drafts,
+    parents=_parents,
+    depth=_depth,
+)
+def accept_drafts(
+    sampled: ArrayLike,
+    draft_tokens: ArrayLike,
+    parents: ArrayLike | None = None,
+    *,
+    depth: int | None = None,
+) -> AcceptedDrafts:
+    """Accepts drafts from the root on while they equal the tokens that were sampled.
+
+    For a chain: while `draft_tokens[i] == sampled[i]`. Integers alone are looked at, so that
+    servers whose logits are ragged can sample their rows as they are and regroup the tokens.
+
+    Args:
+      sampled: integers `[..., n + 1]`: the token behind the text, then the one behind each draft; a
+        negative one, of a bad row, equals no draft.
+      draft_tokens: integers `[..., n]`; negative ones are padding.
+      parents: None for a chain. Of a tree integers `[..., n]` or `[n]`: the draft in front of each
+        draft, which has a lower index, or -1 for the text. Of equal drafts behind one text the
+        first one counts.
+      depth: static, in [0, n], how many drafts may be accepted; None: n.
+
+    Returns:
+      `AcceptedDrafts`: the tokens, of which `num_accepted + 1` are new, and their rows.
+
+    References:
+      Leviathan, Kalman and Matias, "Fast inference from transformers via speculative decoding",
+      arXiv 2211.17192, for tokens that are functions of their keys.
+
+    >>> print(accept_drafts([5, 2, 9, 4], [5, 2, 7])[:2])
+    (Array([ 5,  2,  9, -1], dtype=int32), Array(2, dtype=int32))
+    >>> tokens, _, nodes = accept_drafts([5, 2, 9, 4], [3, 5, 9], [-1, -1, 1], depth=2)
+    >>> print(tokens, nodes)
+    [5 9 4] [0 2 3]
+    """
+    tree = None if parents is None else jnp.asarray(parents)
+    return _accepted(jnp.asarray(sampled), jnp.asarray(draft_tokens), tree, depth or 0)
+
+
+def _accepted(sampled: Array, drafts: Array, parents: Array | None, depth: int) -> AcceptedDrafts:
+    number = drafts.shape[-1]
+    before = _chunks.positions(drafts) - 1 if parents is None else parents
+    row = jnp.zeros_like(sampled[..., 0])
+    rows = [row]
+    for _ in range(depth):
+        token = _chunks.at(sampled, jnp.maximum(row, 0))
+        equal = (drafts == token[..., None]) & (drafts >= 0)
+        draft = _chunks.first_true(equal & (before == row[..., None] - 1) & (row >= 0)[..., None])
+        row = jnp.where(draft < number, draft + 1, -1)
+        rows.append(row)
+    nodes = jnp.stack(rows, axis=-1)
+    tokens = jnp.where(nodes < 0, -1, take(sampled, jnp.maximum(nodes, 0)))
+    return AcceptedDrafts(tokens, jnp.sum(nodes > 0, axis=-1, dtype=jnp.int32), nodes)
+
+
+def paths(drafts: Array, parents: Array | None, depth: int) -> tuple[Array, Array]:
+    """Returns the drafts in the text in front of each row, and their number.
+
+    Args:
+      drafts: int32 `[..., n]`.
+      parents: int32 `[..., n]`, or None for a chain.
+      depth: the largest number of drafts that is looked at.
+
+    Returns:
+      int32 `[..., n + 1, depth]`, in the order of the text and -1 behind it, and `[..., n + 1]`.
+    """
+    *lead, number = drafts.shape
+    if parents is None:
+        levels = _chunks.positions(jnp.zeros((*lead, number + 1)))
+        texts = jnp.broadcast_to(drafts[..., None, :depth], (*lead, number + 1, depth))
+        return jnp.where(_chunks.positions(texts) < levels[..., None], texts, -1), levels
+    if not depth:
+        return jnp.full((*lead, number + 1, 0), -1), jnp.zeros((*lead, number + 1), jnp.int32)
+    node, above = _chunks.positions(drafts), []
+    for _ in range(depth):
+        above.append(node)
+        node = jnp.where(node < 0, -1, take(parents, jnp.maximum(node, 0)))
+    from_below = jnp.stack(above, axis=-1)
+    levels = jnp.sum(from_below >= 0, axis=-1, dtype=jnp.int32)
+    index = levels[..., None] - 1 - _chunks.positions(from_below)
+    in_order = take(from_below, jnp.maximum(index, 0)).reshape(*lead, number * depth)
+    texts = take(drafts, jnp.maximum(in_order, 0)).reshape(index.shape)
+    texts = jnp.where(index >= 0, texts, -1)
+    root = [(0, 0)] * len(lead) + [(1, 0)]
+    return jnp.pad(texts, [*root, (0, 0)], constant_values=-1), jnp.pad(levels, root)
+
+
+def positioned_logits(name: str, value: ArrayLike) -> Array:
+    """Returns logits `[..., drafts + 1, vocab]`."""
+    logits = _checks.logits(name, value)
+    if logits.ndim < 2 or not logits.shape[-2]:
+        raise ValueError(f"{name} must have shape [..., drafts + 1, vocab], got {logits.shape}")
+    return logits
+
+
+def positioned_drafts(name: str, value: ArrayLike, logits: Array) -> Array:
+    """Returns the drafts of logits `[..., drafts + 1, vocab]`."""
+    return _drafts(name, value, logits[..., 0])
+
+
+def positioned_params(name: str, value: Any, logits: Array) -> SamplingParams:
+    """Returns params of each position of logits `[..., drafts + 1, vocab]`."""
+    return converted(name, of_positions(value, logits.ndim - 2), logits)
+
+
+def positioned_state(name: str, value: Any, logits: Array) -> SamplerState | None:
+    """Returns the state in front of the positions of logits `[..., drafts + 1, vocab]`."""
+    return checked_state(name, value, (*logits.shape[:-2], logits.shape[-1]))
+
+
+def _keys(name: str, value: Any, logits: Array) -> Array:
+    """Returns a key of each position, `[..., depth + 1]`."""
+    keys = jnp.asarray(value)
+    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
+    shape = keys.shape if typed else keys.shape[:-1]
+    *lead, rows = logits.shape[:-1]
+    if shape[:-1] != tuple(lead) or not 1 <= (shape or (0,))[-1] <= rows:
+        raise ValueError(
+            f"{name} must be keys of shape {(*lead, 'n')}, one a position, with n in [1, {rows}], "
+            f"got shape {shape}"
+        )
+    return _checks.keys(name, keys, jnp.empty((*shape, 1)))
+
+
+@public(
+    convert_first=positioned_logits,
+    keys=_keys,
+    draft_tokens=positioned_drafts,
+    params=positioned_params,
+    state=positioned_state,
+    parents=lambda name, value, logits: _parents(name, value, logits[..., 0]),
+    static=("order", *OPTIONS, "axis_name", "implementation"),
+    **OPTIONS,
+)
+def speculative_sample(
+    keys: ArrayLike,
+    logits: ArrayLike,
+    draft_tokens: ArrayLike,
+    params: SamplingParams,
+    state: SamplerState | None = None,
+    *,
+    parents: ArrayLike | None = None,
+    order: Order = DEFAULT_ORDER,
+    num_logprobs: int = 0,
+    logprobs_mode: str = "processed_logprobs",
+    return_kept: bool = False,
+    axis_name: AxisName = None,
+    implementation: Implementation = None,
+) -> SpeculativeOutput:
+    """Draws a token behind the text and behind each draft, and accepts drafts that were drawn.
+
+    Every position is drawn as by `sample`, with its own key and with the drafts in front of it as
+    part of the text: the rules that look back see them, and they are counted. A draft is accepted
+    if it is the token that was drawn in front of it. So tokens, log-probabilities, counts and masks
+    are, bit for bit, those of `sample` and `update_state` one token after the other from the same
+    logits, whatever the drafts are.
+
+    Drafts that were drawn with the same keys, `sample(keys[..., i], draft_logits, ...)`, are
+    accepted most often: nearly as often as two distributions can agree.
+
+    Args:
+      keys: an array of keys `[..., depth + 1]`, one a position, typed or raw, as they would be
+        given to `sample`: `fold_in(request_key, position)`, of `request_keys`. Of a tree, one for
+        the drafts of each depth. At most `depth` drafts are accepted; it is at most n.
+      logits: `[..., n + 1, vocab]`, float32, bfloat16 or float16: behind the text, then behind each
+        draft. Those that are not reached may be anything.
+      draft_tokens: integers `[..., n]`; negative ones are padding.
+      params: of the rows `[...]`, as in `sample`, or of each position: a field may have the axes
+        `[..., n + 1]` in place of `[...]`, as the bitmask of a grammar. `custom` is given to its
+        rules as it is, with logits `[..., n + 1, vocab]`.
+      state: what the rows hold in front of the drafts, for the rules that look back. A `Rule` that
+        reads counts has them written for all positions.
+      parents: None for a chain of drafts. Of a tree integers `[..., n]` or `[n]`: the draft in
+        front of each draft, which has a lower index, or -1 for the text.
+      order: static, as in `sample`.
+      num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the token's rank.
+      logprobs_mode: static, "processed_logprobs" or "raw_logprobs", as in `sample`.
+      return_kept: static, also return which tokens each draw chose from.
+
+    Returns:
+      `SpeculativeOutput`, of which `num_accepted + 1` tokens are new. A bad row (as in `sample`)
+      that is reached gives token -1 behind the drafts that were accepted in front of it; one that
+      is not reached changes nothing.
+
+    Raises:
+      TypeError, ValueError: a wrong dtype, shape or order, a field without the other one or the
+        state that it needs; the message names the argument.
+
+    References:
+      Leviathan, Kalman and Matias, "Fast inference from transformers via speculative decoding",
+      arXiv 2211.17192; Daliri, Musco and Suresh, "Coupling without communication and drafter-
+      invariant speculative decoding", arXiv 2408.07978.
+
+    >>> import jax, jax.numpy as jnp
+    >>> from jaxsample import request_keys
+    >>> keys = request_keys([7] * 3, [0, 1, 2])
+    >>> logits = jnp.log(jnp.array([[0.1, 0.8, 0.1], [0.7, 0.2, 0.1], [0.2, 0.2, 0.6]]))
+    >>> out = speculative_sample(keys, logits, [1, 2], SamplingParams(temperature=0))
+    >>> print(out.tokens, out.num_accepted)
+    [ 1 0 -1] 1
+    """
+    x = opened(logits, axis_name, implementation)
+    drafts, tree = jnp.asarray(draft_tokens), None if parents is None else jnp.asarray(parents)
+    of_depths = jnp.asarray(keys)
+    depth = of_depths.shape[-1] - 1
+    texts, levels = paths(drafts, tree, depth)
+    out = sample_rows(
+        _of_levels(of_depths, levels),
+        x,
+        params,
+        None if state is None else behind_drafts(state, texts),
+        Options(order, num_logprobs, logprobs_mode, return_kept),
+    )
+    accepted = _accepted(out.tokens, drafts, tree, depth)
+    return SpeculativeOutput(*accepted, **_on_path(out, accepted.nodes))
+
+
+def _of_levels(keys: Array, levels: Array) -> Array:
+    """Returns the key of each row, by the number of drafts in front of it."""
+    words = jax.random.key_data(keys)
+    index = jnp.minimum(levels, keys.shape[-1] - 1)[..., None]
+    return jax.random.wrap_key_data(jnp.take_along_axis(words, index, axis=-2, mode="clip"))
+
+
+def _on_path(out: SampleOutput, nodes: Array) -> dict[str, Any]:
+    """Returns what was drawn at the rows of `nodes`, and nothing where they are -1."""
+
+    def at_nodes(of_rows: Any, nothing: float) -> Any:
+        if of_rows is None:
+            return None
+        index = _checks.to_elements(nodes, of_rows)
+        found = jnp.take_along_axis(of_rows, jnp.maximum(index, 0), nodes.ndim - 1, mode="clip")
+        return jnp.where(index >= 0, found, jnp.asarray(nothing, of_rows.dtype))
+
+    top = out.top_logprobs
+    if top is not None:
+        top = TopLogprobs(at_nodes(top.logprobs, np.nan), at_nodes(top.tokens, -1))
+    return {
+        "logprobs": at_nodes(out.logprobs, np.nan),
+        "num_kept": at_nodes(out.num_kept, 0),
+        "ranks": at_nodes(out.ranks, -1),
+        "top_logprobs": top,
+        "kept_mask": at_nodes(out.kept_mask, 0),
+    }

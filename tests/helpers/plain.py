@@ -1,0 +1,100 @@
+"""Plain decoding, one token after the other, over the logits of the positions of drafts."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxsample import SpeculativeOutput, TopLogprobs, sample, update_state
+
+
+def chain(batch, number):
+    return np.tile(np.arange(number) - 1, (batch, 1))
+
+
+def random_tree(rng, batch, number):
+    """Parents of drafts, several behind one text, with whole branches of padding among them."""
+    return np.stack([rng.integers(-1, np.maximum(np.arange(number), 0)) for _ in range(batch)])
+
+
+def at_nodes(tree, nodes, positions):
+    """The params of some rows; those of each position have an axis of that length behind them."""
+    rows = np.arange(len(nodes))
+
+    def chosen(leaf):
+        each = np.ndim(leaf) > 1 and np.shape(leaf)[1] == positions
+        return np.asarray(leaf)[rows, nodes] if each else leaf
+
+    return jax.tree.map(chosen, tree)
+
+
+def decode(keys, logits, drafts, params, state, parents, rng=None, rate=0.8, **options):
+    """Decodes, and on the way changes drafts to what is drawn, at a rate.
+
+    Returns:
+      The drafts, the `SpeculativeOutput` of plain decoding, and the state behind it.
+    """
+    batch, positions = logits.shape[:2]
+    drafts, rows = np.array(drafts), np.arange(batch)
+    node, going, steps = np.zeros(batch, int), np.full(batch, True), []
+    step = _step(**options)
+    for depth in range(keys.shape[1]):
+        given = at_nodes(params, node, positions)
+        out = step(keys[:, depth], jnp.asarray(logits)[rows, node], given, state)
+        tokens = np.asarray(out.tokens)
+        if rng is not None:
+            _agree(rng, rate, drafts, parents, node, np.where(going, tokens, -1))
+        steps.append(_output(out, np.where(going, node, -1)))
+        if state is not None:
+            state = update_state(state, out.tokens, going)
+        fits = (parents == node[:, None] - 1) & (drafts == tokens[:, None]) & (drafts >= 0)
+        going &= fits.any(-1) & (tokens >= 0)
+        node = np.where(going, fits.argmax(-1) + 1, 0)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves, 1), *steps)
+    return drafts, stacked._replace(num_accepted=(stacked.nodes > 0).sum(-1)), state
+
+
+@functools.cache
+def _step(**options):
+    return jax.jit(functools.partial(sample, **options))
+
+
+def _agree(rng, rate, drafts, parents, node, tokens):
+    """Makes some of the drafts that follow a node the token that is drawn there."""
+    for row, token in enumerate(tokens):
+        children = np.flatnonzero((parents[row] == node[row] - 1) & (drafts[row] >= 0))
+        if token >= 0 and children.size and rng.random() < rate:
+            drafts[row, rng.choice(children)] = token
+
+
+def _output(out, nodes):
+    """One column of the output, with nothing in rows that have ended."""
+
+    def kept(leaf, nothing):
+        leaf = np.asarray(leaf)
+        reached = nodes.reshape(-1, *[1] * (leaf.ndim - 1)) >= 0
+        return np.where(reached, leaf, np.asarray(nothing, leaf.dtype))
+
+    optional = {}
+    if out.ranks is not None:
+        logprobs, tokens = out.top_logprobs
+        top = TopLogprobs(kept(logprobs, np.nan), kept(tokens, -1))
+        optional = {"ranks": kept(out.ranks, -1), "top_logprobs": top}
+    if out.kept_mask is not None:
+        optional["kept_mask"] = kept(out.kept_mask, 0)
+    return SpeculativeOutput(
+        tokens=kept(out.tokens, -1),
+        num_accepted=np.zeros(len(nodes), int),
+        nodes=nodes,
+        logprobs=kept(out.logprobs, np.nan),
+        num_kept=kept(out.num_kept, 0),
+        **optional,
+    )
+
+
+def assert_equal(got, want):
+    for name, a, b in zip(want._fields, got, want, strict=True):
+        assert (a is None) == (b is None), name
+        if a is not None:
+            jax.tree.map(functools.partial(np.testing.assert_array_equal, err_msg=name), a, b)
