@@ -45,7 +45,8 @@ def uniforms_of(keys, drafts):
     return np.asarray(_uniforms(words, jnp.asarray(drafts, jnp.int32)))
 
 
-@pytest.mark.parametrize("method", [slow("chain"), "block"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["chain", "block"])
 def test_decisions_are_their_definition(method):
     """And log-probs and counts are those of the target, for every token."""
     x, y, drafts = rows_of()

@@ -69,6 +69,7 @@ def assert_processed(x, params, state, order):
     return got
 
 
+@pytest.mark.slow
 def test_process_logits_gives_what_sample_draws_from():
     """Whichever stages are fused; and rows of a text that outgrew its room are bad."""
     x = make("normal", 4, VOCAB)

@@ -78,8 +78,8 @@ def weigh_first(rows: Rows, top: Cut, length: Array) -> Kept:
     x = rows.read_from_cut(top.logit)
     chosen = (_chunks.positions(x) < length[..., None]) & (x > -jnp.inf)
     weights, _ = _ranking.weigh_first(rows, Cut(x, top.token))
-    chunk = _chunks.starts(rows)[..., None, :] // CHUNK
-    inside = chosen[..., None] & ((top.token // CHUNK)[..., None] == chunk)
+    weights, start = jnp.where(chosen, weights, 0), top.token - top.token % CHUNK
+    inside = start[..., None] == _chunks.starts(rows)[..., None, :]
     sums = jnp.sum(jnp.where(inside, weights[..., None], 0), axis=-2, dtype=jnp.int32)
     return Kept(sums, jnp.sum(chosen, axis=-1, dtype=jnp.int32))
 

@@ -37,7 +37,7 @@ CHEAP = ("greedy_sample", "categorical_sample")
 MOST = {
     "sample": 2,
     "sample, masks": 6,
-    "sample, full call": 6,
+    "sample, full call": 9,
     "synthid_logits": 5,
     "mirostat_v1_sample": 5,
 }
