@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from composed import a_state, apply, assert_drawn, composed, every_param
-from rows import every_kind, slow, traces
+from rows import every_kind, traces
 
 import jaxsample as js
 from jaxsample import Rule, SamplingParams, sample
@@ -43,8 +43,9 @@ def inputs(dtype):
     return jax.random.split(jax.random.key(1), rows), jnp.asarray(x), params, a_state(rows)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", slow("float32")])
-@pytest.mark.parametrize("before", [(), slow(("repetition_penalty",))])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("before", [(), ("repetition_penalty",)])
 def test_it_is_the_function_between_those_of_the_stages(dtype, before):
     keys, x, params, state = inputs(dtype)
     own = dataclasses.replace(params, repetition_penalty=None) if not before else params
