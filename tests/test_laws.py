@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rows import KINDS, every_kind, make, slow
+from rows import KINDS, every_kind, exhaustive, make, slow
 
 from jaxsample import (
     SamplingParams,
@@ -135,7 +135,7 @@ def rows_of(params, index):
     return jax.tree.map(lambda parameter: parameter[index], params)
 
 
-@pytest.fixture(scope="module", params=["float32", slow("bfloat16")])
+@pytest.fixture(scope="module", params=["float32", exhaustive("bfloat16")])
 def batch(request):
     x = every_kind(8, 5003, request.param)[:64]
     params = random_params(64, 3)
