@@ -113,6 +113,7 @@ def turns(monkeypatch, function, *arguments):
         (18, "bfloat16", lambda x: x),  # with ties, among which ids are searched
         (18, "float32", lambda x: x.astype("bfloat16")),  # as are logits of most models
         (15, "float32", lambda x: 0 * x + 1.7),  # all equal
+        (18, "float32", lambda x: np.minimum(x, 0)),  # every block has the largest logit
         (19, "float32", lambda x: np.maximum(x, 0)),  # half of them equal, and 0
     ],
 )

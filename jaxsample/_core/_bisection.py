@@ -185,7 +185,9 @@ def _middle(turn: Array, bounds: _Bounds, share: Array, order: Order) -> Array:
     low, high = bounds.low, bounds.high
     least, most = (from_sortable(x) for x in (low, high))
     most = jnp.minimum(most, order.top)
-    step = jnp.left_shift(1, jnp.clip(turn, 0, 12)).astype(jnp.float32) * order.spread
+    steps = jnp.left_shift(1, jnp.clip(turn, 0, 12)).astype(jnp.float32)
+    # Without a spread the first cut is `top` itself, and the next ones go down in nats.
+    step = jnp.where(order.spread > 0, steps * order.spread, steps - 1)
     value = jnp.where(least == -jnp.inf, most - step, most + (least - most) * share)
     wide = (low <= high - 2 * _COARSE) & (turn < _INTERPOLATIONS)
     by_value = to_sortable(jnp.where(wide, _coarse(value), value))
