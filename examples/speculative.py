@@ -128,7 +128,7 @@ def last_tokens(state: SamplerState, number: int) -> tuple[Array, Array]:
 
 
 def look_up(state: SamplerState, number: int) -> Array:
-    """What followed the last two tokens where the text has them for the last time before."""
+    """Returns the tokens that followed the last two where the text had them last."""
     first, second = jnp.unstack(last_tokens(state, 2)[0], axis=1)
     text = state.tokens
     here = (text == first[:, None]) & (jnp.roll(text, -1, axis=1) == second[:, None])

@@ -174,7 +174,7 @@ def _verified(
 
 
 def _uniforms(noise: Array, drafts: Array) -> Array:
-    """Returns what each draft is accepted by, in [0, 1), from 64 random bits."""
+    """Returns the uniform noise that accepts each draft, in [0, 1), from 64 random bits."""
     place = _chunks.positions(drafts)
     return _draw.uniforms(noise, place, jnp.full_like(place, _ACCEPTANCE))
 
@@ -244,7 +244,7 @@ def _target(
     order: Order,
     method: str,
 ) -> Choice:
-    """Returns what the target chooses from behind the text and behind each draft."""
+    """Returns the draws of the target behind the text and behind each draft."""
     if params.xtc_probability is not None and method != "chain":
         raise ValueError("method must be 'chain' where params have xtc_probability")
     if state is not None:

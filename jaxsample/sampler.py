@@ -74,7 +74,7 @@ def _bool(name: str, value: Any, _: Array) -> bool:
     return bool(value)
 
 
-OPTIONS: dict[str, Any] = {
+OPTION_CONVERTERS: dict[str, Any] = {
     "num_logprobs": static_integer(0, MAX_VOCAB),
     "logprobs_mode": _mode,
     "return_kept": _bool,
@@ -86,7 +86,7 @@ OPTIONS: dict[str, Any] = {
     key=_checks.keys,
     params=converted,
     state=state_of_rows,
-    **OPTIONS,
+    **OPTION_CONVERTERS,
 )
 def sample(
     key: ArrayLike,
@@ -162,7 +162,7 @@ class Options(NamedTuple):
 def sample_rows(
     keys: Array, x: Source, params: SamplingParams, state: SamplerState | None, options: Options
 ) -> SampleOutput:
-    """Returns what `sample` draws from the rows of a source."""
+    """Draws a token of each row of a source, as `sample`."""
     num_logprobs = _checks.static_integer("num_logprobs", options.num_logprobs, 0, x.vocab)
     choice = chosen(keys, x, params, state, options.order)
     if options.logprobs_mode == "raw_logprobs":
@@ -188,8 +188,8 @@ def process_logits(
 ) -> Array:
     """Applies the rules that the params ask for, in order, without a draw.
 
-    The result are the logits that `sample` draws from: with the same keys,
-    `categorical_sample(key, process_logits(logits, params, state))` are its tokens and
+    Returns the logits that `sample` draws from: with the same keys,
+    `categorical_sample(key, process_logits(logits, params, state))` returns its tokens and
     `token_logprobs` its log-probabilities, bit for bit. `sample` is faster, since it writes no
     logits where it needs none.
 
@@ -257,7 +257,7 @@ def _with_raw_logprobs(out: SampleOutput, x: Source, num_logprobs: int) -> Sampl
 
 
 class Choice(NamedTuple):
-    """What the draw of each row chose from.
+    """The draw of each row, and the kept tokens that it chose from.
 
     Attributes:
       x: the logits, scaled by no temperature, and the masks.

@@ -20,7 +20,7 @@ from jaxsample._core._shards import AxisName
 from jaxsample.logprobs import TopLogprobs
 from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.params import SamplingParams, converted, of_positions
-from jaxsample.sampler import OPTIONS, Options, SampleOutput, checked_state, sample_rows
+from jaxsample.sampler import OPTION_CONVERTERS, Options, SampleOutput, checked_state, sample_rows
 from jaxsample.state import SamplerState, behind_drafts
 
 
@@ -239,8 +239,8 @@ def _keys(name: str, value: Any, logits: Array) -> Array:
     params=positioned_params,
     state=positioned_state,
     parents=lambda name, value, logits: _parents(name, value, logits[..., 0]),
-    static=("order", *OPTIONS, "axis_name", "implementation"),
-    **OPTIONS,
+    static=("order", *OPTION_CONVERTERS, "axis_name", "implementation"),
+    **OPTION_CONVERTERS,
 )
 def speculative_sample(
     keys: ArrayLike,
@@ -333,7 +333,7 @@ def _of_levels(keys: Array, levels: Array) -> Array:
 
 
 def _on_path(out: SampleOutput, nodes: Array) -> dict[str, Any]:
-    """Returns what was drawn at the rows of `nodes`, and nothing where they are -1."""
+    """Returns the fields of `SpeculativeOutput` from the rows of `nodes`, -1 for none."""
 
     def at_nodes(of_rows: Any, nothing: float) -> Any:
         if of_rows is None:

@@ -411,7 +411,7 @@ def rules_of(groups: tuple[tuple[str, ...], ...], x: Source, params: SamplingPar
 
 
 def _kind(group: tuple[Stage, ...]) -> str | None:
-    """What a group is that is applied with those beside it, or None."""
+    """Returns the kind of a group that is applied jointly with neighbours of that kind, or None."""
     if _are_prefix(group):
         return "prefix"
     return "counts" if all(stage.counts for stage in group) else None

@@ -90,7 +90,7 @@ def test_drafts_of_the_target_itself_are_all_accepted_and_of_others_none(method)
 
 @pytest.mark.parametrize("method", ["chain", slow("block")])
 def test_bad_rows_padding_and_drafts_that_cannot_have_been_drawn(method):
-    """What is bad gives -1 where it is reached, behind the drafts in front of it."""
+    """A bad row gives -1 where it is reached, behind the drafts in front of it."""
     x, _, drafts = rows_of()
     y = np.array(x[:, :-1])  # everything is accepted
     drafts[:7] = 2
@@ -300,7 +300,7 @@ def test_wrong_ways_fail_the_same_test(part, wrong, method):
 
 
 def test_a_uniform_is_below_1(monkeypatch):
-    """Of the largest words, which would round to 1."""
+    """The largest words would round to 1."""
     ones = np.uint32(2**32 - 1)
     monkeypatch.setattr(
         _draw.threefry2x32_p, "bind", lambda *args: [jnp.full_like(args[2], ones)] * 2

@@ -87,7 +87,7 @@ def test_a_chain_is_plain_decoding():
 
 
 def test_a_tree_is_plain_decoding():
-    """Of any shape: a chain, siblings that are equal, and branches deeper than what is accepted."""
+    """A chain, equal siblings, and branches that are deeper than what is accepted."""
     number = 7
     x, rng = logits_of(BATCH, number + 1), np.random.default_rng(0)
     params, state = looking_back(BATCH)
@@ -183,7 +183,7 @@ def test_min_tokens_counts_each_draft():
 
 
 def test_masks_behind_a_draft_that_is_not_reached_are_not_read():
-    """Of a grammar, which has none behind a draft that it does not allow."""
+    """A grammar has no mask behind a draft that it does not allow."""
     x = np.tile(np.float32([0, 1, 2, 3]), (2, 4, 1))
     masks = np.int32([[[0b0100], [0b0010], [0], [0]], [[0b1000], [0b0001], [0], [0b1111]]])
     params = SamplingParams(temperature=0, bitmask=masks)

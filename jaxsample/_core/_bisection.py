@@ -1,4 +1,4 @@
-"""Bisection over the whole row for the shortest prefix whose mass reaches a target.
+"""The search of the whole row for the shortest prefix whose mass reaches a target.
 
 Narrows bounds of the values by which tokens are ranked, then of the ids of the tokens of the last
 value unless all of them are needed. Each pass sums the weights of the tokens up to a cut, which is
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsample._core import _mass
-from jaxsample._core._chunks import Rows, from_sortable, mass, read_again, to_sortable
+from jaxsample._core._chunks import Rows, from_sortable, mass, mean, read_again, to_sortable
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut, select, up_to
 
@@ -191,7 +191,7 @@ def _middle(turn: Array, bounds: _Bounds, share: Array, order: Order) -> Array:
     value = jnp.where(least == -jnp.inf, most - step, most + (least - most) * share)
     wide = (low <= high - 2 * _COARSE) & (turn < _INTERPOLATIONS)
     by_value = to_sortable(jnp.where(wide, _coarse(value), value))
-    by_number = (low & high) + ((low ^ high) >> 1)  # their mean, rounded down, without overflow
+    by_number = mean(low, high)
     distance = jnp.where(wide, _COARSE, 1)
     middle = jnp.where(turn < _INTERPOLATIONS, by_value, by_number)
     return jnp.clip(middle, low + distance, high - distance)

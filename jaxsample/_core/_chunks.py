@@ -569,6 +569,11 @@ def from_sortable(sortable: Array, dtype: Any = jnp.float32) -> Array:
     return lax.bitcast_convert_type(jnp.where(sortable < 0, sortable ^ magnitude, sortable), dtype)
 
 
+def mean(a: Array, b: Array) -> Array:
+    """Returns the mean of integers, rounded down, without overflow."""
+    return (a & b) + ((a ^ b) >> 1)
+
+
 def rounded(x: Array) -> Array:
     """Returns computed float32 logits, rounded once, with NaN in place of +inf.
 

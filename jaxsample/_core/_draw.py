@@ -145,7 +145,7 @@ def draw_prefix(
         return kept, cut
 
     drawn = scaled(rows, beta)
-    results = _prefix.weigh_first(drawn, top, found.length), found.cut
+    results = _prefix.weigh_prefix(drawn, top, found.length), found.cut
     kept, cut = update_beyond(
         weigh, ~found.within, results, rows, rules, beta, weighed=beta is None
     )

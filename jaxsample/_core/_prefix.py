@@ -73,7 +73,7 @@ def cut_of(rows: Rows, top: Cut, rules: Rules) -> Cut:
     )
 
 
-def weigh_first(rows: Rows, top: Cut, length: Array) -> Kept:
+def weigh_prefix(rows: Rows, top: Cut, length: Array) -> Kept:
     """Weighs and counts the first tokens of the ranking, up to a length `[...]`."""
     x = rows.read_from_cut(top.logit)
     chosen = (_chunks.positions(x) < length[..., None]) & (x > -jnp.inf)
@@ -123,5 +123,5 @@ def _mass_of_prefix(rows: Rows, length: Array, masses: Mass, on: Array) -> Mass:
     some = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), masses)
     needed = on & ~inside & ~rows.bad
     with jax.named_scope("row_mass"):  # by which estimates tell the conditional
-        whole = lax.cond(jnp.any(needed), lambda: _search.mass(rows, needed), lambda: some)
+        whole = lax.cond(jnp.any(needed), lambda: _search.row_mass(rows, needed), lambda: some)
     return jax.tree.map(lambda s, w: jnp.where(inside, s, w), some, whole)

@@ -125,7 +125,7 @@ def _searched(rows: Rows, rules: Rules, needed: Array, grouped: bool) -> Cut:
     return lax.fori_loop(0, len(names), apply, (everything, everything))[0]
 
 
-def mass(rows: Rows, needed: Array) -> Mass:
+def row_mass(rows: Rows, needed: Array) -> Mass:
     """Returns the mass of all tokens `[...]`, of the rows that need it; the others get anything."""
 
     def kernel(_: Source, rows: Rows, needed: Array, *, interpret: bool) -> tuple[Array, ...]:
@@ -200,7 +200,7 @@ def _by_kernel(
 
 
 def _inputs(rows: Rows, values: dict[str, Array], needed: Array) -> kernels.Inputs:
-    """Returns what the kernels look at, with the parameters of rules."""
+    """Returns the inputs of the kernels, with the parameters of rules."""
     neutral = {"top_k": rows.vocab, "top_p": 1.0, "min_p": 0.0}
     k, p, min_p = (rows.source.per_row(x).astype(jnp.float32) for x in (neutral | values).values())
     floor = min_p_cut(rows, min_p).logit

@@ -149,20 +149,27 @@ def _call(
         read, write = iter(refs[: len(used)]), refs[len(used) :]
         body(x_ref, *(None if x is None else next(read) for x in given), *write, vocab=vocab)
 
-    def shapes(logits: Array) -> list[Array]:
-        # Inside shard_map, outputs vary over the mesh as the logits do.
-        first = logits[:, :1]
-        return [jnp.broadcast_to(first, (rows, size)).astype(dtype) for size, dtype in outputs]
-
     return pl.pallas_call(
         run,
         grid=(pl.cdiv(rows, together),),
         in_specs=[spec(turns * TURN), *(spec(_of_turns(x.shape[1], turns)) for x in used)],
         out_specs=[spec(size) for size, _ in outputs],
-        out_shape=jax.eval_shape(shapes, logits),
+        out_shape=like_rows(logits, outputs),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM),
         interpret=interpret,
     )(logits, *used)
+
+
+def like_rows(logits: Array, outputs: list[tuple[int, Any]]) -> Any:
+    """Returns the shapes of outputs `[rows, size]`, by their sizes and dtypes."""
+
+    def shapes(logits: Array) -> list[Array]:
+        # Inside shard_map, outputs vary over the mesh as the logits do.
+        first = logits[:, :1]
+        rows = len(first)
+        return [jnp.broadcast_to(first, (rows, size)).astype(dtype) for size, dtype in outputs]
+
+    return jax.eval_shape(shapes, logits)
 
 
 def _of_turns(size: int, turns: int) -> int:
@@ -176,7 +183,7 @@ def _blocks(maxima: Array, logits: Array) -> Array:
 
 def _maxima_body(x_ref: Any, maxima_ref: Any, *, vocab: int) -> None:
     def turn(number: Array, nothing: Array) -> Array:
-        maxima_ref[:, _span(number, TURN // BLOCK)] = _maxima(_vectors(x_ref, number))
+        maxima_ref[:, span(number, TURN // BLOCK)] = _maxima(_vectors(x_ref, number))
         return nothing
 
     hide(x_ref, vocab)
@@ -195,7 +202,7 @@ def _bins_body(
 ) -> None:
     def turn(number: Array, bins: list[Any]) -> list[Any]:
         vectors = _masked(_vectors(x_ref, number), mask_ref, number)
-        maxima_ref[:, _span(number, TURN // BLOCK)] = _maxima(vectors)
+        maxima_ref[:, span(number, TURN // BLOCK)] = _maxima(vectors)
         bins = list(bins)
         for place, x in enumerate(vectors):
             bin_ = place % _BINS
@@ -241,10 +248,10 @@ def _sums_body(
     def look(number: Array, largest: Array) -> Array:
         vectors = _masked(_vectors(x_ref, number), mask_ref, number)
         if mask_ref is not None:
-            x_ref[:, _span(number, TURN)] = jnp.concatenate(vectors, axis=1).astype(x_ref.dtype)
+            x_ref[:, span(number, TURN)] = jnp.concatenate(vectors, axis=1).astype(x_ref.dtype)
         chunks = by_chunk(jnp.maximum, map(_infinite, vectors))
         maxima = reduced(jnp.max, chunks, 1)
-        maxima_ref[:, _span(number, TURN // CHUNK)] = maxima
+        maxima_ref[:, span(number, TURN // CHUNK)] = maxima
         return jnp.maximum(largest, maxima)
 
     hide(x_ref, vocab)
@@ -261,7 +268,7 @@ def _sums_body(
     lane = lax.broadcasted_iota(jnp.int32, (x_ref.shape[0], LANES), 1)
 
     def weigh(number: Array, count: Array) -> Array:
-        chunks = _span(number, TURN // CHUNK)
+        chunks = span(number, TURN // CHUNK)
         shifts = _mass.shifts(read(maxima_ref[:, chunks]), row_max)
 
         def weighed(place: int, x: Array) -> Array:
@@ -293,8 +300,8 @@ def _turns(vocab: int, turn: Callable[..., Any], state: Any) -> Any:
     return lax.fori_loop(np.int32(0), np.int32(pl.cdiv(vocab, TURN)), turn, state)
 
 
-def _span(number: Array, size: int) -> Any:
-    """Returns the slice that a turn has of an array to which each turn adds `size` elements."""
+def span(number: Array, size: int) -> Any:
+    """Returns the slice of a turn, of an array to which each turn adds `size` elements."""
     return pl.ds(pl.multiple_of(number * size, LANES), size)
 
 
@@ -324,7 +331,7 @@ def _masked(vectors: list[Array], mask_ref: Any, number: Array) -> list[Array]:
     """Returns the vectors of a turn, -inf where a token may not come; NaN and +inf stay."""
     if mask_ref is None:
         return vectors
-    words = jnp.split(mask_ref[:, _span(number, TURN // WORD)], _VECTORS // WORD, axis=1)
+    words = jnp.split(mask_ref[:, span(number, TURN // WORD)], _VECTORS // WORD, axis=1)
     allowed = (_bits.is_set(words[i // WORD], i % WORD) for i in range(len(vectors)))
     return [*map(_bits.masked, vectors, allowed)]
 

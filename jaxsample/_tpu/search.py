@@ -1,6 +1,6 @@
 """The search for the last kept token, of rows in vector memory, eight at a time.
 
-It finds what `_core/_bisection` finds, with the same weights and the same exact masses. A block of
+The cut is that of `_core/_bisection`, from the same weights and the same exact masses. A block of
 eight rows is read from HBM once, and only if one of its rows needs the search. What each token
 weighs is computed once, in two words. A turn adds up the weights from two pivots up. The first
 turns add up the coarse words alone, which nearly always lead to the last token; the others add up
@@ -21,11 +21,11 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxsample._core import _bits, _mass
 from jaxsample._core._bits import WORD
-from jaxsample._core._chunks import CHUNK, from_sortable, to_sortable
+from jaxsample._core._chunks import CHUNK, from_sortable, mean, to_sortable
 from jaxsample._core._elementary import product
 from jaxsample._core._mass import Mass
-from jaxsample._core._ranking import Cut
-from jaxsample._tpu.rows import LANES, ROWS, by_chunk, hide, reduced, weights
+from jaxsample._core._ranking import Cut, is_kept
+from jaxsample._tpu.rows import LANES, ROWS, by_chunk, hide, like_rows, reduced, span, weights
 
 _VECTORS = 64
 """Vectors of a step."""
@@ -56,7 +56,7 @@ _LEAST = np.finfo(np.float32).min
 
 
 class Given(NamedTuple):
-    """What is given of each row, float32 `[rows]`.
+    """The parameters and maxima of each row, float32 `[rows]`.
 
     Attributes:
       row_max: the largest logit, multiplied by beta.
@@ -76,7 +76,7 @@ class Given(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What the kernels look at.
+    """The inputs of the kernels.
 
     Attributes:
       logits: `[rows, vocab]`.
@@ -94,7 +94,7 @@ class Inputs(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What the search finds of each row.
+    """The results of the search for each row.
 
     Attributes:
       cut: `[rows]`; it lies anywhere between the last kept token and the next one.
@@ -110,10 +110,10 @@ class Found(NamedTuple):
 def search(
     inputs: Inputs, order: tuple[tuple[str, ...], ...], *, weighed: bool, interpret: bool
 ) -> Found:
-    """Returns what top-k, top-p and min-p keep.
+    """Returns the cut of the tokens that top-k, top-p and min-p keep.
 
     Args:
-      inputs: what to look at.
+      inputs: the rows and their parameters.
       order: the groups of rules.
       weighed: whether to weigh and count the kept tokens, too.
       interpret: whether to run without a TPU.
@@ -187,11 +187,6 @@ def _call(
             rows = _Rows(x_ref, mask_ref, shifts_ref, given, needed > 0, vocab, narrow)
             body(rows, *others)
 
-    def shapes(logits: Array) -> list[Array]:
-        # Inside shard_map, outputs vary over the mesh as the logits do.
-        first = logits[:, :1]
-        return [jnp.broadcast_to(first, (rows, size)).astype(dtype) for size, dtype in outputs]
-
     return pl.pallas_call(
         run,
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -201,7 +196,7 @@ def _call(
             out_specs=[spec(size) for size, _ in outputs],
             scratch_shapes=[pltpu.VMEM((together, size), dtype) for dtype in scratch],
         ),
-        out_shape=jax.eval_shape(shapes, logits),
+        out_shape=like_rows(logits, outputs),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM),
         interpret=interpret,
     )(*_in_front(some), *used)
@@ -360,7 +355,7 @@ def _apply(
 
     def shorten(on: Array, found: Cut) -> None:
         cut = Cut(logit_ref[...], token_ref[...])
-        shorter = on & _is_kept(*found, cut)
+        shorter = on & is_kept(*found, cut)
         logit_ref[...] = jnp.where(shorter, found.logit, cut.logit)
         token_ref[...] = jnp.where(shorter, found.token, cut.token)
 
@@ -434,7 +429,7 @@ def _start(rows: _Rows, on: Array, whole: Mass, goal: Mass) -> _Bounds:
 
 
 class _Target(NamedTuple):
-    """What a search looks for.
+    """The target of a search.
 
     Attributes:
       goal: the mass to reach.
@@ -543,8 +538,8 @@ def _pivots(
         jnp.where(thirds, 1 - _THIRD, jnp.minimum(above + window, ends[1])),
     )
     unbounded = least == -jnp.inf
-    middle = _mean(low, high)
-    by_number = _mean(low, middle), middle
+    middle = mean(low, high)
+    by_number = mean(low, middle), middle
     pivots = []
     for part, steps, number in zip(parts, (2.0, 1.0), by_number, strict=True):
         place = jnp.where(unbounded, most - steps * bounds.step, least + part * (most - least))
@@ -557,11 +552,6 @@ def _between(bounds: _Bounds, first: Array, second: Array) -> list[Array]:
     """Returns two numbers moved between the bounds, from `low + 1` to `high - 1`."""
     first = jnp.clip(first, bounds.low + 1, bounds.high - 1)
     return [first, jnp.clip(second, first, bounds.high - 1)]
-
-
-def _mean(a: Array, b: Array) -> Array:
-    """Returns the mean of integers, rounded down, without overflow."""
-    return (a & b) + ((a ^ b) >> 1)
 
 
 def _counts(rows: _Rows, tokens: _Tokens, pivots: list[Any]) -> list[Mass]:
@@ -658,7 +648,7 @@ def _load(rows: _Rows, tokens: _Tokens, before: Cut | None) -> None:
     def step(number: Array, nothing: Array) -> Array:
         values = _read(rows, number)
         if before is not None:
-            kept = map(functools.partial(_is_kept, cut=before), values, _ids(rows, number))
+            kept = map(functools.partial(is_kept, cut=before), values, _ids(rows, number))
             values = [jnp.where(of, x, -jnp.inf) for of, x in zip(kept, values, strict=True)]
         _write(tokens.values, number, values)
         return nothing
@@ -685,7 +675,7 @@ def _read(rows: _Rows, number: Array) -> list[Array]:
     vectors = [rows.read(x.astype(jnp.float32)) for x in _vectors(rows.x, number)]
     if rows.mask is None:
         return vectors
-    words = jnp.split(rows.mask[:, _span(number, _STEP // WORD)], _VECTORS // WORD, axis=1)
+    words = jnp.split(rows.mask[:, span(number, _STEP // WORD)], _VECTORS // WORD, axis=1)
     allowed = (_bits.is_set(words[place // WORD], place % WORD) for place in range(_VECTORS))
     return [*map(_bits.masked, vectors, allowed)]
 
@@ -726,13 +716,13 @@ def _weigh_kept(rows: _Rows, tokens: _Tokens, cut: Cut, sums_ref: Any, count_ref
         words = (_vectors(ref, number) for ref in (tokens.coarse, tokens.rest))
         every = zip(_read(rows, number), _ids(rows, number), *words, strict=True)
         for place, (x, ids, coarse, rest) in enumerate(every):
-            kept = _is_kept(x, ids, cut)
+            kept = is_kept(x, ids, cut)
             weight = _weight(coarse, rest, shifts[place * LANES // CHUNK])
             vectors.append(jnp.where(kept, weight, 0))
             count += kept.astype(jnp.int32)
         sums = reduced(jnp.sum, by_chunk(jnp.add, vectors), 1)
         sums = jnp.concatenate([sums, jnp.zeros_like(count)[:, size:]], axis=1)
-        lanes, turned = _span(lax.div(number, steps), LANES), lax.rem(number, steps)
+        lanes, turned = span(lax.div(number, steps), LANES), lax.rem(number, steps)
         sums = pltpu.roll(sums, turned * size, 1)
         sums_ref[:, lanes] = jnp.where(turned == 0, sums, sums_ref[:, lanes] + sums)
         return count
@@ -743,7 +733,7 @@ def _weigh_kept(rows: _Rows, tokens: _Tokens, cut: Cut, sums_ref: Any, count_ref
 def _of_step(ref: Any, number: Array, size: int) -> list[Array]:
     """Returns the columns of a step, of an array to which each step adds `size` of them."""
     steps = np.int32(LANES // size)
-    vector = ref[:, _span(lax.div(number, steps), LANES)]
+    vector = ref[:, span(lax.div(number, steps), LANES)]
     # The lanes of a slice must be static.
     vector = pltpu.roll(vector, LANES - lax.rem(number, steps) * size, 1)
     columns = jnp.split(vector[:, :size], size, axis=1)
@@ -765,24 +755,16 @@ def _load_ids(rows: _Rows, tokens: _Tokens, which: Array, logit: Array) -> None:
     _steps(rows.vocab, step, np.int32(0))
 
 
-def _is_kept(x: Array, ids: Array, cut: Cut) -> Array:
-    return (x > cut.logit) | ((x == cut.logit) & (ids <= cut.token))
-
-
 def _steps(vocab: int, step: Callable[..., Any], state: Any) -> Any:
     return lax.fori_loop(np.int32(0), np.int32(pl.cdiv(vocab, _STEP)), step, state)
 
 
-def _span(number: Array, size: int) -> Any:
-    return pl.ds(pl.multiple_of(number * size, LANES), size)
-
-
 def _vectors(ref: Any, number: Array) -> list[Array]:
-    return jnp.split(ref[:, _span(number, _STEP)], _VECTORS, axis=1)
+    return jnp.split(ref[:, span(number, _STEP)], _VECTORS, axis=1)
 
 
 def _write(ref: Any, number: Array, vectors: Sequence[Array]) -> None:
-    ref[:, _span(number, _STEP)] = jnp.concatenate(vectors, axis=1)
+    ref[:, span(number, _STEP)] = jnp.concatenate(vectors, axis=1)
 
 
 def _ids(rows: _Rows, number: Array) -> list[Array]:

@@ -1,4 +1,4 @@
-"""How often two draws with one key agree: the exact law, and how often they did."""
+"""The probability that two draws with one key agree: the exact law, and the share that did."""
 
 import functools
 
@@ -26,12 +26,12 @@ def _race(p, q):
 
 
 def full_agreement(p, q):
-    """Of one race over the whole vocabulary."""
+    """Returns the probability that one race over the whole vocabulary agrees."""
     return _race(p, q).sum()
 
 
 def agreement(p, q):
-    """Of a race of chunks and one of the tokens in a chunk."""
+    """Returns the probability that a race of chunks and one of a chunk's tokens agree."""
     starts = np.arange(0, p.size, CHUNK)
     chunks = _race(*(np.add.reduceat(of, starts) for of in (p, q)))
     inside = [_race(p[s : s + CHUNK], q[s : s + CHUNK]).sum() for s in starts]

@@ -150,7 +150,7 @@ def law(target, length, params, state=None):
 
 
 def p_value(text, probability, vocab):
-    """Of a chi-square test of texts against their law."""
+    """Returns the p-value of a chi-square test of texts against their law."""
     index = text @ vocab ** np.arange(text.shape[1])[::-1]
     observed = np.bincount(index, minlength=probability.size)
     assert not observed[probability == 0].any()
