@@ -11,6 +11,7 @@ from jaxsample._core import _checks, _chunks, _draw, _normalizer, _prefix, _rank
 from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._chunks import Implementation, Rows, Source, opened
 from jaxsample._core._draw import Drawn
+from jaxsample._core._prefix import Candidates
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._ranking import Cut
 from jaxsample._core._search import Kept, Rules
@@ -264,7 +265,7 @@ class Choice(NamedTuple):
       rows: `x`, scanned, with its temperature; bad where a parameter is, too.
       cut: the end of the kept tokens.
       drawn: the token, and the mass and the number of the kept ones.
-      ranked: the first tokens of the ranking, if they are known.
+      ranked: the candidates, or None: the draw did not look for them.
       divisor: the temperature as a divisor, with its gradient, or None.
     """
 
@@ -272,7 +273,7 @@ class Choice(NamedTuple):
     rows: Rows
     cut: Cut
     drawn: Drawn
-    ranked: Cut | None
+    ranked: Candidates | None
     divisor: Array | None
 
     @property
@@ -382,13 +383,14 @@ def _output(choice: Choice, num_logprobs: int, return_kept: bool) -> SampleOutpu
     return out._replace(kept_mask=packed_bitmask(choice.kept())) if return_kept else out
 
 
-def _first_tokens(rows: Rows, ranked: Cut | None, number: int) -> tuple[Cut, Array]:
-    """Returns the first tokens of the ranking, and the logits by which they are cut.
+def _first_tokens(rows: Rows, ranked: Candidates | None, number: int) -> tuple[Cut, Array]:
+    """Returns the first tokens of the ranking, and the logits by which they are cut."""
 
-    Those that are `ranked` already, if they are as many.
-    """
-    if ranked is not None and number <= ranked.token.shape[-1]:
-        top = Cut(*(of[..., :number] for of in ranked))
-        return top, top.logit
-    top, raw = _ranking.first(rows, number)
-    return top, rows.read_to_cut(raw)
+    def found() -> tuple[Cut, Array]:
+        top, raw = _ranking.first(rows, number)
+        return top, rows.read_to_cut(raw)
+
+    if ranked is None or number > ranked.tokens.token.shape[-1]:
+        return found()
+    top = Cut(*(of[..., :number] for of in ranked.tokens))
+    return lax.cond(jnp.all(ranked.complete | rows.bad), lambda: (top, top.logit), found)
