@@ -2,7 +2,7 @@
 
     python -m bench.acceptance
 
-Prints the table of docs/speculation.md. One draft behind a text, of a draft model whose logits are
+Prints the table of docs/guides/speculation.md. One draft behind a text, of a draft model whose logits are
 those of the target with noise: how often each method accepts it, drawn with fixed keys.
 """
 
