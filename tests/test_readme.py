@@ -50,3 +50,15 @@ def test_the_reference_has_every_public_name_once():
 
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_the_gallery_shows_every_rule():
+    text = (ROOT / "examples/gallery.py").read_text()
+    modules = [f"jaxsample.{name}" for name in ("scaling", "truncation", "penalties")]
+    rules = [name for name in jaxsample.__all__ if module_of(name) in modules]
+    assert rules
+    assert not [name for name in rules if f"js.{name}" not in text]
+
+
+def module_of(name):
+    return getattr(getattr(jaxsample, name), "__module__", None)
