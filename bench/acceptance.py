@@ -2,8 +2,8 @@
 
     python -m bench.acceptance
 
-Prints the table of docs/speculation.md. One draft behind a text, of a draft model whose logits are
-those of the target with noise: how often each method accepts it, drawn with fixed keys.
+Prints the table of docs/guides/speculation.md. One draft behind a text, of a draft model whose
+logits are those of the target with noise: how often each method accepts it, drawn with fixed keys.
 """
 
 import jax

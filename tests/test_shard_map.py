@@ -132,10 +132,9 @@ def test_parts_of_one_size_on_more_and_fewer_devices():
 
 
 def test_the_example_runs_as_written():
-    text = (Path(__file__).parents[1] / "README.md").read_text()
-    code = re.search(r"\*\*Inside `shard_map`\*\*.*?```python\n(.*?)```", text, re.DOTALL)[1]
-    scope = {"jax": jax, "P": P, "SamplingParams": SamplingParams, "sample": js.sample}
-    exec(code, scope)
+    text = (Path(__file__).parents[1] / "docs/sharding.md").read_text()
+    scope = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], scope)
     x = rows_of(VOCAB)
     keys = jax.random.split(jax.random.key(0), len(x))
     want = jax.jit(js.sample)(keys, x, scope["params"]).tokens
