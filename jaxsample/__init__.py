@@ -28,7 +28,7 @@ from jaxsample.mirostat import (
     mirostat_v2_sample,
 )
 from jaxsample.orders import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, Order, Rule
-from jaxsample.params import SamplingParams
+from jaxsample.params import NEUTRAL, SamplingParams, set_rows
 from jaxsample.penalties import (
     dry_penalized_logits,
     frequency_penalized_logits,
@@ -80,6 +80,7 @@ __all__ = [
     "DEFAULT_ORDER",
     "HF_ORDER",
     "LLAMA_CPP_ORDER",
+    "NEUTRAL",
     "VLLM_ORDER",
     "AcceptedDrafts",
     "AdaptivePParams",
@@ -137,6 +138,7 @@ __all__ = [
     "sample",
     "scaled_logits",
     "seed_words",
+    "set_rows",
     "smoothed_logits",
     "speculative_sample",
     "suppressed_logits",

@@ -171,7 +171,8 @@ def test_a_setting_becomes_params_of_its_own_rule(name):
     params = jobs.make_params([NOTHING, ASKED[name]], TOKENIZER)
     plain, asked = ({n: x for n, x in vars(p).items() if x is not None} for p in params)
     (rule,) = (rule for rule in jobs.RULES.values() if name in rule)
-    assert plain.keys() == asked.keys() == {*rule, *["stop_token_ids"] * (name == "min_tokens")}
+    lists = {"min_tokens": "stop_token_ids", "dry_multiplier": "dry_sequence_breakers"}
+    assert plain.keys() == asked.keys() == {*rule, *(lists[x] for x in lists if x in rule)}
     for field in rule:
         assert plain[field] == np.float32(NEUTRAL[field])
         assert asked[field] == np.float32(getattr(ASKED[name], field))

@@ -201,40 +201,15 @@ def test_neutral_values_change_nothing():
     """Whatever the values are that a rule reads beside its neutral one."""
     x = jnp.asarray(every_kind(8, VOCAB))
     batch = len(x)
-    zero, one = np.zeros(batch, np.float32), np.ones(batch, np.float32)
-    params = dataclasses.replace(
-        every_param(batch),
-        unconditional_logits=jnp.zeros_like(x),
-        guidance_scale=one,
-        allowed=np.ones((batch, VOCAB), bool),
-        bitmask=np.full((batch, -(-VOCAB // 32)), -1, np.int32),
-        suppressed_token_ids=np.full((batch, 3), -1),
-        bad_word_lengths=np.zeros((batch, 3), int),
-        min_tokens=np.zeros(batch, int),
-        no_repeat_ngram_size=np.zeros(batch, int),
-        repetition_penalty=one,
-        presence_penalty=zero,
-        frequency_penalty=zero,
-        dry_multiplier=zero,
-        logit_bias_token_ids=np.full((batch, 4), -1),
-        temperature=one,
-        dynatemp_low=one,
-        dynatemp_high=one,
-        smoothing_factor=zero,
-        top_k=np.zeros(batch, int),
-        top_p=one,
-        min_p=zero,
-        typical_p=one,
-        epsilon_cutoff=zero,
-        eta_cutoff=zero,
-        top_a=zero,
-        top_n_sigma=zero,
-        tail_free=one,
-        top_h=one,
-        p_less=np.zeros(batch, bool),
-        xtc_probability=zero,
-        xtc_threshold=zero,
-    )
+    params = every_param(batch)
+    beside = ("bad_words", "stop_token_ids", "logit_bias", "dry_base", "dry_allowed_length")
+    beside += ("dry_sequence_breakers", "dynatemp_exponent", "smoothing_curve", "xtc_threshold")
+    neutral = {
+        name: np.full_like(value, js.NEUTRAL[name])
+        for name, value in vars(params).items()
+        if name in js.NEUTRAL and name not in beside
+    }
+    params = dataclasses.replace(params, **neutral)
     params.validate()
     keys = jax.random.split(jax.random.key(1), batch)
     got = sample(keys, x, params, a_state(batch), return_kept=True)
