@@ -30,7 +30,7 @@ class SampleOutput(NamedTuple):
     """The output of `sample`.
 
     Attributes:
-      tokens: int32 `[...]`; -1 on a bad row.
+      tokens: int32 `[...]`; -1, or `bad_token`, on a bad row.
       logprobs: float32 `[...]`, of each token, under the distribution that it was drawn from
         unless `logprobs_mode` says otherwise; NaN on a bad row. Differentiable in the logits.
       num_kept: int32 `[...]`, the number of tokens that the draw chose from; 0 on a bad row.
@@ -86,6 +86,7 @@ OPTION_CONVERTERS: dict[str, Any] = {
     key=_checks.keys,
     params=converted,
     state=state_of_rows,
+    bad_token=static_integer(-1, MAX_VOCAB),
     **OPTION_CONVERTERS,
 )
 def sample(
@@ -98,6 +99,7 @@ def sample(
     num_logprobs: int = 0,
     logprobs_mode: str = "processed_logprobs",
     return_kept: bool = False,
+    bad_token: int = -1,
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> SampleOutput:
@@ -121,17 +123,21 @@ def sample(
         are, computed with in float32 and never rounded again.
       params: what to apply; fields that are None cost nothing.
       state: what the rows hold so far, for the rules that look back.
-      order: static, the names of the stages; `DEFAULT_ORDER`, `VLLM_ORDER`, `HF_ORDER` and
-        `LLAMA_CPP_ORDER` are there. A nested tuple judges its stages on the same distribution, and
-        a `Rule` is a rule of the caller.
+      order: static, the names of the stages, as `DEFAULT_ORDER`, or a name of `ORDERS`: "vllm",
+        "hf", "llama_cpp", "maxtext", "sglang_jax". A nested tuple judges its stages on the same
+        distribution, and a `Rule` is a rule of the caller.
       num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the token's rank.
       logprobs_mode: static, "processed_logprobs", of the distribution that was drawn from, or
         "raw_logprobs", of the logits as they were given.
       return_kept: static, also return which tokens the draw chose from.
+      bad_token: static, in [-1, vocab), the token that bad rows get: that of padding in a loop that
+        does not look for -1, which it must not write as text. Their log-probability stays NaN and
+        `num_kept` 0.
 
     Returns:
       `SampleOutput`. A bad row (a NaN, +inf or no finite logit, none left by the rules, a
-      parameter outside its range) gets token -1 and log-probability NaN and touches no other row.
+      parameter outside its range) gets `bad_token` and log-probability NaN and touches no other
+      row.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or order, a field without the other one or the
@@ -146,8 +152,12 @@ def sample(
     [2 1] 2 0.0
     """
     x = opened(logits, axis_name, implementation)
+    bad_token = _checks.static_integer("bad_token", bad_token, -1, x.vocab - 1)
     options = Options(order, num_logprobs, logprobs_mode, return_kept)
-    return sample_rows(jnp.asarray(key), x, params, state, options)
+    out = sample_rows(jnp.asarray(key), x, params, state, options)
+    if bad_token < 0:
+        return out
+    return out._replace(tokens=jnp.where(out.tokens < 0, bad_token, out.tokens))
 
 
 class Options(NamedTuple):
