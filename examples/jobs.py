@@ -19,17 +19,6 @@ from tokenizers import Tokenizer
 
 from jaxsample import SamplingParams, seed_words
 
-_NAMED = {
-    "dynatemp": ("dynatemp_low", "dynatemp_high", "dynatemp_exponent"),
-    "smoothing": ("smoothing_factor", "smoothing_curve"),
-    "dry": ("dry_multiplier", "dry_base", "dry_allowed_length"),
-    "xtc": ("xtc_probability", "xtc_threshold"),
-    "logit_bias": ("logit_bias",),
-    "no_repeat_ngram": ("no_repeat_ngram_size",),
-}
-RULES = _NAMED | {n: (n,) for n in NEUTRAL if not any(n in names for names in _NAMED.values())}
-"""By the name of its stage, the settings of each rule."""
-
 
 def make_jobs(tokenizer: Tokenizer, requests: list[Request], context: int) -> list[Job]:
     """The requests as arrays, all of the same shapes."""
@@ -84,15 +73,6 @@ def in_tokens(request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
             tokenizer.encode(w + end).ids for w in request.bad_words for end in ("", " ")
         ],
     }
-
-
-def used(requests: Sequence[Request]) -> list[str]:
-    """The rules that are not neutral in some request."""
-
-    def asked(rule: str) -> bool:
-        return any(getattr(r, name) != NEUTRAL[name] for r in requests for name in RULES[rule])
-
-    return [rule for rule in RULES if asked(rule)]
 
 
 def token_bias(request: Request, tokenizer: Tokenizer) -> dict[int, float]:

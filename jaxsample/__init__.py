@@ -27,7 +27,17 @@ from jaxsample.mirostat import (
     mirostat_v1_sample,
     mirostat_v2_sample,
 )
-from jaxsample.orders import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, Order, Rule
+from jaxsample.orders import (
+    DEFAULT_ORDER,
+    HF_ORDER,
+    LLAMA_CPP_ORDER,
+    MAXTEXT_ORDER,
+    ORDERS,
+    SGLANG_JAX_ORDER,
+    VLLM_ORDER,
+    Order,
+    Rule,
+)
 from jaxsample.params import NEUTRAL, SamplingParams, set_rows
 from jaxsample.penalties import (
     dry_penalized_logits,
@@ -80,7 +90,10 @@ __all__ = [
     "DEFAULT_ORDER",
     "HF_ORDER",
     "LLAMA_CPP_ORDER",
+    "MAXTEXT_ORDER",
     "NEUTRAL",
+    "ORDERS",
+    "SGLANG_JAX_ORDER",
     "VLLM_ORDER",
     "AcceptedDrafts",
     "AdaptivePParams",

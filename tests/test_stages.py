@@ -12,14 +12,17 @@ from composed import LENGTH, VOCAB, a_state, assert_drawn, composed, every_param
 from rows import every_kind, make, slow, traces
 
 import jaxsample as js
-from jaxsample import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, SamplingParams, sample
-
-ORDERS = {
-    "default": DEFAULT_ORDER,
-    "vllm": VLLM_ORDER,
-    "hf": HF_ORDER,
-    "llama.cpp": LLAMA_CPP_ORDER,
-}
+from jaxsample import (
+    DEFAULT_ORDER,
+    HF_ORDER,
+    LLAMA_CPP_ORDER,
+    MAXTEXT_ORDER,
+    ORDERS,
+    SGLANG_JAX_ORDER,
+    VLLM_ORDER,
+    SamplingParams,
+    sample,
+)
 
 
 def assert_composed(x, params, state, order, stages, **options):
@@ -35,8 +38,8 @@ def assert_composed(x, params, state, order, stages, **options):
 @pytest.mark.parametrize("name", [slow(name) for name in ORDERS])
 def test_sample_is_its_functions_in_order(name):
     x = every_kind(8, VOCAB)
-    order = ORDERS[name]
-    assert_composed(x, every_param(len(x)), a_state(len(x)), order, order)
+    stages = itertools.chain(*((s,) if isinstance(s, str) else s for s in ORDERS[name]))
+    assert_composed(x, every_param(len(x)), a_state(len(x)), ORDERS[name], [*stages])
 
 
 @pytest.mark.slow
@@ -176,6 +179,32 @@ def test_orders_keep_what_those_systems_keep():
     # llama.cpp: the temperature comes last, and changes nothing that is kept.
     assert number(LLAMA_CPP_ORDER, top_p=0.65, temperature=9.0) == 2
     assert number(HF_ORDER, top_p=0.65, temperature=9.0) == 3
+    # MaxText cuts one after the other, then scales; sglang-jax scales, then cuts jointly.
+    assert number(MAXTEXT_ORDER, top_p=0.65, temperature=9.0) == 2
+    assert number(MAXTEXT_ORDER, top_k=3, top_p=0.75) == 2
+    assert number(SGLANG_JAX_ORDER, top_p=0.65, temperature=9.0) == 3
+    assert number(SGLANG_JAX_ORDER, top_k=3, top_p=0.75) == 3
+    assert number(SGLANG_JAX_ORDER, top_k=3, top_p=0.95, min_p=0.6) == 2
+
+
+def test_an_order_has_a_name():
+    """Every function that takes an order takes the name: all of them plan their stages so."""
+    x, key = np.log(np.float32([[0.4, 0.3, 0.2, 0.1]] * 2)), jax.random.key(0)
+    params = SamplingParams(top_p=0.65, temperature=9.0)
+    want = js.process_logits(x, params, order=MAXTEXT_ORDER)
+    np.testing.assert_array_equal(js.process_logits(x, params, order="maxtext"), want)
+    assert {*ORDERS} == {"default", "vllm", "hf", "llama_cpp", "maxtext", "sglang_jax"}
+    keys = jax.random.split(key, 2)
+    calls = {
+        "sample": lambda **o: sample(key, x, params, **o),
+        "nearest_draws": lambda **o: js.nearest_draws(key, x, params, num=1, **o),
+        "speculative_sample": lambda **o: js.speculative_sample(keys, x, [1], params, **o),
+        "rejection_sample": lambda **o: js.rejection_sample(key, x, [1], x[:1], params, **o),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match=r"order must be .* one of \['default', .*got 'gpt'"):
+            call(order="gpt")
+        jax.eval_shape(lambda call=call: call(order="maxtext"))
 
 
 @pytest.mark.slow
