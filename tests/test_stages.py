@@ -268,17 +268,37 @@ def test_an_unused_field_costs_nothing():
 
 
 @pytest.mark.slow
-def test_top_logprobs_and_ranks():
+def test_log_probs_and_ranks_of_each_mode():
     x = every_kind(3, VOCAB)
-    keys = jax.random.split(jax.random.key(1), len(x))
-    params = SamplingParams(temperature=0.8, top_k=np.tile([0, 5, 100], 9), top_p=0.9)
-    kept = js.top_p_logits(js.top_k_logits(js.scaled_logits(x, 0.8), params.top_k), 0.9)
-    for mode, logits in (("processed_logprobs", kept), ("raw_logprobs", jnp.asarray(x))):
-        out = sample(keys, x, params, num_logprobs=20, logprobs_mode=mode)
-        np.testing.assert_array_equal(out.logprobs, js.token_logprobs(logits, out.tokens))
-        np.testing.assert_array_equal(out.ranks, js.token_ranks(logits, out.tokens))
-        for a, b in zip(out.top_logprobs, js.top_logprobs(logits, num=20), strict=True):
+    keys, state = jax.random.split(jax.random.key(1), len(x)), a_state(len(x))
+    temperature = np.tile(np.float32([0.8, 0, 1]), 9)
+    cuts = {"top_k": np.tile([0, 5, 100], 9), "epsilon_cutoff": 0.01, "top_p": 0.9}
+    rest = SamplingParams(
+        frequency_penalty=0.5, temperature=np.where(temperature == 0, 1, temperature)
+    )
+    params = dataclasses.replace(rest, temperature=temperature, **cuts)
+    logits = {
+        "processed_logprobs": js.process_logits(x, params, state),
+        "raw_logprobs": jnp.asarray(x),
+        "scaled_logprobs": js.process_logits(x, rest, state),
+    }
+    together = sample(keys, x, params, state, num_logprobs=20, logprobs_mode=tuple(logits))
+    for mode, of_mode in logits.items():
+        np.testing.assert_array_equal(
+            together.logprobs[mode], js.token_logprobs(of_mode, together.tokens)
+        )
+        np.testing.assert_array_equal(
+            together.ranks[mode], js.token_ranks(of_mode, together.tokens)
+        )
+        top = js.top_logprobs(of_mode, num=20)
+        for a, b in zip(together.top_logprobs[mode], top, strict=True):
             np.testing.assert_array_equal(a, b)
+    alone = sample(keys, x, params, state, logprobs_mode="scaled_logprobs")
+    np.testing.assert_array_equal(alone.logprobs, together.logprobs["scaled_logprobs"])
+    np.testing.assert_array_equal(alone.tokens, together.tokens)
+    greedy = temperature == 0
+    assert (np.asarray(together.logprobs["processed_logprobs"])[greedy] == 0).all()
+    assert (np.asarray(together.logprobs["scaled_logprobs"])[greedy] < 0).any()
 
 
 @pytest.mark.slow
@@ -305,16 +325,18 @@ def test_bad_rows_are_empty_everywhere():
     x = make("normal", 3, VOCAB)
     x[1, 5] = np.nan
     keys = jax.random.split(jax.random.key(1), 3)
-    for mode in ("processed_logprobs", "raw_logprobs"):
-        options = {"num_logprobs": 4, "return_kept": True, "logprobs_mode": mode}
-        out = sample(keys, x, SamplingParams(), **options)
-        assert out.tokens[1] == out.ranks[1] == -1
-        assert out.num_kept[1] == 0
-        assert np.isnan(out.logprobs[1])
-        assert (out.top_logprobs.tokens[1] == -1).all()
-        assert np.isnan(out.top_logprobs.logprobs[1]).all()
-        assert (out.kept_mask[1] == 0).all()
-        assert (out.tokens[::2] >= 0).all()
+    modes = ("processed_logprobs", "raw_logprobs", "scaled_logprobs")
+    options = {"num_logprobs": 4, "return_kept": True, "logprobs_mode": modes}
+    out = sample(keys, x, SamplingParams(), **options)
+    assert out.tokens[1] == -1
+    assert out.num_kept[1] == 0
+    assert (out.kept_mask[1] == 0).all()
+    assert (out.tokens[::2] >= 0).all()
+    for mode in modes:
+        assert out.ranks[mode][1] == -1
+        assert np.isnan(out.logprobs[mode][1])
+        assert (out.top_logprobs[mode].tokens[1] == -1).all()
+        assert np.isnan(out.top_logprobs[mode].logprobs[1]).all()
 
 
 @pytest.mark.slow
@@ -360,6 +382,7 @@ X, KEY = np.zeros((2, 40), np.float32), jax.random.key(0)
         ({}, {"order": (("top_k", "logit_bias"),)}, "order must not nest 'logit_bias'"),
         ({}, {"num_logprobs": 41}, r"num_logprobs must be in \[0, 40\], got 41"),
         ({}, {"logprobs_mode": "raw"}, "logprobs_mode must be one of .*, got 'raw'"),
+        ({}, {"logprobs_mode": ()}, "logprobs_mode must be one of .* tuple of them"),
         ({}, {"state": a_state(3, 0, 40)}, "state must be of logits of shape"),
     ],
 )
