@@ -1,6 +1,7 @@
 """Requests in the words of other systems become rows of params, and nothing of them is lost."""
 
 import dataclasses
+import re
 import types
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from composed import every_param
 import jaxsample as js
 from jaxsample import NEUTRAL, SamplingParams, requests, set_rows
 from jaxsample.params import FIELDS
+
+GUIDE = (Path(__file__).parent.parent / "docs" / "guides" / "requests.md").read_text()
 
 from_requests = SamplingParams.from_requests
 
@@ -313,9 +316,11 @@ def test_no_name_stands_in_two_tables():
     assert len(names) == len(set(names))
 
 
-def test_the_guide_has_every_name_that_is_translated():
-    guide = (Path(__file__).parent.parent / "docs" / "guides" / "requests.md").read_text()
-    assert [name for name in requests.TRANSLATED if f"`{name}`" not in guide] == []
+def test_the_guide_has_every_name_that_is_translated_and_runs():
+    assert [name for name in requests.TRANSLATED if f"`{name}`" not in GUIDE] == []
+    scope = {}
+    exec(re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1], scope)
+    np.testing.assert_array_equal(scope["params"].temperature, np.eye(32, dtype="f4")[3] * 0.7)
 
 
 def test_every_field_has_the_rule_that_reads_it():
@@ -350,6 +355,9 @@ def test_rows_are_set_and_the_others_stay():
     set_jitted = jax.jit(chex.assert_max_traces(n=1)(set_rows), donate_argnums=0)
     chex.assert_trees_all_equal(set_jitted(params, np.array([3, -1, 0]), new), want)
     chex.assert_trees_all_equal(set_jitted(want, np.array([-1] * 3), new), want)
+    compiled = set_jitted.lower(params, np.array([3, -1, 0]), new).compile()
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    assert compiled.memory_analysis().alias_size_in_bytes >= size  # changed in place
 
 
 @pytest.mark.parametrize(
