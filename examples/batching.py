@@ -25,14 +25,22 @@ from jaxsample import (
     Order,
     SamplerState,
     SamplingParams,
+    StopReason,
     init_state,
     request_keys,
     reset_rows,
     sample,
+    stop_reason,
     update_state,
 )
 
 SLOTS = 4
+
+REASONS = {
+    StopReason.STOP_TOKEN: "stop",
+    StopReason.LENGTH: "length",
+    StopReason.BAD_ROW: "error: the logits are not finite",
+}
 
 TRACES: collections.Counter[str] = collections.Counter()
 """How often each compiled function was traced: its Python code runs at no other time."""
@@ -65,7 +73,8 @@ class Slots(NamedTuple):
       jobs: a slot without a request keeps the last one.
       state: the texts.
       logprobs: float32 [SLOTS, context], of the token at each position.
-      newest: int32 [SLOTS], the token drawn last; -1 tells of logits that are not finite.
+      newest: int32 [SLOTS], the token drawn last.
+      reason: int32 [SLOTS], why the text ended, of `StopReason`.
       active: bool [SLOTS], which rows write.
       logits: float32 [SLOTS, vocab], of the next token.
       cache: keys and values of the texts.
@@ -75,6 +84,7 @@ class Slots(NamedTuple):
     state: SamplerState
     logprobs: Array
     newest: Array
+    reason: Array
     active: Array
     logits: Array
     cache: Cache
@@ -109,6 +119,7 @@ def empty(weights: Weights, config: Config, job: Job) -> Slots:
         state=init_state(jobs.prompt, 0, config.vocab, config.context),
         logprobs=jnp.zeros((SLOTS, config.context)),
         newest=jnp.zeros(SLOTS, jnp.int32),
+        reason=jnp.zeros(SLOTS, jnp.int32),
         active=jnp.zeros(SLOTS, bool),
         logits=logits,
         cache=cache,
@@ -149,13 +160,15 @@ def step(weights: Weights, slots: Slots, order: Order = DEFAULT_ORDER) -> Slots:
         logprobs = jnp.take_along_axis(slots.logits, tokens[:, None], axis=1)[:, 0]
     # A row that has stopped may stand at the end of the context, where writes are dropped.
     logits, cache = decode_step(weights, slots.cache, tokens, state.lengths)
-    last = state.lengths + 1 >= state.prompt_lengths + jobs.max_tokens
+    after = update_state(state, tokens, slots.active)
+    reason = stop_reason(after, tokens, stop_token_ids=[END], max_tokens=jobs.max_tokens)
     return Slots(
         jobs=jobs,
-        state=update_state(state, tokens, slots.active),
+        state=after,
         logprobs=slots.logprobs.at[jnp.arange(SLOTS), state.lengths].set(logprobs),
         newest=jnp.where(slots.active, tokens, slots.newest),
-        active=slots.active & (tokens != END) & (tokens >= 0) & ~last,
+        reason=jnp.where(slots.active, reason, slots.reason),
+        active=slots.active & (reason == StopReason.NONE),
         logits=logits,
         cache=cache,
     )
@@ -175,11 +188,10 @@ def write(weights: Weights, slots: Slots, *, order: Order = DEFAULT_ORDER) -> Sl
 def text_in(slots: Slots, slot: int) -> Text:
     """Returns the text that a slot holds."""
     begin, end = int(slots.state.prompt_lengths[slot]), int(slots.state.lengths[slot])
-    reasons = {END: "stop", -1: "error: the logits are not finite"}
     return Text(
         tokens=np.asarray(slots.state.tokens[slot])[begin:end],
         logprobs=np.asarray(slots.logprobs[slot])[begin:end],
-        reason=reasons.get(int(slots.newest[slot]), "length"),
+        reason=REASONS[StopReason(int(slots.reason[slot]))],
         slot=slot,
     )
 

@@ -57,6 +57,7 @@ from jaxsample.speculation import (
     speculative_sample,
 )
 from jaxsample.state import SamplerState, init_state, reset_rows, update_state
+from jaxsample.stopping import StopReason, stop_reason
 from jaxsample.truncation import (
     epsilon_logits,
     eta_logits,
@@ -108,6 +109,7 @@ __all__ = [
     "SamplingParams",
     "ScoreDetection",
     "SpeculativeOutput",
+    "StopReason",
     "TopLogprobs",
     "accept_drafts",
     "adaptive_p_sample",
@@ -154,6 +156,7 @@ __all__ = [
     "set_rows",
     "smoothed_logits",
     "speculative_sample",
+    "stop_reason",
     "suppressed_logits",
     "synthid_logits",
     "tail_free_logits",

@@ -195,10 +195,10 @@ class SamplingParams:
             the request, the name and the value.
 
         >>> params = SamplingParams.from_requests(
-        ...     [{"topP": 0.9, "maxOutputTokens": 9}, {"logit_bias": {"7": -100}}, None]
+        ...     [{"topP": 0.9, "temperature": 0.5}, {"logit_bias": {"7": -100}}, None]
         ... )
         >>> print(params.temperature, params.top_p, params.logit_bias_token_ids.tolist())
-        [1. 1. 0.] [0.9 1. 1. ] [[-1], [7], [-1]]
+        [0.5 1. 0. ] [0.9 1. 1. ] [[-1], [7], [-1]]
         >>> SamplingParams.from_requests([{}, {"temperature": -1}])
         Traceback (most recent call last):
         ...

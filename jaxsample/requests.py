@@ -234,8 +234,11 @@ def _values(place: str, field: str, value: Any, vocab_size: int | None) -> dict[
         case "logit_bias":
             if not isinstance(value, Mapping):
                 raise TypeError(f"{place} must map token ids to numbers, got {value!r}")
-            ids = _ids(place, [int(token) for token in value], vocab_size)
-            return {"logit_bias_token_ids": ids, "logit_bias": list(value.values())}
+            ids = [int(x) if isinstance(x, str) and x.isdecimal() else x for x in value]
+            return {
+                "logit_bias_token_ids": _ids(place, ids, vocab_size),
+                "logit_bias": list(value.values()),
+            }
         case "bad_words":
             words = [_ids(f"{place}[{i}]", word, vocab_size) for i, word in enumerate(value)]
             return {"bad_words": words, "bad_word_lengths": [len(word) for word in words]}
@@ -275,7 +278,11 @@ def _add(row: dict[str, Any], place: str, name: str, value: Any, field: Field) -
         field.parameter.validate(place, np.asarray(value))
     if name in row and not isinstance(value, list):
         raise ValueError(f"{place} must not say {name} again, got {row[name]!r} and {value!r}")
-    row[name] = row[name] + value if name in row else value
+    if name in row:
+        known = row[name]
+        # vLLM's `_all_stop_token_ids` has the others again.
+        value = known + [x for x in value if name != "stop_token_ids" or x not in known]
+    row[name] = value
 
 
 def _asked(

@@ -203,10 +203,10 @@ def init_state(
     lengths = _checks.to_rows(jnp.asarray(prompt_lengths), tokens)
     *lead, width = tokens.shape
     valid = _chunks.positions(tokens) < lengths[..., None]
-    # Ids at or above the vocabulary are dropped.
-    ids = jnp.where(valid & (tokens >= 0), tokens, vocab_size)
     seen = jnp.zeros((*lead, vocab_size), bool)
     shards = _chunks.shards(seen, axis_name)
+    # Ids at or above the vocabulary of all devices are dropped.
+    ids = jnp.where(valid & (tokens >= 0), tokens, _shards.vocab(seen, shards))
     seen = jnp.vectorize(lambda mask, ids: mask.at[ids].set(True), signature="(v),(n)->(v)")(
         seen, _shards.places(seen, ids, shards)
     )

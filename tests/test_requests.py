@@ -1,6 +1,7 @@
 """Requests in the words of other systems become rows of params, and nothing of them is lost."""
 
 import dataclasses
+import re
 import types
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from composed import every_param
 import jaxsample as js
 from jaxsample import NEUTRAL, SamplingParams, requests, set_rows
 from jaxsample.params import FIELDS
+
+GUIDE = (Path(__file__).parent.parent / "docs" / "guides" / "requests.md").read_text()
 
 from_requests = SamplingParams.from_requests
 
@@ -46,7 +49,7 @@ VLLM = {
     "detokenize": True,
     "output_kind": "cumulative",
     "_eos_token_id": 1,
-    "_all_stop_token_ids": {1},
+    "_all_stop_token_ids": {1, 2, 3},
     "structured_outputs": None,
     "logit_bias": {5: 1.5},
     "allowed_token_ids": [0, 5],
@@ -262,7 +265,7 @@ def test_a_long_integer_is_not_cut():
         ),
         ({"allowed": [True]}, r"\.allowed must be a field or a name"),
         ({"top_p": 0.5, "topP": 0.5}, r"\.topP must not say top_p again, got 0.5 and 0.5"),
-        ({"logit_bias": {"-1": 2}}, r"\.logit_bias must be at least 0|\.logit_bias\[0\] must be"),
+        ({"logit_bias": {-1: 2}}, r"\.logit_bias\[0\] must be at least 0, got -1"),
         ({"logit_bias": {"1": np.nan}}, r"\.logit_bias\[0\] must be finite or -inf, got nan"),
         ({"suppress_tokens": [3, 9]}, r"\.suppress_tokens must hold token ids below 9, got 9"),
         ({"allowed_token_ids": []}, r"\.allowed_token_ids must hold one token id or more"),
@@ -287,6 +290,8 @@ def test_what_is_wrong_is_named(said, match):
         ({"top_p": [0.5]}, r"requests\[0\].top_p must be one value"),
         ({"bad_words": ["ab"]}, r"requests\[0\].bad_words\[0\] must be a list of token ids"),
         ({"suppress_tokens": [1.5]}, r"requests\[0\].suppress_tokens must hold integers"),
+        ({"logit_bias": {"self": 2}}, r"requests\[0\].logit_bias must hold integers"),
+        ({"logit_bias": {1.5: 2}}, r"requests\[0\].logit_bias must hold integers"),
         ({"logit_bias": [[1, 2]]}, r"requests\[0\].logit_bias must map token ids to numbers"),
     ],
 )
@@ -311,9 +316,11 @@ def test_no_name_stands_in_two_tables():
     assert len(names) == len(set(names))
 
 
-def test_the_guide_has_every_name_that_is_translated():
-    guide = (Path(__file__).parent.parent / "docs" / "guides" / "requests.md").read_text()
-    assert [name for name in requests.TRANSLATED if f"`{name}`" not in guide] == []
+def test_the_guide_has_every_name_that_is_translated_and_runs():
+    assert [name for name in requests.TRANSLATED if f"`{name}`" not in GUIDE] == []
+    scope = {}
+    exec(re.search(r"```python\n(.*?)```", GUIDE, re.DOTALL)[1], scope)
+    np.testing.assert_array_equal(scope["params"].temperature, np.eye(32, dtype="f4")[3] * 0.7)
 
 
 def test_every_field_has_the_rule_that_reads_it():
@@ -348,6 +355,9 @@ def test_rows_are_set_and_the_others_stay():
     set_jitted = jax.jit(chex.assert_max_traces(n=1)(set_rows), donate_argnums=0)
     chex.assert_trees_all_equal(set_jitted(params, np.array([3, -1, 0]), new), want)
     chex.assert_trees_all_equal(set_jitted(want, np.array([-1] * 3), new), want)
+    compiled = set_jitted.lower(params, np.array([3, -1, 0]), new).compile()
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    assert compiled.memory_analysis().alias_size_in_bytes >= size  # changed in place
 
 
 @pytest.mark.parametrize(

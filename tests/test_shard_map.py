@@ -224,9 +224,14 @@ def test_a_decoding_loop_keeps_its_state_sharded():
         lengths = jnp.full_like(prompts[:, 0], 3)
         state = js.init_state(prompts, lengths, x.shape[-1], 16, axis_name=axis_name)
         state = js.reset_rows(state, jnp.array([0]), prompts[:1, 1:], 2, axis_name=axis_name)
-        return jax.lax.scan(step, state, jax.random.split(jax.random.key(0), 6))
+        state, tokens = jax.lax.scan(step, state, jax.random.split(jax.random.key(0), 6))
+        again = js.SamplerState.from_tokens(
+            state.tokens, state.prompt_lengths, state.lengths, x.shape[-1], axis_name=axis_name
+        )
+        return state, again, tokens
 
     one = jax.jit(decode)(x, prompts)
+    assert_same(one[0], one[1])
     assert_same(one, inside(decode, x, (x, prompts), "vocab", batch=None)(x, prompts))
 
 
