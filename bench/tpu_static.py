@@ -38,6 +38,12 @@ from bench.works import Case
 
 RESULTS = Path(__file__).parent / "results" / "tpu-static.json"
 ARGMAX = "jnp.argmax"
+TEXT_ROWS = 13
+"""Of 128 rows like text, those that keep more than the candidates with top-p .95."""
+
+TEXT_BLOCKS = 8
+"""The blocks of eight neighbours of 128 rows like text that hold one of these."""
+
 SHARE = 0.01
 """Operations below this share of a program are listed as one."""
 
@@ -70,6 +76,15 @@ class Found(NamedTuple):
     settled: Estimate
     searched: Estimate
     failure: str = ""
+
+    def like_text(self, name: str, case: Case) -> float | None:
+        """Cycles where rows are like text, if some of them need the search of the program."""
+        if name not in WEIGHED or case.batch != 128:
+            return None
+        gathered = name.endswith("XLA") or (case.dtype == "float32" and case.vocab % 128 == 0)
+        blocks = -(-TEXT_ROWS // 8) if gathered else TEXT_BLOCKS
+        part = blocks * 8 / case.batch
+        return self.settled.cycles + part * (self.searched.cycles - self.settled.cycles)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,7 +139,9 @@ settle every row, and that which takes the mass of whole rows where top-p always
 "Searched" counts each by its dearest, for all rows, and loops that end by the data as
 {SEARCH_TURNS} turns: more than any one batch runs. The loops of the search's kernel count as
 often as they turned where they were interpreted: {COUNTS} times for top-k, {COARSE} and {EXACT} for
-top-p.
+top-p. "Like text" has the part of "searched" that 128 rows like text run with top-p .95:
+{TEXT_ROWS} of them need the search, in two blocks of eight where rows are gathered, else in
+{TEXT_BLOCKS} of 16.
 
 The floor is one read of the logits from HBM. Bandwidths are those that Google publishes
 (cloud.google.com/tpu/docs), clocks follow from the published peaks. A TPU7x program runs on one of
@@ -153,19 +170,29 @@ def _programs(place: Place, programs: Mapping[str, Found]) -> str:
 
     def line(name: str, one: Found) -> tuple[str, ...]:
         if one.failure:
-            return (name, "not compiled", "", "", "", "", "")
+            return (name, "not compiled", "", "", "", "", "", "")
         kilocycles = (
             f"{digits(of.cycles / 1e3)} ({digits(of.cycles / place.floor)})"
             for of in (one.settled, one.searched)
         )
         megabytes = (digits(size / 1e6) for size in (one.settled.read, one.settled.written))
+        text = one.like_text(name, place.case)
         missing = len(one.searched.unscheduled)
         to_argmax = digits(one.settled.cycles / argmax) if argmax else ""
-        return (name, *kilocycles, to_argmax, *megabytes, str(missing or ""))
+        return (
+            name,
+            next(kilocycles),
+            "" if text is None else digits(text / 1e3),
+            *kilocycles,
+            to_argmax,
+            *megabytes,
+            str(missing or ""),
+        )
 
     headers = [
         "estimate",
         "settled",
+        "like text",
         "searched",
         f"of {ARGMAX}",
         "MB read",

@@ -15,19 +15,13 @@ from pathlib import Path
 
 import numpy as np
 from batching import SLOTS, TRACES, Job, Text, serve
-from jobs import make_jobs, padded, used
+from jobs import make_jobs, padded
 from model import Config, Weights, load
 from request import Request, make_parser, make_requests
 from tokenizers import Tokenizer
 
-from jaxsample import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER
+from jaxsample import ORDERS
 
-ORDERS = {
-    "default": DEFAULT_ORDER,
-    "vllm": VLLM_ORDER,
-    "hf": HF_ORDER,
-    "llama.cpp": LLAMA_CPP_ORDER,
-}
 MODEL = Path(__file__).parent / "weights"
 REPEATS = 3
 
@@ -80,24 +74,21 @@ def main() -> None:
         requests = make_requests(vars(args))
         config, tokenizer, weights = open_model(args.model)
         jobs = make_jobs(tokenizer, requests, config.context)
-        order = ORDERS[args.order]
-        if missing := [rule for rule in used(requests) if rule not in order]:
-            raise ValueError(f"order {args.order} has no {missing[0]}, which a request asks for")
-    except (OSError, ValueError) as error:
+        texts, first = serve(weights, config, jobs, args.order)
+    except (OSError, ValueError) as error:  # of an order without a rule that is asked for, too
         parser.error(str(error))
 
-    texts, first = serve(weights, config, jobs, order)
     print_texts(tokenizer, requests, texts)
     traces = ", ".join(f"{name} {n}" for name, n in TRACES.items())
     print(f"{len(requests)} requests through {SLOTS} slots; times traced: {traces}")
 
     def median(jobs: list[Job]) -> np.ndarray:
-        runs = [serve(weights, config, jobs, order)[1] for _ in range(REPEATS)]
+        runs = [serve(weights, config, jobs, args.order)[1] for _ in range(REPEATS)]
         return np.median(runs, axis=0)
 
     again = median(jobs)
     scripts = [replaying(job, text) for job, text in zip(jobs, texts, strict=True)]
-    serve(weights, config, scripts, order)  # compiles
+    serve(weights, config, scripts, args.order)  # compiles
     tokens = sum(len(text.tokens) for text in texts)
     print_speed(tokens, first, again, median(scripts))
 

@@ -4,32 +4,20 @@ A rule that no request of a run uses stays None and is not compiled. In a run th
 request that does not has its neutral value.
 """
 
-import itertools
 import json
+import operator
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from batching import Job
 from model import END
-from request import KINDS, NEUTRAL, Request
+from request import NEUTRAL, Request
 from tokenizers import Tokenizer
 
 from jaxsample import SamplingParams, seed_words
-
-_NAMED = {
-    "dynatemp": ("dynatemp_low", "dynatemp_high", "dynatemp_exponent"),
-    "smoothing": ("smoothing_factor", "smoothing_curve"),
-    "dry": ("dry_multiplier", "dry_base", "dry_allowed_length"),
-    "xtc": ("xtc_probability", "xtc_threshold"),
-    "logit_bias": ("logit_bias",),
-    "no_repeat_ngram": ("no_repeat_ngram_size",),
-}
-RULES = _NAMED | {n: (n,) for n in NEUTRAL if not any(n in names for names in _NAMED.values())}
-"""By the name of its stage, the settings of each rule."""
-
-_DTYPES = {int: np.int32, float: np.float32, bool: np.bool_}
 
 
 def make_jobs(tokenizer: Tokenizer, requests: list[Request], context: int) -> list[Job]:
@@ -71,33 +59,20 @@ def make_params(requests: Sequence[Request], tokenizer: Tokenizer) -> list[Sampl
     Raises:
       ValueError: A bias of what is not a token; the message names it.
     """
-    columns: dict[str, Any] = {}
-    for name in itertools.chain(*(RULES[rule] for rule in used(requests))):
-        match name:
-            case "logit_bias":
-                biases = [token_bias(request, tokenizer) for request in requests]
-                columns["logit_bias_token_ids"] = in_rows(
-                    (bias.keys() for bias in biases), -1, np.int32
-                )
-                columns["logit_bias"] = in_rows((bias.values() for bias in biases), 0, np.float32)
-            case "bad_words":
-                columns |= bad_words([r.bad_words for r in requests], tokenizer)
-            case _:
-                values = [getattr(request, name) for request in requests]
-                columns[name] = np.array(values, _DTYPES[KINDS[name]])
-    if "min_tokens" in columns:
-        columns["stop_token_ids"] = np.full((len(requests), 1), END, np.int32)
-    rows = range(len(requests))
-    return [SamplingParams(**{name: x[row] for name, x in columns.items()}) for row in rows]
+    batch = SamplingParams.from_requests([in_tokens(request, tokenizer) for request in requests])
+    return [jax.tree.map(operator.itemgetter(row), batch) for row in range(len(requests))]
 
 
-def used(requests: Sequence[Request]) -> list[str]:
-    """The rules that are not neutral in some request."""
-
-    def asked(rule: str) -> bool:
-        return any(getattr(r, name) != NEUTRAL[name] for r in requests for name in RULES[rule])
-
-    return [rule for rule in RULES if asked(rule)]
+def in_tokens(request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The settings of a request, with token ids for texts."""
+    return {name: getattr(request, name) for name in NEUTRAL} | {
+        "stop_token_ids": [END],
+        "logit_bias": token_bias(request, tokenizer),
+        # A word before a space may end in another token.
+        "bad_words": [
+            tokenizer.encode(w + end).ids for w in request.bad_words for end in ("", " ")
+        ],
+    }
 
 
 def token_bias(request: Request, tokenizer: Tokenizer) -> dict[int, float]:
@@ -111,22 +86,3 @@ def token_bias(request: Request, tokenizer: Tokenizer) -> dict[int, float]:
             )
         bias[ids[0]] = bias.get(ids[0], 0.0) + value
     return bias
-
-
-def bad_words(lists: list[list[str]], tokenizer: Tokenizer) -> dict[str, np.ndarray]:
-    """The words of each row as tokens; those of a word before a space end in another one."""
-    ids = [[tokenizer.encode(w + end).ids for w in words for end in ("", " ")] for words in lists]
-    lengths = in_rows(([len(word) for word in words] for words in ids), 0, np.int32)
-    words = np.zeros((*lengths.shape, lengths.max()), np.int32)
-    for row, column in np.argwhere(lengths):
-        words[row, column, : lengths[row, column]] = ids[row][column]
-    return {"bad_words": words, "bad_word_lengths": lengths}
-
-
-def in_rows(lists: Iterable[Iterable[Any]], fill: Any, dtype: Any) -> np.ndarray:
-    """Lists of any lengths as one array."""
-    rows = [list(items) for items in lists]
-    array = np.full((len(rows), max(map(len, rows))), fill, dtype)
-    for row, items in enumerate(rows):
-        array[row, : len(items)] = items
-    return array

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jaxsample
 from jaxsample import SamplingParams
 
 
@@ -123,9 +124,9 @@ def _check_kind(name: str, kind: type, value: Any) -> None:
 
 PLAIN = Request(prompt="")
 NEUTRAL: dict[str, Any] = {
-    name: value
-    for name, value in vars(dataclasses.replace(PLAIN, temperature=1.0, top_p=1.0)).items()
-    if name not in ("prompt", "seed", "max_tokens")
+    name: {"logit_bias": {}, "bad_words": []}.get(name, jaxsample.NEUTRAL[name])
+    for name in KINDS
+    if name in jaxsample.NEUTRAL
 }
 """The rules, each with the value at which it does nothing."""
 

@@ -27,8 +27,18 @@ from jaxsample.mirostat import (
     mirostat_v1_sample,
     mirostat_v2_sample,
 )
-from jaxsample.orders import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, Order, Rule
-from jaxsample.params import SamplingParams
+from jaxsample.orders import (
+    DEFAULT_ORDER,
+    HF_ORDER,
+    LLAMA_CPP_ORDER,
+    MAXTEXT_ORDER,
+    ORDERS,
+    SGLANG_JAX_ORDER,
+    VLLM_ORDER,
+    Order,
+    Rule,
+)
+from jaxsample.params import NEUTRAL, SamplingParams, set_rows
 from jaxsample.penalties import (
     dry_penalized_logits,
     frequency_penalized_logits,
@@ -80,6 +90,10 @@ __all__ = [
     "DEFAULT_ORDER",
     "HF_ORDER",
     "LLAMA_CPP_ORDER",
+    "MAXTEXT_ORDER",
+    "NEUTRAL",
+    "ORDERS",
+    "SGLANG_JAX_ORDER",
     "VLLM_ORDER",
     "AcceptedDrafts",
     "AdaptivePParams",
@@ -137,6 +151,7 @@ __all__ = [
     "sample",
     "scaled_logits",
     "seed_words",
+    "set_rows",
     "smoothed_logits",
     "speculative_sample",
     "suppressed_logits",

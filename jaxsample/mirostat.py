@@ -25,6 +25,7 @@ from jaxsample._core import (
 from jaxsample._core._chunks import Implementation, Rows, Source, opened
 from jaxsample._core._elementary import LOG2_E
 from jaxsample._core._parameters import FINITE, NOT_NEGATIVE
+from jaxsample._core._prefix import Candidates
 from jaxsample._core._public import public
 from jaxsample._core._ranking import Cut
 from jaxsample._core._search import Rules
@@ -247,7 +248,7 @@ def _zipf_prefix(x: Source, mu: Array) -> tuple[Rows, Cut]:
     log2_k = (mu + _chunks.rounded(_elementary.log(share) * LOG2_E)) / s
     k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
-    return rows, _prefix.cut_of(rows, top, rules)
+    return rows, _prefix.cut_of(rows, Candidates(top, jnp.full(k.shape, True)), rules)
 
 
 def _zipf_exponent(logits: Array) -> Array:

@@ -1,7 +1,8 @@
 """The orders in which systems apply the stages of `sample`, and rules of the caller in an order."""
 
 import dataclasses
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax import Array
@@ -40,11 +41,14 @@ class Rule:
     function: Callable[[Array, Any, SamplerState | None], Array]
 
 
-Order = tuple[str | Rule | tuple[str, ...], ...]
+Stages = tuple[str | Rule | tuple[str, ...], ...]
 """Names of stages, and rules of the caller. The stages of a nested tuple are applied jointly: each
 to the same distribution, and a token is kept if all of them keep it."""
 
-DEFAULT_ORDER: Order = (
+Order = str | Stages
+"""Stages, or a name of `ORDERS`."""
+
+DEFAULT_ORDER: Stages = (
     "guidance",
     "allowed",
     "bitmask",
@@ -75,7 +79,7 @@ DEFAULT_ORDER: Order = (
 )
 """Constraints, penalties, bias, temperature, top-k, top-p, min-p, then the others."""
 
-VLLM_ORDER: Order = (
+VLLM_ORDER: Stages = (
     "bitmask",
     "allowed",
     "bad_words",
@@ -91,7 +95,7 @@ VLLM_ORDER: Order = (
 )
 """The order of vLLM, and its stages."""
 
-HF_ORDER: Order = (
+HF_ORDER: Stages = (
     "guidance",
     "logit_bias",
     "repetition_penalty",
@@ -111,7 +115,7 @@ HF_ORDER: Order = (
 )
 """The order of Hugging Face transformers' `generate`, and its stages."""
 
-LLAMA_CPP_ORDER: Order = (
+LLAMA_CPP_ORDER: Stages = (
     "bitmask",
     "logit_bias",
     "repetition_penalty",
@@ -128,3 +132,39 @@ LLAMA_CPP_ORDER: Order = (
     "dynatemp",
 )
 """The order of llama.cpp's default chain, and its stages."""
+
+MAXTEXT_ORDER: Stages = ("top_k", "top_p", "temperature")
+"""The order of MaxText's composite and nucleus sampling: the temperature is behind the cuts."""
+
+SGLANG_JAX_ORDER: Stages = (
+    "presence_penalty",
+    "frequency_penalty",
+    "min_tokens",
+    "bitmask",
+    "temperature",
+    ("top_k", "top_p"),
+    "min_p",
+)
+"""The order of sglang-jax with `use_sort_for_toppk_minp`, and its stages: top-k and top-p look at
+the same distribution. Without that option, it divides by the temperature behind them."""
+
+ORDERS: Mapping[str, Stages] = types.MappingProxyType(
+    {
+        "default": DEFAULT_ORDER,
+        "vllm": VLLM_ORDER,
+        "hf": HF_ORDER,
+        "llama_cpp": LLAMA_CPP_ORDER,
+        "maxtext": MAXTEXT_ORDER,
+        "sglang_jax": SGLANG_JAX_ORDER,
+    }
+)
+"""The orders by name, for the argument `order`."""
+
+
+def stages_of(order: Order) -> Stages:
+    """Returns the stages of an order, which may be a name."""
+    if not isinstance(order, str):
+        return order
+    if order not in ORDERS:
+        raise ValueError(f"order must be a tuple of stages or one of {[*ORDERS]}, got {order!r}")
+    return ORDERS[order]

@@ -1,13 +1,17 @@
 """`SamplingParams`: the parameters of every rule, for each row of a batch."""
 
 import dataclasses
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from jaxsample import requests as _requests
 from jaxsample._core import _checks
 from jaxsample._core._parameters import (
     BAD_WORDS,
@@ -26,12 +30,15 @@ from jaxsample._core._parameters import (
     SHARE,
     TOP_K,
     WORD_LENGTHS,
+    Field,
     Parameter,
 )
+from jaxsample._core._public import public
 
 
-def _field(parameter: Parameter) -> Any:
-    return dataclasses.field(default=None, metadata={"parameter": parameter})
+def _field(parameter: Parameter, neutral: Any, rule: str | None = None) -> Any:
+    metadata = {"parameter": parameter, "neutral": neutral, "rule": rule}
+    return dataclasses.field(default=None, metadata=metadata)
 
 
 @jax.tree_util.register_dataclass
@@ -85,44 +92,44 @@ class SamplingParams:
     ValueError: top_p[1] must be in [0, 1], got 1.2
     """
 
-    unconditional_logits: ArrayLike | None = _field(LOGITS)
-    guidance_scale: ArrayLike | None = _field(FINITE)
-    allowed: ArrayLike | None = _field(MASK)
-    bitmask: ArrayLike | None = _field(BITMASK)
-    suppressed_token_ids: ArrayLike | None = _field(IDS)
-    bad_words: ArrayLike | None = _field(BAD_WORDS)
-    bad_word_lengths: ArrayLike | None = _field(WORD_LENGTHS)
-    stop_token_ids: ArrayLike | None = _field(IDS)
-    min_tokens: ArrayLike | None = _field(COUNT)
-    no_repeat_ngram_size: ArrayLike | None = _field(COUNT)
-    repetition_penalty: ArrayLike | None = _field(POSITIVE)
-    presence_penalty: ArrayLike | None = _field(FINITE)
-    frequency_penalty: ArrayLike | None = _field(FINITE)
-    dry_multiplier: ArrayLike | None = _field(NOT_NEGATIVE)
-    dry_base: ArrayLike | None = _field(FROM_1)
-    dry_allowed_length: ArrayLike | None = _field(COUNT_FROM_1)
-    dry_sequence_breakers: ArrayLike | None = _field(IDS)
-    logit_bias_token_ids: ArrayLike | None = _field(IDS)
-    logit_bias: ArrayLike | None = _field(BIAS)
-    temperature: ArrayLike | None = _field(NOT_NEGATIVE)
-    dynatemp_low: ArrayLike | None = _field(NOT_NEGATIVE)
-    dynatemp_high: ArrayLike | None = _field(NOT_NEGATIVE)
-    dynatemp_exponent: ArrayLike | None = _field(NOT_NEGATIVE)
-    smoothing_factor: ArrayLike | None = _field(NOT_NEGATIVE)
-    smoothing_curve: ArrayLike | None = _field(FROM_1)
-    top_k: ArrayLike | None = _field(TOP_K)
-    top_p: ArrayLike | None = _field(SHARE)
-    min_p: ArrayLike | None = _field(SHARE)
-    typical_p: ArrayLike | None = _field(SHARE)
-    epsilon_cutoff: ArrayLike | None = _field(SHARE)
-    eta_cutoff: ArrayLike | None = _field(SHARE)
-    top_a: ArrayLike | None = _field(SHARE)
-    top_n_sigma: ArrayLike | None = _field(FINITE)
-    tail_free: ArrayLike | None = _field(SHARE)
-    top_h: ArrayLike | None = _field(SHARE)
-    p_less: ArrayLike | None = _field(FLAG)
-    xtc_probability: ArrayLike | None = _field(SHARE)
-    xtc_threshold: ArrayLike | None = _field(SHARE)
+    unconditional_logits: ArrayLike | None = _field(LOGITS, 0.0, "guidance")
+    guidance_scale: ArrayLike | None = _field(FINITE, 1.0, "guidance")
+    allowed: ArrayLike | None = _field(MASK, True)
+    bitmask: ArrayLike | None = _field(BITMASK, -1)
+    suppressed_token_ids: ArrayLike | None = _field(IDS, -1, "suppressed")
+    bad_words: ArrayLike | None = _field(BAD_WORDS, -1)
+    bad_word_lengths: ArrayLike | None = _field(WORD_LENGTHS, 0, "bad_words")
+    stop_token_ids: ArrayLike | None = _field(IDS, -1, "min_tokens")
+    min_tokens: ArrayLike | None = _field(COUNT, 0)
+    no_repeat_ngram_size: ArrayLike | None = _field(COUNT, 0, "no_repeat_ngram")
+    repetition_penalty: ArrayLike | None = _field(POSITIVE, 1.0)
+    presence_penalty: ArrayLike | None = _field(FINITE, 0.0)
+    frequency_penalty: ArrayLike | None = _field(FINITE, 0.0)
+    dry_multiplier: ArrayLike | None = _field(NOT_NEGATIVE, 0.0, "dry")
+    dry_base: ArrayLike | None = _field(FROM_1, 1.75, "dry")
+    dry_allowed_length: ArrayLike | None = _field(COUNT_FROM_1, 2, "dry")
+    dry_sequence_breakers: ArrayLike | None = _field(IDS, -1, "dry")
+    logit_bias_token_ids: ArrayLike | None = _field(IDS, -1, "logit_bias")
+    logit_bias: ArrayLike | None = _field(BIAS, 0.0)
+    temperature: ArrayLike | None = _field(NOT_NEGATIVE, 1.0)
+    dynatemp_low: ArrayLike | None = _field(NOT_NEGATIVE, 1.0, "dynatemp")
+    dynatemp_high: ArrayLike | None = _field(NOT_NEGATIVE, 1.0, "dynatemp")
+    dynatemp_exponent: ArrayLike | None = _field(NOT_NEGATIVE, 1.0, "dynatemp")
+    smoothing_factor: ArrayLike | None = _field(NOT_NEGATIVE, 0.0, "smoothing")
+    smoothing_curve: ArrayLike | None = _field(FROM_1, 1.0, "smoothing")
+    top_k: ArrayLike | None = _field(TOP_K, 0)
+    top_p: ArrayLike | None = _field(SHARE, 1.0)
+    min_p: ArrayLike | None = _field(SHARE, 0.0)
+    typical_p: ArrayLike | None = _field(SHARE, 1.0)
+    epsilon_cutoff: ArrayLike | None = _field(SHARE, 0.0)
+    eta_cutoff: ArrayLike | None = _field(SHARE, 0.0)
+    top_a: ArrayLike | None = _field(SHARE, 0.0)
+    top_n_sigma: ArrayLike | None = _field(FINITE, 0.0)
+    tail_free: ArrayLike | None = _field(SHARE, 1.0)
+    top_h: ArrayLike | None = _field(SHARE, 1.0)
+    p_less: ArrayLike | None = _field(FLAG, False)
+    xtc_probability: ArrayLike | None = _field(SHARE, 0.0, "xtc")
+    xtc_threshold: ArrayLike | None = _field(SHARE, 0.1, "xtc")
     custom: dict[str, Any] | None = None
 
     def validate(self) -> None:
@@ -135,11 +142,102 @@ class SamplingParams:
         for name, parameter, value in given(self):
             parameter.validate(name, value)
 
+    @classmethod
+    def from_requests(
+        cls,
+        requests: Iterable[Any],
+        *,
+        rules: Sequence[str] | None = None,
+        max_bias: int = 0,
+        max_stop_tokens: int = 0,
+        max_suppressed: int = 0,
+        max_bad_words: int = 0,
+        max_bad_word_length: int = 0,
+        max_breakers: int = 0,
+        vocab_size: int | None = None,
+        handled: Sequence[str] = (),
+    ) -> "SamplingParams":
+        """Returns the params of a batch from a request for each row, on the host.
+
+        A request is a dictionary or an object with the names of vLLM's `SamplingParams`, OpenAI's
+        API, Hugging Face's `GenerationConfig` or Gemini's `GenerationConfig`, or of the fields of
+        this class. Where it says nothing or None its row has the values of `NEUTRAL`. None in
+        place of a request gives a neutral row, which is greedy where the batch has temperatures.
+
+        `temperature=0` and `do_sample` without True are greedy, and the rules of such a request
+        from `dynatemp` and `top_k` to `xtc` are neutral, as in vLLM and Hugging Face. `top_k` of
+        -1 and 0 and `eos_token_id=-1` ask for nothing. Names of other layers, `max_tokens`, `stop`
+        or `seed`, are ignored: `jaxsample.requests.IGNORED` has them all. `guidance_scale` needs
+        `unconditional_logits` of the loop.
+
+        Args:
+          requests: one a row, or None for a row without a request.
+          rules: names of fields; with them, the batch has the other fields of their rules. None:
+            those that a request asks for. With the same `rules` and widths all batches of a size
+            have the same shapes, and programs are compiled once.
+          max_bias: the width of `logit_bias`; 0: that of the longest list, at least 1.
+          max_stop_tokens: the width of `stop_token_ids`, which are there with `min_tokens`; or 0.
+          max_suppressed: the width of `suppressed_token_ids`, or 0.
+          max_bad_words: the number of `bad_words`, or 0.
+          max_bad_word_length: the width of each of `bad_words`, or 0.
+          max_breakers: the width of `dry_sequence_breakers`, or 0.
+          vocab_size: needed for `allowed_token_ids` and a rule "allowed" or "bitmask"; token ids
+            must be below it.
+          handled: names that the caller serves itself, of any value: "n", "response_format".
+
+        Returns:
+          `SamplingParams` of NumPy arrays, `[len(requests), *]`.
+
+        Raises:
+          TypeError: a request or a value of the wrong kind.
+          ValueError: a name that is not known, a value that no rule serves, such as `n=2`, a value
+            outside its range, a list that is too long, a rule that `rules` lack; the message names
+            the request, the name and the value.
+
+        >>> params = SamplingParams.from_requests(
+        ...     [{"topP": 0.9, "maxOutputTokens": 9}, {"logit_bias": {"7": -100}}, None]
+        ... )
+        >>> print(params.temperature, params.top_p, params.logit_bias_token_ids.tolist())
+        [1. 1. 0.] [0.9 1. 1. ] [[-1], [7], [-1]]
+        >>> SamplingParams.from_requests([{}, {"temperature": -1}])
+        Traceback (most recent call last):
+        ...
+        ValueError: requests[1].temperature must be finite and at least 0, got -1
+        """
+        widths = {
+            "logit_bias_token_ids": (max_bias,),
+            "logit_bias": (max_bias,),
+            "stop_token_ids": (max_stop_tokens,),
+            "suppressed_token_ids": (max_suppressed,),
+            "bad_words": (max_bad_words, max_bad_word_length),
+            "bad_word_lengths": (max_bad_words,),
+            "dry_sequence_breakers": (max_breakers,),
+        }
+        return cls(**_requests.columns(FIELDS, requests, rules, widths, vocab_size, handled))
+
+
+def _fields() -> dict[str, Field]:
+    """Returns the fields of `SamplingParams` by name, without `custom`."""
+    found = {f.name: f.metadata for f in dataclasses.fields(SamplingParams) if f.metadata}
+    return {
+        name: Field(metadata["parameter"], metadata["neutral"], metadata["rule"] or name)
+        for name, metadata in found.items()
+    }
+
+
+FIELDS = _fields()
+
+NEUTRAL: Mapping[str, Any] = types.MappingProxyType(
+    {name: field.neutral for name, field in FIELDS.items()}
+)
+"""By field of `SamplingParams` the value of a row that does not ask for its rule; of a list that of
+each element, its padding. Those that belong to another field are the usual ones: `dry_base` 1.75,
+`dry_allowed_length` 2, `xtc_threshold` 0.1."""
+
 
 def given(params: SamplingParams) -> list[tuple[str, Parameter, Any]]:
     """Returns the fields of stages that are not None: their names, parameters and values."""
-    fields = [(f.name, f.metadata["parameter"]) for f in dataclasses.fields(params) if f.metadata]
-    found = [(name, parameter, getattr(params, name)) for name, parameter in fields]
+    found = [(name, field.parameter, getattr(params, name)) for name, field in FIELDS.items()]
     return [(name, parameter, value) for name, parameter, value in found if value is not None]
 
 
@@ -150,6 +248,67 @@ def converted(name: str, params: SamplingParams, logits: Array) -> SamplingParam
     if params.custom is not None:
         _checks.instance(f"{name}.custom", params.custom, dict)
     changes = {field: parameter.narrowed(field, x, logits) for field, parameter, x in given(params)}
+    return dataclasses.replace(params, **changes)
+
+
+def _batch(name: str, value: Any) -> SamplingParams:
+    """Returns params whose fields have one leading axis, of the rows."""
+    _checks.instance(name, value, SamplingParams)
+    if value.custom is not None:
+        raise ValueError(f"{name} must have no custom params: their axes are not known")
+    size = None
+    for field, parameter, x in given(value):
+        shape, axes = np.shape(x), ("rows", *parameter.axes)
+        size = shape[0] if size is None and shape else size
+        if len(shape) != len(axes) or shape[0] != size:
+            raise ValueError(
+                f"{name}.{field} must have shape [{', '.join(axes)}] with as many rows as the "
+                f"other fields, got {shape}"
+            )
+    return converted(name, value, jnp.empty((size or 0, 1)))
+
+
+def _rows(name: str, value: ArrayLike, _: SamplingParams) -> Array:
+    return _checks.integers(name, value)
+
+
+@public(
+    first="params",
+    convert_first=_batch,
+    rows=_rows,
+    new=lambda name, value, _: _batch(name, value),
+)
+def set_rows(params: SamplingParams, rows: ArrayLike, new: SamplingParams) -> SamplingParams:
+    """Assigns rows of a batch of params to new requests: continuous batching in fixed shapes.
+
+    Under donation of the params only the rows that change are written. No value compiles anew.
+
+    Args:
+      params: of a batch, every field `[batch, *]`, without `custom`.
+      rows: integers `[n]`, the rows to assign, no row twice; negative ones are padding.
+      new: of n rows, with the fields of `params` and the same widths of lists: of
+        `SamplingParams.from_requests` with the same `rules` and widths.
+
+    Returns:
+      The params, with the new rows in their places and all others as they were.
+
+    >>> params = SamplingParams.from_requests([None] * 3, rules=("temperature", "top_p"))
+    >>> new = SamplingParams.from_requests([{"top_p": 0.9}], rules=("temperature", "top_p"))
+    >>> params = set_rows(params, [1], new)
+    >>> print(params.temperature, params.top_p)
+    [0. 1. 0.] [1. 0.9 1. ]
+    """
+    place = jnp.asarray(rows)
+    old, fresh = ({name: x for name, _, x in given(p)} for p in (params, new))
+    if old.keys() != fresh.keys():
+        raise ValueError(f"new must have the fields {', '.join(old)}, got {', '.join(fresh)}")
+    for name, x in fresh.items():
+        if x.shape != (shape := (*place.shape, *old[name].shape[1:])):
+            raise ValueError(f"new.{name} must have shape {shape}, got {x.shape}")
+    changes = {
+        name: x.at[jnp.where(place < 0, len(x), place)].set(fresh[name], mode="drop")
+        for name, x in old.items()
+    }
     return dataclasses.replace(params, **changes)
 
 

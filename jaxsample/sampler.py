@@ -11,6 +11,7 @@ from jaxsample._core import _checks, _chunks, _draw, _normalizer, _prefix, _rank
 from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._chunks import Implementation, Rows, Source, opened
 from jaxsample._core._draw import Drawn
+from jaxsample._core._prefix import Candidates
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._ranking import Cut
 from jaxsample._core._search import Kept, Rules
@@ -23,16 +24,17 @@ from jaxsample.scaling import divisor_of
 from jaxsample.stages import applied, mask_of, planned, rules_of
 from jaxsample.state import SamplerState
 
-_MODES = ("processed_logprobs", "raw_logprobs")
+_MODES = ("processed_logprobs", "raw_logprobs", "scaled_logprobs")
 
 
 class SampleOutput(NamedTuple):
     """The output of `sample`.
 
     Attributes:
-      tokens: int32 `[...]`; -1 on a bad row.
+      tokens: int32 `[...]`; -1, or `bad_token`, on a bad row.
       logprobs: float32 `[...]`, of each token, under the distribution that it was drawn from
-        unless `logprobs_mode` says otherwise; NaN on a bad row. Differentiable in the logits.
+        unless `logprobs_mode` says otherwise; NaN on a bad row. Differentiable in the logits. Where
+        `logprobs_mode` is a tuple, a dictionary by mode, as are `ranks` and `top_logprobs`.
       num_kept: int32 `[...]`, the number of tokens that the draw chose from; 0 on a bad row.
       ranks: int32 `[...]`, the place of each token in the ranking, from 0; -1 on a bad row. None
         without `num_logprobs`.
@@ -43,10 +45,10 @@ class SampleOutput(NamedTuple):
     """
 
     tokens: Array
-    logprobs: Array
+    logprobs: Any
     num_kept: Array
-    ranks: Array | None = None
-    top_logprobs: TopLogprobs | None = None
+    ranks: Any = None
+    top_logprobs: Any = None
     kept_mask: Array | None = None
 
 
@@ -64,10 +66,11 @@ def state_of_rows(name: str, value: Any, logits: Array) -> SamplerState | None:
     return checked_state(name, value, logits.shape)
 
 
-def _mode(name: str, value: Any, _: Array) -> str:
-    if value not in _MODES:
-        raise ValueError(f"{name} must be one of {_MODES}, got {value!r}")
-    return str(value)
+def _modes(name: str, value: Any, _: Array) -> str | tuple[str, ...]:
+    modes = value if isinstance(value, tuple) else (value,)
+    if not modes or not set(modes) <= {*_MODES}:
+        raise ValueError(f"{name} must be one of {_MODES} or a tuple of them, got {value!r}")
+    return value
 
 
 def _bool(name: str, value: Any, _: Array) -> bool:
@@ -76,7 +79,7 @@ def _bool(name: str, value: Any, _: Array) -> bool:
 
 OPTION_CONVERTERS: dict[str, Any] = {
     "num_logprobs": static_integer(0, MAX_VOCAB),
-    "logprobs_mode": _mode,
+    "logprobs_mode": _modes,
     "return_kept": _bool,
 }
 """The converters of the static options of `sample`."""
@@ -86,6 +89,7 @@ OPTION_CONVERTERS: dict[str, Any] = {
     key=_checks.keys,
     params=converted,
     state=state_of_rows,
+    bad_token=static_integer(-1, MAX_VOCAB),
     **OPTION_CONVERTERS,
 )
 def sample(
@@ -96,8 +100,9 @@ def sample(
     *,
     order: Order = DEFAULT_ORDER,
     num_logprobs: int = 0,
-    logprobs_mode: str = "processed_logprobs",
+    logprobs_mode: str | tuple[str, ...] = "processed_logprobs",
     return_kept: bool = False,
+    bad_token: int = -1,
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> SampleOutput:
@@ -121,17 +126,23 @@ def sample(
         are, computed with in float32 and never rounded again.
       params: what to apply; fields that are None cost nothing.
       state: what the rows hold so far, for the rules that look back.
-      order: static, the names of the stages; `DEFAULT_ORDER`, `VLLM_ORDER`, `HF_ORDER` and
-        `LLAMA_CPP_ORDER` are there. A nested tuple judges its stages on the same distribution, and
-        a `Rule` is a rule of the caller.
+      order: static, the names of the stages, as `DEFAULT_ORDER`, or a name of `ORDERS`: "vllm",
+        "hf", "llama_cpp", "maxtext", "sglang_jax". A nested tuple judges its stages on the same
+        distribution, and a `Rule` is a rule of the caller.
       num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the token's rank.
-      logprobs_mode: static, "processed_logprobs", of the distribution that was drawn from, or
-        "raw_logprobs", of the logits as they were given.
+      logprobs_mode: static, "processed_logprobs", of the distribution that was drawn from;
+        "raw_logprobs", of the logits as they were given; or "scaled_logprobs", of the logits after
+        all rules but those that drop tokens by their distribution, with greedy rows at temperature
+        1: what a policy is trained on. A tuple asks for several.
       return_kept: static, also return which tokens the draw chose from.
+      bad_token: static, in [-1, vocab), the token that bad rows get: that of padding in a loop that
+        does not look for -1, which it must not write as text. Their log-probability stays NaN and
+        `num_kept` 0.
 
     Returns:
       `SampleOutput`. A bad row (a NaN, +inf or no finite logit, none left by the rules, a
-      parameter outside its range) gets token -1 and log-probability NaN and touches no other row.
+      parameter outside its range) gets `bad_token` and log-probability NaN and touches no other
+      row.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or order, a field without the other one or the
@@ -146,8 +157,12 @@ def sample(
     [2 1] 2 0.0
     """
     x = opened(logits, axis_name, implementation)
+    bad_token = _checks.static_integer("bad_token", bad_token, -1, x.vocab - 1)
     options = Options(order, num_logprobs, logprobs_mode, return_kept)
-    return sample_rows(jnp.asarray(key), x, params, state, options)
+    out = sample_rows(jnp.asarray(key), x, params, state, options)
+    if bad_token < 0:
+        return out
+    return out._replace(tokens=jnp.where(out.tokens < 0, bad_token, out.tokens))
 
 
 class Options(NamedTuple):
@@ -155,7 +170,7 @@ class Options(NamedTuple):
 
     order: Order
     num_logprobs: int
-    logprobs_mode: str
+    logprobs_mode: str | tuple[str, ...]
     return_kept: bool
 
 
@@ -164,10 +179,36 @@ def sample_rows(
 ) -> SampleOutput:
     """Draws a token of each row of a source, as `sample`."""
     num_logprobs = _checks.static_integer("num_logprobs", options.num_logprobs, 0, x.vocab)
-    choice = chosen(keys, x, params, state, options.order)
-    if options.logprobs_mode == "raw_logprobs":
-        return _with_raw_logprobs(_output(choice, 0, options.return_kept), x, num_logprobs)
-    return _output(choice, num_logprobs, options.return_kept)
+    out = _output(chosen(keys, x, params, state, options.order), num_logprobs, options.return_kept)
+
+    def of_mode(mode: str) -> SampleOutput:
+        if mode == "processed_logprobs":
+            return out
+        if mode == "scaled_logprobs":
+            scaled = _uncut(keys, x, params, state, options.order)
+            return _with_logprobs(out, scaled, num_logprobs)
+        return _with_logprobs(out, x, num_logprobs)
+
+    if isinstance(options.logprobs_mode, str):
+        return of_mode(options.logprobs_mode)
+    by_mode = {mode: of_mode(mode) for mode in options.logprobs_mode}
+    names = ("logprobs", "ranks", "top_logprobs") if num_logprobs else ("logprobs",)
+    fields: Any = {n: {mode: getattr(each, n) for mode, each in by_mode.items()} for n in names}
+    return out._replace(**fields)
+
+
+def _uncut(
+    keys: Array, x: Source, params: SamplingParams, state: SamplerState | None, order: Order
+) -> Source:
+    """Returns the logits after the rules that drop no token, greedy rows at temperature 1."""
+    if params.temperature is not None:
+        temperature = jnp.asarray(params.temperature)
+        params = dataclasses.replace(
+            params, temperature=jnp.where(temperature == 0, 1, temperature)
+        )
+    groups = planned(params, state, order).groups
+    kept = tuple(group for group in groups if not any(stage.drops for stage in group))
+    return applied(kept, keys, x, params, state)
 
 
 @public(
@@ -240,8 +281,8 @@ def _outgrown(state: SamplerState) -> Array:
     return (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
 
 
-def _with_raw_logprobs(out: SampleOutput, x: Source, num_logprobs: int) -> SampleOutput:
-    """Returns the output with log-probabilities and ranks of the logits as they were given."""
+def _with_logprobs(out: SampleOutput, x: Source, num_logprobs: int) -> SampleOutput:
+    """Returns the output with log-probabilities and ranks of other logits."""
     out = out._replace(
         logprobs=token_logprobs(
             x.logits, out.tokens, axis_name=x.axis_name, implementation=x.implementation
@@ -264,7 +305,7 @@ class Choice(NamedTuple):
       rows: `x`, scanned, with its temperature; bad where a parameter is, too.
       cut: the end of the kept tokens.
       drawn: the token, and the mass and the number of the kept ones.
-      ranked: the first tokens of the ranking, if they are known.
+      ranked: the candidates, or None: the draw did not look for them.
       divisor: the temperature as a divisor, with its gradient, or None.
     """
 
@@ -272,7 +313,7 @@ class Choice(NamedTuple):
     rows: Rows
     cut: Cut
     drawn: Drawn
-    ranked: Cut | None
+    ranked: Candidates | None
     divisor: Array | None
 
     @property
@@ -382,13 +423,14 @@ def _output(choice: Choice, num_logprobs: int, return_kept: bool) -> SampleOutpu
     return out._replace(kept_mask=packed_bitmask(choice.kept())) if return_kept else out
 
 
-def _first_tokens(rows: Rows, ranked: Cut | None, number: int) -> tuple[Cut, Array]:
-    """Returns the first tokens of the ranking, and the logits by which they are cut.
+def _first_tokens(rows: Rows, ranked: Candidates | None, number: int) -> tuple[Cut, Array]:
+    """Returns the first tokens of the ranking, and the logits by which they are cut."""
 
-    Those that are `ranked` already, if they are as many.
-    """
-    if ranked is not None and number <= ranked.token.shape[-1]:
-        top = Cut(*(of[..., :number] for of in ranked))
-        return top, top.logit
-    top, raw = _ranking.first(rows, number)
-    return top, rows.read_to_cut(raw)
+    def found() -> tuple[Cut, Array]:
+        top, raw = _ranking.first(rows, number)
+        return top, rows.read_to_cut(raw)
+
+    if ranked is None or number > ranked.tokens.token.shape[-1]:
+        return found()
+    top = Cut(*(of[..., :number] for of in ranked.tokens))
+    return lax.cond(jnp.all(ranked.complete | rows.bad), lambda: (top, top.logit), found)

@@ -17,7 +17,6 @@ from jaxsample._core._chunks import Implementation, opened
 from jaxsample._core._lookup import take
 from jaxsample._core._public import public
 from jaxsample._core._shards import AxisName
-from jaxsample.logprobs import TopLogprobs
 from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.params import SamplingParams, converted, of_positions
 from jaxsample.sampler import OPTION_CONVERTERS, Options, SampleOutput, checked_state, sample_rows
@@ -59,10 +58,10 @@ class SpeculativeOutput(NamedTuple):
     tokens: Array
     num_accepted: Array
     nodes: Array
-    logprobs: Array
+    logprobs: Any
     num_kept: Array
-    ranks: Array | None = None
-    top_logprobs: TopLogprobs | None = None
+    ranks: Any = None
+    top_logprobs: Any = None
     kept_mask: Array | None = None
 
 
@@ -252,7 +251,7 @@ def speculative_sample(
     parents: ArrayLike | None = None,
     order: Order = DEFAULT_ORDER,
     num_logprobs: int = 0,
-    logprobs_mode: str = "processed_logprobs",
+    logprobs_mode: str | tuple[str, ...] = "processed_logprobs",
     return_kept: bool = False,
     axis_name: AxisName = None,
     implementation: Implementation = None,
@@ -284,7 +283,8 @@ def speculative_sample(
         front of each draft, which has a lower index, or -1 for the text.
       order: static, as in `sample`.
       num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the token's rank.
-      logprobs_mode: static, "processed_logprobs" or "raw_logprobs", as in `sample`.
+      logprobs_mode: static, "processed_logprobs", "raw_logprobs", "scaled_logprobs" or a tuple of
+        them, as in `sample`.
       return_kept: static, also return which tokens each draw chose from.
 
     Returns:
@@ -335,20 +335,19 @@ def _of_levels(keys: Array, levels: Array) -> Array:
 def _on_path(out: SampleOutput, nodes: Array) -> dict[str, Any]:
     """Returns the fields of `SpeculativeOutput` from the rows of `nodes`, -1 for none."""
 
-    def at_nodes(of_rows: Any, nothing: float) -> Any:
-        if of_rows is None:
-            return None
-        index = _checks.to_elements(nodes, of_rows)
-        found = jnp.take_along_axis(of_rows, jnp.maximum(index, 0), nodes.ndim - 1, mode="clip")
-        return jnp.where(index >= 0, found, jnp.asarray(nothing, of_rows.dtype))
+    def at_nodes(of_rows: Any, nothing: int) -> Any:
+        def of_leaf(leaf: Array) -> Array:
+            index = _checks.to_elements(nodes, leaf)
+            found = jnp.take_along_axis(leaf, jnp.maximum(index, 0), nodes.ndim - 1, mode="clip")
+            missing = np.nan if jnp.issubdtype(leaf.dtype, jnp.floating) else nothing
+            return jnp.where(index >= 0, found, jnp.asarray(missing, leaf.dtype))
 
-    top = out.top_logprobs
-    if top is not None:
-        top = TopLogprobs(at_nodes(top.logprobs, np.nan), at_nodes(top.tokens, -1))
+        return jax.tree.map(of_leaf, of_rows)
+
     return {
-        "logprobs": at_nodes(out.logprobs, np.nan),
+        "logprobs": at_nodes(out.logprobs, -1),
         "num_kept": at_nodes(out.num_kept, 0),
         "ranks": at_nodes(out.ranks, -1),
-        "top_logprobs": top,
+        "top_logprobs": at_nodes(out.top_logprobs, -1),
         "kept_mask": at_nodes(out.kept_mask, 0),
     }

@@ -25,7 +25,7 @@ from jaxsample.constraints import (
     suppressed,
     without,
 )
-from jaxsample.orders import Order, Rule
+from jaxsample.orders import Order, Rule, stages_of
 from jaxsample.params import SamplingParams
 from jaxsample.penalties import (
     dry_penalized_logits,
@@ -298,7 +298,8 @@ class Plan(NamedTuple):
 
 def planned(params: SamplingParams, state: SamplerState | None, order: Order) -> Plan:
     """Returns the plan of the stages that the params ask for."""
-    groups: _Groups = [entry if isinstance(entry, tuple) else (entry,) for entry in order]
+    stages = stages_of(order)
+    groups: _Groups = [entry if isinstance(entry, tuple) else (entry,) for entry in stages]
     _check_order(groups)
     names = {entry if isinstance(entry, str) else entry.name for group in groups for entry in group}
     asked = {name for name, stage in STAGES.items() if _is_asked(stage, params, state)}

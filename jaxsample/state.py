@@ -35,6 +35,65 @@ class SamplerState:
     prompt_mask: Array
     counts: Array
 
+    @staticmethod
+    @public(
+        first="tokens",
+        convert_first=_checks.text,
+        static=("vocab_size", "axis_name"),
+        prompt_lengths=_checks.integer,
+        lengths=_checks.integer,
+        vocab_size=static_integer(1, _checks.MAX_VOCAB),
+        left_padding=_checks.integer,
+    )
+    def from_tokens(
+        tokens: ArrayLike,
+        prompt_lengths: ArrayLike,
+        lengths: ArrayLike,
+        vocab_size: int,
+        *,
+        left_padding: ArrayLike = 0,
+        axis_name: AxisName = None,
+    ) -> "SamplerState":
+        """Returns the state of texts that were written: for loops that keep their own.
+
+        It counts all tokens of the output anew. A loop that can hold a state is faster with
+        `update_state`, which counts one.
+
+        Args:
+          tokens: integers `[..., max_length]`, prompt and output of each row, valid up to
+            `lengths`.
+          prompt_lengths: integers in [0, lengths], a scalar or `[...]`.
+          lengths: integers in [0, max_length - left_padding], of prompt and output, a scalar or
+            `[...]`.
+          vocab_size: static, the vocabulary of the logits; of each device's, where it is sharded.
+          left_padding: integers at least 0, a scalar or `[...]`, the tokens in front of each text,
+            which are dropped: where prompts are padded on the left to a width, that width without
+            the length of the prompt.
+
+        Returns:
+          `SamplerState`, bit for bit that of `init_state` with the prompts and `update_state` with
+          each token of the outputs. A row with a length outside its range has length -1: it is a
+          bad row for `sample`.
+
+        >>> import jax.numpy as jnp
+        >>> texts = jnp.array([[0, 3, 1, 4], [5, 2, 2, 2]])
+        >>> state = SamplerState.from_tokens(texts, [1, 2], [2, 4], 6, left_padding=[1, 0])
+        >>> print(state.tokens.tolist(), state.counts.tolist())
+        [[3, 1, 0, 0], [5, 2, 2, 2]] [[0, 1, 0, 0, 0, 0], [0, 0, 2, 0, 0, 0]]
+        """
+        text = jnp.asarray(tokens)
+        place, room = _chunks.positions(text), text.shape[-1]
+        prompt, end, start = (
+            _checks.to_rows(jnp.asarray(x), text) for x in (prompt_lengths, lengths, left_padding)
+        )
+        index = jnp.clip(place + start[..., None], 0, room - 1)
+        text = jnp.take_along_axis(text, index, axis=-1, mode="clip")
+        output = (place >= prompt[..., None]) & (place < end[..., None])
+        state = init_state(text, prompt, vocab_size, room, axis_name=axis_name)
+        state = update_state(state, jnp.where(output, text, -1), axis_name=axis_name)
+        inside = (prompt <= end) & (start >= 0) & (end <= room - start)
+        return dataclasses.replace(state, lengths=jnp.where(inside, state.lengths, -1))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DraftedState(SamplerState):

@@ -98,6 +98,18 @@ def test_bad_parameters(good, name):
             np.testing.assert_array_equal(rest, want[key][::2] if key in affected else want[key])
 
 
+def test_bad_rows_get_the_token_that_is_asked_for(good):
+    """Nothing else of the output changes."""
+    x = good[0].copy()
+    x[1, 3] = np.nan
+    want = sample(keys_of(3), x, SamplingParams())
+    got = sample(keys_of(3), x, SamplingParams(), bad_token=7)
+    np.testing.assert_array_equal(got.tokens, np.where(np.arange(3) == 1, 7, want.tokens))
+    np.testing.assert_array_equal(got.logprobs, want.logprobs)
+    np.testing.assert_array_equal(got.num_kept, want.num_kept)
+    assert want.tokens[1] == -1
+
+
 @pytest.mark.slow
 def test_bad_rows_leave_gradients_alone():
     """Padding of -inf, a NaN, +inf, a bad parameter: rows whose loss is masked have no gradient."""
@@ -153,6 +165,16 @@ def test_a_lone_bad_row_and_a_batch_of_them():
         (lambda x: js.categorical_sample(0, x), TypeError, "key must be a jax.random.key"),
         (lambda x: js.categorical_sample(jnp.zeros(3, jnp.uint32), x), TypeError, "key must be a"),
         (lambda x: js.categorical_sample(keys_of(3), x), ValueError, r"key must be one key, or"),
+        (
+            lambda x: sample(keys_of(2), x, SamplingParams(), bad_token=10),
+            ValueError,
+            "bad_token m",
+        ),
+        (
+            lambda x: sample(keys_of(2), x, SamplingParams(), bad_token=-2),
+            ValueError,
+            "bad_token m",
+        ),
         (lambda x: sample(keys_of(2), x, {"top_p": 1}), TypeError, "params must be a SamplingPar"),
         (lambda x: sample(keys_of(2), x, SamplingParams(top_k=0.5)), TypeError, "top_k must be an"),
         (lambda x: sample(keys_of(2), x, SamplingParams(min_p=np.ones(5))), ValueError, "min_p mu"),

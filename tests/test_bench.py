@@ -147,7 +147,7 @@ def test_the_report_writes_data_text_and_plots(tmp_path, capsys):
     assert "jaxsample, k, p, min-p" in path.with_suffix(".svg").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_report_measures(tmp_path):
     path = tmp_path / "times.json"
     command = [sys.executable, "-m", "bench", "--report", "--quick", "--out", path]

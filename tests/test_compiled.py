@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from catalogue import calls
-from rows import make, slow, traces
+from rows import exhaustive, make, traces
 from unoptimised import to_read
 
 import jaxsample as js
@@ -62,7 +62,7 @@ def assert_not_sorted(compiled):
             assert max(sizes, default=0) < VOCAB // 8, line
 
 
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+@pytest.mark.parametrize("dtype", ["float32", exhaustive("bfloat16")])
 @pytest.mark.parametrize("name", NAMES)
 def test_no_row_is_sorted(compiled, name, dtype):
     assert_not_sorted(compiled(name, dtype))
@@ -82,7 +82,7 @@ WRITE_BFLOAT16 = (
 )
 
 
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
+@pytest.mark.parametrize("dtype", ["float32", exhaustive("bfloat16")])
 @pytest.mark.parametrize("name", NAMES)
 def test_temporaries_are_a_fraction_of_the_logits(compiled, name, dtype):
     if jax.__version_info__ < (0, 10):

@@ -28,15 +28,8 @@ VALUES = {
     "tail_free_logits": (0.0, 0.5, 0.95, 1.0),
     "top_h_logits": (0.0, 0.3, 0.9, 1.0),
 }
-NEUTRAL = {
-    "typical_p_logits": 1,
-    "epsilon_logits": 0,
-    "eta_logits": 0,
-    "top_a_logits": 0,
-    "top_n_sigma_logits": 0,
-    "tail_free_logits": 1,
-    "top_h_logits": 1,
-}
+FIELDS = {"epsilon_logits": "epsilon_cutoff", "eta_logits": "eta_cutoff"}
+NEUTRAL = {rule: js.NEUTRAL[FIELDS.get(rule, rule.removesuffix("_logits"))] for rule in VALUES}
 BAD = dict.fromkeys(VALUES, (-0.1, 1.1, np.nan)) | {"top_n_sigma_logits": (np.inf, np.nan)}
 
 

@@ -27,7 +27,8 @@ import model  # noqa: E402
 import speculative  # noqa: E402
 from request import DEMO, KINDS, NEUTRAL, Request  # noqa: E402
 
-from jaxsample import DEFAULT_ORDER, SamplingParams  # noqa: E402
+from jaxsample import SamplingParams  # noqa: E402
+from jaxsample.params import FIELDS  # noqa: E402
 
 CONFIG, TOKENIZER, WEIGHTS = decode.open_model(decode.MODEL)
 PLAIN = [
@@ -157,13 +158,8 @@ def test_replaying_writes_the_same_texts():
     assert np.all(seconds > 0)
 
 
-def test_every_rule_is_a_setting_named_as_its_stage():
-    assert jobs.RULES.keys() <= set(DEFAULT_ORDER)
-    scalars = [
-        f.name
-        for f in dataclasses.fields(SamplingParams)
-        if f.metadata and not f.metadata["parameter"].axes
-    ]
+def test_every_rule_is_a_setting():
+    scalars = [name for name, field in FIELDS.items() if not field.parameter.axes]
     assert {*scalars, "logit_bias", "bad_words"} == {*NEUTRAL, "guidance_scale"}
 
 
@@ -171,9 +167,9 @@ def test_every_rule_is_a_setting_named_as_its_stage():
 def test_a_setting_becomes_params_of_its_own_rule(name):
     params = jobs.make_params([NOTHING, ASKED[name]], TOKENIZER)
     plain, asked = ({n: x for n, x in vars(p).items() if x is not None} for p in params)
-    (rule,) = (rule for rule in jobs.RULES.values() if name in rule)
-    assert plain.keys() == asked.keys() == {*rule, *["stop_token_ids"] * (name == "min_tokens")}
-    for field in rule:
+    rule = [field for field in FIELDS if FIELDS[field].rule == FIELDS[name].rule]
+    assert [*plain] == [*asked] == rule
+    for field in {*rule} & {*NEUTRAL}:
         assert plain[field] == np.float32(NEUTRAL[field])
         assert asked[field] == np.float32(getattr(ASKED[name], field))
 
@@ -243,7 +239,7 @@ def test_the_demonstration_compiles_once_and_keeps_to_an_order():
     done = run("decode.py", "--max-tokens", 5)
     assert (done.returncode, done.stderr) == (0, "")
     assert "9 requests through 4 slots; times traced: admit 1, write 1\n" in done.stdout
-    done = run("decode.py", "--prompt", "x", "--order", "llama.cpp", "--max-tokens", 1)
+    done = run("decode.py", "--prompt", "x", "--order", "llama_cpp", "--max-tokens", 1)
     assert (done.returncode, done.stderr) == (0, "")
     assert "length, 1 token," in done.stdout
 
@@ -275,7 +271,7 @@ def test_a_bad_flag_ends_a_process_in_one_line_too():
         (["--order", "mine"], "--order: invalid choice: 'mine'"),
         (
             ["--order", "vllm", "--prompt", "x", "--eta-cutoff", "0.1"],
-            "order vllm has no eta_cutoff, which a",
+            "order must name every stage that params ask for, 'eta_cutoff' too",
         ),
         (["--typical-p", "2"], "--typical-p: typical_p must be in [0, 1], got 2"),
         (["--repetition-penalty", "0"], "repetition_penalty must be finite and above 0, got 0"),

@@ -74,7 +74,7 @@ def test_in_every_dtype(name, dtype):
     ("order", "options"),
     [
         exhaustive(js.DEFAULT_ORDER, {}),
-        (RESCALED, {"num_logprobs": 5, "logprobs_mode": "raw_logprobs"}),
+        (RESCALED, {"num_logprobs": 5, "logprobs_mode": ("raw_logprobs", "scaled_logprobs")}),
     ],
 )
 def test_every_stage_of_sample(order, options):

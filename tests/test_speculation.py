@@ -226,7 +226,7 @@ def test_what_does_not_fit_is_named(change, error, match):
     ("order", "dtype", "shape", "mode"),
     [
         (DEFAULT_ORDER, "bfloat16", "chain", "processed_logprobs"),
-        (VLLM_ORDER, "float32", "tree", "raw_logprobs"),
+        (VLLM_ORDER, "float32", "tree", ("raw_logprobs", "scaled_logprobs")),
     ],
 )
 def test_every_rule_in_its_order(order, dtype, shape, mode):

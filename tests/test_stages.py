@@ -12,14 +12,17 @@ from composed import LENGTH, VOCAB, a_state, assert_drawn, composed, every_param
 from rows import every_kind, make, slow, traces
 
 import jaxsample as js
-from jaxsample import DEFAULT_ORDER, HF_ORDER, LLAMA_CPP_ORDER, VLLM_ORDER, SamplingParams, sample
-
-ORDERS = {
-    "default": DEFAULT_ORDER,
-    "vllm": VLLM_ORDER,
-    "hf": HF_ORDER,
-    "llama.cpp": LLAMA_CPP_ORDER,
-}
+from jaxsample import (
+    DEFAULT_ORDER,
+    HF_ORDER,
+    LLAMA_CPP_ORDER,
+    MAXTEXT_ORDER,
+    ORDERS,
+    SGLANG_JAX_ORDER,
+    VLLM_ORDER,
+    SamplingParams,
+    sample,
+)
 
 
 def assert_composed(x, params, state, order, stages, **options):
@@ -35,8 +38,8 @@ def assert_composed(x, params, state, order, stages, **options):
 @pytest.mark.parametrize("name", [slow(name) for name in ORDERS])
 def test_sample_is_its_functions_in_order(name):
     x = every_kind(8, VOCAB)
-    order = ORDERS[name]
-    assert_composed(x, every_param(len(x)), a_state(len(x)), order, order)
+    stages = itertools.chain(*((s,) if isinstance(s, str) else s for s in ORDERS[name]))
+    assert_composed(x, every_param(len(x)), a_state(len(x)), ORDERS[name], [*stages])
 
 
 @pytest.mark.slow
@@ -176,6 +179,32 @@ def test_orders_keep_what_those_systems_keep():
     # llama.cpp: the temperature comes last, and changes nothing that is kept.
     assert number(LLAMA_CPP_ORDER, top_p=0.65, temperature=9.0) == 2
     assert number(HF_ORDER, top_p=0.65, temperature=9.0) == 3
+    # MaxText cuts one after the other, then scales; sglang-jax scales, then cuts jointly.
+    assert number(MAXTEXT_ORDER, top_p=0.65, temperature=9.0) == 2
+    assert number(MAXTEXT_ORDER, top_k=3, top_p=0.75) == 2
+    assert number(SGLANG_JAX_ORDER, top_p=0.65, temperature=9.0) == 3
+    assert number(SGLANG_JAX_ORDER, top_k=3, top_p=0.75) == 3
+    assert number(SGLANG_JAX_ORDER, top_k=3, top_p=0.95, min_p=0.6) == 2
+
+
+def test_an_order_has_a_name():
+    """Every function that takes an order takes the name: all of them plan their stages so."""
+    x, key = np.log(np.float32([[0.4, 0.3, 0.2, 0.1]] * 2)), jax.random.key(0)
+    params = SamplingParams(top_p=0.65, temperature=9.0)
+    want = js.process_logits(x, params, order=MAXTEXT_ORDER)
+    np.testing.assert_array_equal(js.process_logits(x, params, order="maxtext"), want)
+    assert {*ORDERS} == {"default", "vllm", "hf", "llama_cpp", "maxtext", "sglang_jax"}
+    keys = jax.random.split(key, 2)
+    calls = {
+        "sample": lambda **o: sample(key, x, params, **o),
+        "nearest_draws": lambda **o: js.nearest_draws(key, x, params, num=1, **o),
+        "speculative_sample": lambda **o: js.speculative_sample(keys, x, [1], params, **o),
+        "rejection_sample": lambda **o: js.rejection_sample(key, x, [1], x[:1], params, **o),
+    }
+    for call in calls.values():
+        with pytest.raises(ValueError, match=r"order must be .* one of \['default', .*got 'gpt'"):
+            call(order="gpt")
+        jax.eval_shape(lambda call=call: call(order="maxtext"))
 
 
 @pytest.mark.slow
@@ -201,40 +230,15 @@ def test_neutral_values_change_nothing():
     """Whatever the values are that a rule reads beside its neutral one."""
     x = jnp.asarray(every_kind(8, VOCAB))
     batch = len(x)
-    zero, one = np.zeros(batch, np.float32), np.ones(batch, np.float32)
-    params = dataclasses.replace(
-        every_param(batch),
-        unconditional_logits=jnp.zeros_like(x),
-        guidance_scale=one,
-        allowed=np.ones((batch, VOCAB), bool),
-        bitmask=np.full((batch, -(-VOCAB // 32)), -1, np.int32),
-        suppressed_token_ids=np.full((batch, 3), -1),
-        bad_word_lengths=np.zeros((batch, 3), int),
-        min_tokens=np.zeros(batch, int),
-        no_repeat_ngram_size=np.zeros(batch, int),
-        repetition_penalty=one,
-        presence_penalty=zero,
-        frequency_penalty=zero,
-        dry_multiplier=zero,
-        logit_bias_token_ids=np.full((batch, 4), -1),
-        temperature=one,
-        dynatemp_low=one,
-        dynatemp_high=one,
-        smoothing_factor=zero,
-        top_k=np.zeros(batch, int),
-        top_p=one,
-        min_p=zero,
-        typical_p=one,
-        epsilon_cutoff=zero,
-        eta_cutoff=zero,
-        top_a=zero,
-        top_n_sigma=zero,
-        tail_free=one,
-        top_h=one,
-        p_less=np.zeros(batch, bool),
-        xtc_probability=zero,
-        xtc_threshold=zero,
-    )
+    params = every_param(batch)
+    beside = ("bad_words", "stop_token_ids", "logit_bias", "dry_base", "dry_allowed_length")
+    beside += ("dry_sequence_breakers", "dynatemp_exponent", "smoothing_curve", "xtc_threshold")
+    neutral = {
+        name: np.full_like(value, js.NEUTRAL[name])
+        for name, value in vars(params).items()
+        if name in js.NEUTRAL and name not in beside
+    }
+    params = dataclasses.replace(params, **neutral)
     params.validate()
     keys = jax.random.split(jax.random.key(1), batch)
     got = sample(keys, x, params, a_state(batch), return_kept=True)
@@ -264,17 +268,37 @@ def test_an_unused_field_costs_nothing():
 
 
 @pytest.mark.slow
-def test_top_logprobs_and_ranks():
+def test_log_probs_and_ranks_of_each_mode():
     x = every_kind(3, VOCAB)
-    keys = jax.random.split(jax.random.key(1), len(x))
-    params = SamplingParams(temperature=0.8, top_k=np.tile([0, 5, 100], 9), top_p=0.9)
-    kept = js.top_p_logits(js.top_k_logits(js.scaled_logits(x, 0.8), params.top_k), 0.9)
-    for mode, logits in (("processed_logprobs", kept), ("raw_logprobs", jnp.asarray(x))):
-        out = sample(keys, x, params, num_logprobs=20, logprobs_mode=mode)
-        np.testing.assert_array_equal(out.logprobs, js.token_logprobs(logits, out.tokens))
-        np.testing.assert_array_equal(out.ranks, js.token_ranks(logits, out.tokens))
-        for a, b in zip(out.top_logprobs, js.top_logprobs(logits, num=20), strict=True):
+    keys, state = jax.random.split(jax.random.key(1), len(x)), a_state(len(x))
+    temperature = np.tile(np.float32([0.8, 0, 1]), 9)
+    cuts = {"top_k": np.tile([0, 5, 100], 9), "epsilon_cutoff": 0.01, "top_p": 0.9}
+    rest = SamplingParams(
+        frequency_penalty=0.5, temperature=np.where(temperature == 0, 1, temperature)
+    )
+    params = dataclasses.replace(rest, temperature=temperature, **cuts)
+    logits = {
+        "processed_logprobs": js.process_logits(x, params, state),
+        "raw_logprobs": jnp.asarray(x),
+        "scaled_logprobs": js.process_logits(x, rest, state),
+    }
+    together = sample(keys, x, params, state, num_logprobs=20, logprobs_mode=tuple(logits))
+    for mode, of_mode in logits.items():
+        np.testing.assert_array_equal(
+            together.logprobs[mode], js.token_logprobs(of_mode, together.tokens)
+        )
+        np.testing.assert_array_equal(
+            together.ranks[mode], js.token_ranks(of_mode, together.tokens)
+        )
+        top = js.top_logprobs(of_mode, num=20)
+        for a, b in zip(together.top_logprobs[mode], top, strict=True):
             np.testing.assert_array_equal(a, b)
+    alone = sample(keys, x, params, state, logprobs_mode="scaled_logprobs")
+    np.testing.assert_array_equal(alone.logprobs, together.logprobs["scaled_logprobs"])
+    np.testing.assert_array_equal(alone.tokens, together.tokens)
+    greedy = temperature == 0
+    assert (np.asarray(together.logprobs["processed_logprobs"])[greedy] == 0).all()
+    assert (np.asarray(together.logprobs["scaled_logprobs"])[greedy] < 0).any()
 
 
 @pytest.mark.slow
@@ -301,16 +325,18 @@ def test_bad_rows_are_empty_everywhere():
     x = make("normal", 3, VOCAB)
     x[1, 5] = np.nan
     keys = jax.random.split(jax.random.key(1), 3)
-    for mode in ("processed_logprobs", "raw_logprobs"):
-        options = {"num_logprobs": 4, "return_kept": True, "logprobs_mode": mode}
-        out = sample(keys, x, SamplingParams(), **options)
-        assert out.tokens[1] == out.ranks[1] == -1
-        assert out.num_kept[1] == 0
-        assert np.isnan(out.logprobs[1])
-        assert (out.top_logprobs.tokens[1] == -1).all()
-        assert np.isnan(out.top_logprobs.logprobs[1]).all()
-        assert (out.kept_mask[1] == 0).all()
-        assert (out.tokens[::2] >= 0).all()
+    modes = ("processed_logprobs", "raw_logprobs", "scaled_logprobs")
+    options = {"num_logprobs": 4, "return_kept": True, "logprobs_mode": modes}
+    out = sample(keys, x, SamplingParams(), **options)
+    assert out.tokens[1] == -1
+    assert out.num_kept[1] == 0
+    assert (out.kept_mask[1] == 0).all()
+    assert (out.tokens[::2] >= 0).all()
+    for mode in modes:
+        assert out.ranks[mode][1] == -1
+        assert np.isnan(out.logprobs[mode][1])
+        assert (out.top_logprobs[mode].tokens[1] == -1).all()
+        assert np.isnan(out.top_logprobs[mode].logprobs[1]).all()
 
 
 @pytest.mark.slow
@@ -356,6 +382,7 @@ X, KEY = np.zeros((2, 40), np.float32), jax.random.key(0)
         ({}, {"order": (("top_k", "logit_bias"),)}, "order must not nest 'logit_bias'"),
         ({}, {"num_logprobs": 41}, r"num_logprobs must be in \[0, 40\], got 41"),
         ({}, {"logprobs_mode": "raw"}, "logprobs_mode must be one of .*, got 'raw'"),
+        ({}, {"logprobs_mode": ()}, "logprobs_mode must be one of .* tuple of them"),
         ({}, {"state": a_state(3, 0, 40)}, "state must be of logits of shape"),
     ],
 )

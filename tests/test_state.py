@@ -188,6 +188,13 @@ def test_rows_come_and_go_in_one_program():
         (lambda: init_state(np.zeros((2, 9), int), [1, 2, 3], 10, 9), ValueError, "prompt_lengths"),
         (lambda: init_state(np.zeros((2, 9), int), 1, 0, 9), ValueError, "vocab_size must be in"),
         (lambda: init_state(np.zeros((2, 9), int), 1, 10, 0), ValueError, "max_length must be in"),
+        (lambda: SamplerState.from_tokens(np.zeros((2, 9)), 1, 2, 10), TypeError, "tokens must ho"),
+        (lambda: SamplerState.from_tokens([[1, 2]], [1, 2], 2, 10), ValueError, "prompt_lengths"),
+        (
+            lambda: SamplerState.from_tokens([[1, 2]], 1, 1.5, 10),
+            TypeError,
+            "lengths must be an in",
+        ),
         (lambda: update_state(big_state(), np.zeros(3, int)), ValueError, "tokens must"),
         (lambda: update_state(big_state(), np.zeros(32, int), 1), TypeError, "active must be a b"),
         (lambda: reset_rows(big_state(), np.array([0]), np.zeros((2, 8), int), 1), ValueError, "r"),
@@ -229,3 +236,35 @@ def test_several_tokens_do_not_reach_a_row_without_a_length():
     got = update_state(state, tokens)
     chex.assert_trees_all_equal(got, want)
     np.testing.assert_array_equal(got.lengths, [-1, -1, 2])
+
+
+def test_a_state_of_texts_is_that_of_their_tokens_one_by_one():
+    """With and without padding on the left; rows of any lengths, ids of no token, a skipped one."""
+    rng = np.random.default_rng(0)
+    texts = rng.integers(0, 12, (6, 9))  # of a vocabulary of 10
+    texts[1, 5] = -1
+    prompts, lengths = np.array([0, 4, 9, 3, 0, 2]), np.array([9, 9, 9, 5, 0, 3])
+    want = one_by_one(texts, prompts, lengths)
+    got = SamplerState.from_tokens(texts, prompts, lengths, 10)
+    chex.assert_trees_all_equal(got, want)
+    padding = np.array([0, 0, 0, 4, 7, 1])
+    shifted = np.stack([np.roll(row, start) for row, start in zip(texts, padding, strict=True)])
+    got = SamplerState.from_tokens(shifted, prompts, lengths, 10, left_padding=padding)
+    chex.assert_trees_all_equal(got, want)
+    one = SamplerState.from_tokens(texts[1], 4, 9, 10)
+    chex.assert_trees_all_equal(one, jax.tree.map(lambda a: a[1], want))
+
+
+def one_by_one(texts, prompts, lengths):
+    state = init_state(texts, prompts, 10, texts.shape[-1])
+    for place in range(texts.shape[-1]):
+        state = update_state(state, texts[:, place], (prompts <= place) & (place < lengths))
+    return state
+
+
+def test_lengths_that_no_text_has_make_bad_rows():
+    prompts, lengths = np.array([2, 3, 2, -1, 2, 0]), np.array([4, 2, 5, 2, 4, 3])
+    padding = np.array([0, 0, 0, 0, 1, -1])
+    texts = np.ones((6, 4), int)
+    state = SamplerState.from_tokens(texts, prompts, lengths, 10, left_padding=padding)
+    np.testing.assert_array_equal(state.lengths, [4, -1, -1, -1, -1, -1])

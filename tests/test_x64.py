@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 from composed import a_state, every_param
-from rows import every_kind
+from rows import every_kind, exhaustive
 
 import jaxsample as js
 
@@ -22,7 +22,7 @@ NAMES = [name for name in catalogue.NAMES if "sample," not in name]
 """Calls of `sample` with other fields are below."""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n if n in catalogue.VARIED else exhaustive(n) for n in NAMES])
 def test_every_function(name):
     """Its parameters are float64 and int64 there."""
     x = every_kind(1, 300)

@@ -19,6 +19,7 @@ from jaxsample._core._checks import to_elements
 from jaxsample._core._chunks import CHUNK, Rows, from_sortable, take_chunk, to_sortable
 from jaxsample._core._lookup import take
 from jaxsample._core._mass import Mass, Scale
+from jaxsample._core._prefix import Candidates
 from jaxsample._core._ranking import Cut
 from jaxsample._core._search import Kept, Rules, update_beyond
 
@@ -122,7 +123,7 @@ def draw_all(
 
 
 def draw_prefix(
-    noise: Array, rows: Rows, top: Cut, rules: Rules, beta: Array | None
+    noise: Array, rows: Rows, top: Candidates, rules: Rules, beta: Array | None
 ) -> tuple[Drawn, Cut]:
     """Draws from the prefix that the rules keep, and returns its cut.
 
@@ -145,7 +146,7 @@ def draw_prefix(
         return kept, cut
 
     drawn = scaled(rows, beta)
-    results = _prefix.weigh_prefix(drawn, top, found.length), found.cut
+    results = _prefix.weigh_prefix(drawn, top.tokens, found.length), found.cut
     kept, cut = update_beyond(
         weigh, ~found.within, results, rows, rules, beta, weighed=beta is None
     )

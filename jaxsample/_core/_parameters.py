@@ -5,7 +5,7 @@ The function of a rule, the field of `SamplingParams` and `validate()` share it.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array, lax
@@ -62,6 +62,20 @@ class Parameter:
         """Returns one value a row, without a gradient, and where it lies outside the range."""
         value = x.per_row(lax.stop_gradient(value))
         return value, ~self.inside(value)
+
+
+class Field(NamedTuple):
+    """A field of `SamplingParams`.
+
+    Attributes:
+      parameter: its range.
+      neutral: its value in rows that do not ask for its rule; of a list, that of each element.
+      rule: the name of the stage that reads it.
+    """
+
+    parameter: Parameter
+    neutral: Any
+    rule: str
 
 
 def _integer(least: int, *axes: str) -> Parameter:

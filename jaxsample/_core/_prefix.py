@@ -22,6 +22,18 @@ from jaxsample._core._vmap import rowwise
 CANDIDATES = 64
 
 
+class Candidates(NamedTuple):
+    """The first tokens of the ranking, among which nearly every prefix ends.
+
+    Attributes:
+      tokens: `[..., min(CANDIDATES, vocab)]`, in order.
+      complete: bool `[...]`, whether none is missing; the first token never is.
+    """
+
+    tokens: Cut
+    complete: Array
+
+
 class Prefix(NamedTuple):
     """A prefix of the ranking.
 
@@ -51,21 +63,25 @@ def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
 
 
 @rowwise
-def candidates(rows: Rows) -> Cut:
-    """Returns the tokens among which nearly every cut is found."""
-    return _ranking.candidates(rows, CANDIDATES)
+def candidates(rows: Rows) -> Candidates:
+    """Returns the candidates, all of them in every row."""
+    tokens = _ranking.candidates(rows, CANDIDATES)
+    return Candidates(tokens, jnp.full(rows.row_max.shape, True))
 
 
 @rowwise
-def prefix(rows: Rows, top: Cut, rules: Rules) -> Prefix:
+def prefix(rows: Rows, top: Candidates, rules: Rules) -> Prefix:
     """Returns the prefix that the rules keep, in rows where it lies among the candidates."""
-    size = top.logit.shape[-1]
-    length = _length(rows, rules, top)
-    cut = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), top)
-    return Prefix(cut, (length <= size) | rows.bad, length)
+    size = top.tokens.logit.shape[-1]
+    length = _length(rows, rules, top.tokens)
+    cut = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), top.tokens)
+    within = (length <= size) & top.complete
+    if rules.greedy is not None:
+        within |= rules.greedy
+    return Prefix(cut, within | rows.bad, length)
 
 
-def cut_of(rows: Rows, top: Cut, rules: Rules) -> Cut:
+def cut_of(rows: Rows, top: Candidates, rules: Rules) -> Cut:
     """Returns the cut of the prefix that the rules keep."""
     found = prefix(rows, top, rules)
     return update_beyond(

@@ -11,6 +11,7 @@ from jax import Array, lax
 from jaxsample._core import _chunks, _prefix, _ranking, _search
 from jaxsample._core._chunks import CHUNK, Rows, Source
 from jaxsample._core._mass import Scale
+from jaxsample._core._prefix import Candidates
 from jaxsample._core._ranking import Cut
 from jaxsample._tpu import merging
 from jaxsample._tpu import rows as kernels
@@ -70,8 +71,11 @@ def scan_and_weigh(
     return rows, _chunks.probability(rows), kept
 
 
-def scan_and_rank(source: Source, beta: Array | None = None) -> tuple[Rows, Cut]:
+def scan_and_rank(source: Source, beta: Array | None = None) -> tuple[Rows, Candidates]:
     """Reads the logits once and returns the maxima of the blocks and the candidates."""
+
+    def flat(top: Candidates) -> tuple[Array, ...]:
+        return *top.tokens, top.complete
 
     def kernel(source: Source, beta: Array | None, *, interpret: bool) -> tuple[Array, ...]:
         logits, mask = source.logits, source.mask
@@ -80,24 +84,22 @@ def scan_and_rank(source: Source, beta: Array | None = None) -> tuple[Rows, Cut]
         sortable = _sortable(maxima, source)
         rows = _chunks.scanned(source, sortable, beta)
         bins = Bins(*(x.reshape(*logits.shape[:-1], -1) for x in bins))
-        top, settled = _first(rows, bins, interpret)
-        top = lax.cond(jnp.all(settled | rows.bad), lambda: top, lambda: _prefix.candidates(rows))
-        return sortable, *top
+        return sortable, *flat(_first(rows, bins, interpret))
 
     def otherwise(source: Source, beta: Array | None) -> tuple[Array, ...]:
         sortable = _chunks.sortable_maxima(source)
-        return sortable, *_prefix.candidates(_chunks.scanned(source, sortable, beta))
+        return sortable, *flat(_prefix.candidates(_chunks.scanned(source, sortable, beta)))
 
     source = lax.stop_gradient(source)
-    sortable, *top = choose(kernel, otherwise, source, beta)
-    return _chunks.scanned(source, sortable, beta), Cut(*top)
+    sortable, logit, token, complete = choose(kernel, otherwise, source, beta)
+    return _chunks.scanned(source, sortable, beta), Candidates(Cut(logit, token), complete)
 
 
-def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:
-    """Returns the first tokens of the bins, and bool `[...]`: whether they are those of the row.
+def _first(rows: Rows, bins: Bins, interpret: bool) -> Candidates:
+    """Returns the first tokens of the bins.
 
-    What a bin has left out comes behind what it holds; it must come behind all that are found, too.
-    Masked tokens, which nobody sees, may be any.
+    They are the first of the row if all that the bins have left out comes behind them. Masked
+    tokens may be any.
     """
 
     def value(raw: Array) -> Array:
@@ -117,7 +119,7 @@ def _first(rows: Rows, bins: Bins, interpret: bool) -> tuple[Cut, Array]:
     if rows.cut_beta is None:
         # Of equal logits, a bin holds those of lower ids. Scaling makes more of them equal.
         behind |= (left == least) & (last == least) & (bins.last_id >= token[..., -1:])
-    return Cut(logit, token), jnp.all(behind, axis=-1)
+    return Candidates(Cut(logit, token), jnp.all(behind, axis=-1))
 
 
 def _flat(x: Array) -> Array:

@@ -127,6 +127,7 @@ def search(
         outputs,
         [jnp.float32, jnp.int32, jnp.int32],
         interpret,
+        gathered=True,
     )
     cut = Cut(logit[:, 0], token[:, 0])
     if not weighed:
@@ -137,7 +138,8 @@ def search(
 
 def masses(inputs: Inputs, *, interpret: bool) -> Mass:
     """Returns the masses `[rows]` of all tokens."""
-    words = _call(_masses_body, inputs, [(LANES, jnp.int32)] * 2, [], interpret)
+    # Of neighbours, since nearly all rows need it.
+    words = _call(_masses_body, inputs, [(LANES, jnp.int32)] * 2, [], interpret, gathered=False)
     return Mass(*(lax.bitcast_convert_type(word[:, 0], jnp.uint32) for word in words))
 
 
@@ -147,11 +149,22 @@ def _call(
     outputs: list[tuple[int, Any]],
     scratch: list[Any],
     interpret: bool,
+    *,
+    gathered: bool,
 ) -> Sequence[Array]:
-    """Runs a body for each block of rows that needs it.
+    """Runs a body for blocks of eight rows, of which some need it.
 
     The body takes the rows, the references to the outputs and those to arrays of a vector for each
     of a row's.
+
+    Args:
+      body: the body.
+      inputs: the rows and their parameters.
+      outputs: the sizes and dtypes of the outputs of a row.
+      scratch: the dtypes of the arrays.
+      interpret: whether to run without a TPU.
+      gathered: whether a block is made of the next eight rows that need it, wherever they are,
+        where the DMA of a single row can be had. Otherwise its rows are neighbours.
     """
     logits, mask, shifts, given, needed = inputs
     rows, vocab = logits.shape
@@ -159,47 +172,90 @@ def _call(
     if interpret:  # whose casts took XLA a quarter of an hour to compile
         logits = logits.astype(jnp.float32)
     together, size = min(rows, ROWS), pl.cdiv(vocab, _STEP) * _STEP
-    blocks = pl.cdiv(rows, together)
-    chunks = _lanes(size // CHUNK)
+    gathered &= not narrow and vocab % LANES == 0  # a word has two rows; a DMA copies whole vectors
+    order = _in_front(needed, together, 1 if gathered else together)
+
     columns, tree = jax.tree.flatten((needed.astype(jnp.float32), given))
-    parameters = jnp.pad(jnp.stack(columns, axis=1), [(0, blocks * together - rows), (0, 0)])
-    shifts = jnp.pad(shifts, [(0, 0), (0, chunks - shifts.shape[1])])
-    used, sizes = [logits, parameters, shifts], [size, len(columns), chunks]
+    chunks = _lanes(size // CHUNK)
+    used = [jnp.stack(columns, axis=1), jnp.pad(shifts, [(0, 0), (0, chunks - shifts.shape[1])])]
+    sizes = [len(columns), chunks]
     if mask is not None:
         used.append(_bits.by_lane(mask))
         sizes.append(size // WORD)
-    some = jnp.any(parameters[:, 0].reshape(blocks, together) > 0, axis=1)
+    used = [jnp.take(x, order.rows, axis=0, mode="fill", fill_value=0) for x in used]
 
     def spec(size: int) -> pl.BlockSpec:
-        return pl.BlockSpec((together, size), lambda i, order, _: (order[i], 0))
+        return pl.BlockSpec((together, size), lambda i, *_: (i, np.int32(0)))
 
-    def run(order_ref: Any, count_ref: Any, x_ref: Any, given_ref: Any, *refs: Any) -> None:
-        del order_ref
+    neighbours = pl.BlockSpec(
+        (together, size), lambda i, order, _: (lax.div(order[i * together], np.int32(together)), 0)
+    )
+    buffers = [pltpu.VMEM((2, together, size), jnp.float32), pltpu.SemaphoreType.DMA((2,))]
+
+    def run(order_ref: Any, blocks_ref: Any, x_ref: Any, given_ref: Any, *refs: Any) -> None:
         shifts_ref, *others = refs
         mask_ref = None if mask is None else others.pop(0)
 
-        @pl.when(pl.program_id(0) < count_ref[0])
-        def _() -> None:
-            columns = jnp.split(given_ref[...], given_ref.shape[1], axis=1)
-            columns = [jnp.broadcast_to(x, (together, LANES)) for x in columns]
-            needed, given = jax.tree.unflatten(tree, columns)
-            hide(x_ref, vocab)
-            rows = _Rows(x_ref, mask_ref, shifts_ref, given, needed > 0, vocab, narrow)
-            body(rows, *others)
+        block = pl.program_id(0)
 
-    return pl.pallas_call(
+        @pl.when(block < blocks_ref[0])
+        def _() -> None:
+            x, rest = x_ref, others
+            if gathered:
+                *rest, buffer_ref, semaphores = others
+                x = _fetched(block, x_ref, order_ref, blocks_ref, buffer_ref, semaphores)
+            columns = jnp.split(given_ref[...], given_ref.shape[1], axis=1)
+            columns = [jnp.broadcast_to(column, (together, LANES)) for column in columns]
+            needed, given = jax.tree.unflatten(tree, columns)
+            hide(x, vocab)
+            body(_Rows(x, mask_ref, shifts_ref, given, needed > 0, vocab, narrow), *rest)
+
+    found = pl.pallas_call(
         run,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(blocks,),
-            in_specs=[*map(spec, sizes)],
+            grid=(pl.cdiv(rows, together),),
+            in_specs=[
+                pl.BlockSpec(memory_space=pl.ANY) if gathered else neighbours,
+                *map(spec, sizes),
+            ],
             out_specs=[spec(size) for size, _ in outputs],
-            scratch_shapes=[pltpu.VMEM((together, size), dtype) for dtype in scratch],
+            scratch_shapes=[
+                *(pltpu.VMEM((together, size), dtype) for dtype in scratch),
+                *(buffers if gathered else ()),
+            ],
         ),
         out_shape=like_rows(logits, outputs),
         compiler_params=pltpu.CompilerParams(vmem_limit_bytes=_VMEM),
         interpret=interpret,
-    )(*_in_front(some), *used)
+    )(order.rows, order.blocks, logits, *used)
+    return [jnp.take(x, order.places, axis=0, mode="clip") for x in found]
+
+
+def _fetched(
+    block: Array, x_ref: Any, order_ref: Any, blocks_ref: Any, buffer_ref: Any, semaphores: Any
+) -> Any:
+    """Returns the reference to the logits of a block, and starts to copy those of the next."""
+    _, together, _ = buffer_ref.shape
+
+    def slot(block: Array) -> Array:
+        return lax.rem(block, np.int32(2))
+
+    def copies(block: Array) -> Iterator[Any]:
+        for row in range(together):
+            source = x_ref.at[pl.ds(order_ref[block * together + row], 1)]
+            target = buffer_ref.at[slot(block), pl.ds(row, 1), pl.ds(0, x_ref.shape[1])]
+            yield pltpu.make_async_copy(source, target, semaphores.at[slot(block)])
+
+    def start(block: Array) -> None:
+        for copy in copies(block):
+            copy.start()
+
+    pl.when(block == 0)(lambda: start(block))
+    pl.when(block + 1 < blocks_ref[0])(lambda: start(block + 1))
+    for copy in copies(block):
+        copy.wait()
+    return buffer_ref.at[slot(block)]
 
 
 def _lanes(size: int) -> int:
@@ -207,16 +263,36 @@ def _lanes(size: int) -> int:
     return pl.cdiv(size, LANES) * LANES
 
 
-def _in_front(some: Array) -> tuple[Array, Array]:
-    """Returns the indices of blocks, those that are needed first, and the number of these.
+class _Order(NamedTuple):
+    """The rows of the blocks of a kernel.
 
-    The others are the last of them again, which is in vector memory already.
+    Attributes:
+      rows: int32 `[blocks * rows of a block]`, the row at each place, those that are needed first;
+        behind them the last of these again, which is in vector memory already.
+      places: int32 `[rows]`, the place of each row; anything where it is not needed.
+      blocks: int32 `[1]`, the number of blocks that are needed.
     """
-    index = jnp.arange(some.size, dtype=jnp.int32)
-    count = jnp.sum(some, dtype=jnp.int32)
-    place = jnp.cumsum(some, dtype=jnp.int32) - 1
-    here = some[None] & (place[None] == jnp.minimum(index, count - 1)[:, None])
-    return jnp.sum(jnp.where(here, index[None], 0), axis=1, dtype=jnp.int32), count[None]
+
+    rows: Array
+    places: Array
+    blocks: Array
+
+
+def _in_front(needed: Array, together: int, unit: int) -> _Order:
+    """Returns the order in which units of so many rows come, those that are needed first."""
+    rows, blocks = needed.size, pl.cdiv(needed.size, together)
+    units = pl.cdiv(rows, unit)
+    some = jnp.any(jnp.pad(needed, (0, units * unit - rows)).reshape(units, unit), axis=1)
+    ends = jnp.cumsum(some, dtype=jnp.int32)
+    wanted = jnp.minimum(jnp.arange(1, blocks * together // unit + 1, dtype=jnp.int32), ends[-1])
+    here = some[None] & (ends[None] == wanted[:, None])
+    index = jnp.sum(jnp.where(here, jnp.arange(units, dtype=jnp.int32)[None], 0), axis=1)
+
+    def of_rows(first: Array) -> Array:
+        return (first[:, None] * unit + jnp.arange(unit, dtype=jnp.int32)[None]).reshape(-1)
+
+    count = pl.cdiv(ends[-1] * unit, together)
+    return _Order(of_rows(index), of_rows(ends - 1)[:rows], count[None])
 
 
 class _Rows(NamedTuple):

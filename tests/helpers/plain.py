@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsample import SpeculativeOutput, TopLogprobs, sample, update_state
+from jaxsample import SpeculativeOutput, sample, update_state
 
 
 def chain(batch, number):
@@ -71,25 +71,24 @@ def _agree(rng, rate, drafts, parents, node, tokens):
 def _output(out, nodes):
     """One column of the output, with nothing in rows that have ended."""
 
-    def kept(leaf, nothing):
-        leaf = np.asarray(leaf)
-        reached = nodes.reshape(-1, *[1] * (leaf.ndim - 1)) >= 0
-        return np.where(reached, leaf, np.asarray(nothing, leaf.dtype))
+    def kept(tree, nothing):
+        def of_leaf(leaf):
+            leaf = np.asarray(leaf)
+            reached = nodes.reshape(-1, *[1] * (leaf.ndim - 1)) >= 0
+            missing = np.nan if leaf.dtype == np.float32 else nothing
+            return np.where(reached, leaf, np.asarray(missing, leaf.dtype))
 
-    optional = {}
-    if out.ranks is not None:
-        logprobs, tokens = out.top_logprobs
-        top = TopLogprobs(kept(logprobs, np.nan), kept(tokens, -1))
-        optional = {"ranks": kept(out.ranks, -1), "top_logprobs": top}
-    if out.kept_mask is not None:
-        optional["kept_mask"] = kept(out.kept_mask, 0)
+        return jax.tree.map(of_leaf, tree)
+
     return SpeculativeOutput(
         tokens=kept(out.tokens, -1),
         num_accepted=np.zeros(len(nodes), int),
         nodes=nodes,
-        logprobs=kept(out.logprobs, np.nan),
+        logprobs=kept(out.logprobs, -1),
         num_kept=kept(out.num_kept, 0),
-        **optional,
+        ranks=kept(out.ranks, -1),
+        top_logprobs=kept(out.top_logprobs, -1),
+        kept_mask=kept(out.kept_mask, 0),
     )
 
 

@@ -113,14 +113,9 @@ def ours(batch: Batch, order: jaxsample.Order, key: jax.Array, slack: float = 0.
 
 
 def _state(batch: Batch) -> jaxsample.SamplerState:
-    longest = max(map(len, batch.texts))
-    tokens = np.stack([np.pad(text, (0, longest - len(text))) for text in batch.texts])
-    state = jaxsample.init_state(tokens, batch.prompts, VOCAB, SIZE)
-    lengths = np.array([len(text) for text in batch.texts])
-    for place in range(longest):
-        active = (batch.prompts <= place) & (place < lengths)
-        state = jaxsample.update_state(state, tokens[:, place], active)
-    return state
+    tokens = np.stack([np.pad(text, (0, SIZE - len(text))) for text in batch.texts])
+    lengths = [len(text) for text in batch.texts]
+    return jaxsample.SamplerState.from_tokens(tokens, batch.prompts, lengths, VOCAB)
 
 
 def check(batch: Batch, order: jaxsample.Order, theirs: np.ndarray) -> str:

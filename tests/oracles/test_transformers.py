@@ -15,6 +15,7 @@ from jaxsample.watermarks import _hash
 pytest.importorskip("transformers", reason="transformers is not installed: the extra `oracles`")
 
 import transformers_oracle as oracle
+from transformers import GenerationConfig
 
 pytestmark = pytest.mark.oracle
 
@@ -169,3 +170,17 @@ def test_pipeline(record_property):
     theirs = np.stack([oracle.pipeline(*row) for row in rows])
     told = pipelines.check(batch, jaxsample.HF_ORDER, theirs)
     record_property("compared", f"pipeline: {told}")
+
+
+def test_a_generation_config_becomes_params():
+    """Every name that the class has is known; its defaults ask for nothing."""
+    names = GenerationConfig._get_default_generation_params()
+    nothing = GenerationConfig(**names | {"do_sample": True, "top_k": 0})
+    some = GenerationConfig(do_sample=True, temperature=0.5, top_p=0.25, suppress_tokens=[3])
+    params = jaxsample.SamplingParams.from_requests([nothing, some, GenerationConfig()])
+    given = {name: x.tolist() for name, x in vars(params).items() if x is not None}
+    assert given == {
+        "suppressed_token_ids": [[-1], [3], [-1]],
+        "temperature": [1, 0.5, 0],
+        "top_p": [1, 0.25, 1],
+    }
