@@ -21,6 +21,7 @@ sys.path.append(str(EXAMPLES))
 pytest.importorskip("tokenizers")
 import batching  # noqa: E402
 import decode  # noqa: E402
+import gallery  # noqa: E402
 import jobs  # noqa: E402
 import model  # noqa: E402
 import speculative  # noqa: E402
@@ -362,3 +363,12 @@ def test_a_speculative_text_is_that_of_plain_decoding():
     np.testing.assert_array_equal(plain.state.lengths, coupled.state.lengths)
     assert (plain.state.lengths > first.state.lengths).all()
     assert int(coupled.steps.sum()) < 0.8 * int(plain.steps.sum())
+
+
+@pytest.mark.exhaustive
+def test_the_pictures_are_drawn_small(tmp_path, monkeypatch):
+    committed = {file.name for file in gallery.IMAGES.glob("*.svg")}
+    monkeypatch.setattr(gallery, "IMAGES", tmp_path)
+    gallery.main()
+    assert {file.name for file in tmp_path.iterdir()} == committed
+    assert max(file.stat().st_size for file in tmp_path.iterdir()) < 60_000

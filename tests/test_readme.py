@@ -42,6 +42,14 @@ def test_the_decoding_loop_runs_as_written():
     assert (tokens != 0).any()
 
 
+def test_requests_are_admitted_as_written():
+    scope = {}
+    exec(code_of("docs/guides/requests.md"), scope)
+    np.testing.assert_array_equal(
+        np.flatnonzero(scope["params"].temperature == np.float32(0.7)), [3]
+    )
+
+
 def test_the_reference_has_every_public_name_once():
     pages = "".join(page.read_text() for page in (ROOT / "docs/api").glob("*.md"))
     names = re.findall(r"^::: jaxsample\.(\w+)$", pages, re.MULTILINE)

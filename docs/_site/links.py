@@ -4,6 +4,7 @@ On GitHub, links of the pages lead to any file of the repository. The site has t
 the pictures of bench/results: other links become plain text.
 """
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }
+LOG = logging.getLogger("mkdocs.hooks")  # a warning of which fails a strict build
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#]+)([^)]*)\)")
 
 
@@ -38,6 +40,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     def adapted(link: re.Match[str]) -> str:
         text, target, anchor = link.groups()
         target = (folder / target).resolve().relative_to(ROOT).as_posix()
+        if not (ROOT / target).exists():
+            LOG.warning("%s links to %s, which does not exist", source, target)
         target = PAGES.get(target, target.removeprefix("docs/"))
         if files.get_file_from_path(target) is None:
             return text
