@@ -50,6 +50,14 @@ def pytest_configure(config):
         _interpret_kernels(pytest.MonkeyPatch())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """The code of the guides is for continuous integration, beyond README's and the tutorial's."""
+    for item in items:
+        if item.path.parent.name == "guides":
+            item.add_marker("slow")
+
+
 def _interpret_kernels(monkeypatch):
     from jaxsample._core import _scan, _search
 

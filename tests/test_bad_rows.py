@@ -98,6 +98,7 @@ def test_bad_parameters(good, name):
             np.testing.assert_array_equal(rest, want[key][::2] if key in affected else want[key])
 
 
+@pytest.mark.slow
 def test_bad_rows_get_the_token_that_is_asked_for(good):
     """Nothing else of the output changes."""
     x = good[0].copy()

@@ -187,6 +187,7 @@ def test_orders_keep_what_those_systems_keep():
     assert number(SGLANG_JAX_ORDER, top_k=3, top_p=0.95, min_p=0.6) == 2
 
 
+@pytest.mark.slow
 def test_an_order_has_a_name():
     """Every function that takes an order takes the name: all of them plan their stages so."""
     x, key = np.log(np.float32([[0.4, 0.3, 0.2, 0.1]] * 2)), jax.random.key(0)
