@@ -14,12 +14,9 @@ from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from meshes import sharded_map, spec_of
 from rows import exhaustive
-from topologies import compiled, devices
+from topologies import compiled, devices, settled
 
 from bench.tpu import hlo
-from bench.tpu.chips import CHIPS
-from bench.tpu.compiler import Compiled
-from bench.tpu.estimate import cheapest
 from jaxsample._core._chunks import CHUNK
 from jaxsample._tpu import rows as kernels
 from jaxsample._tpu import search
@@ -201,11 +198,6 @@ def sorts(program, vocab):
             sizes = [int(n) for dims in re.findall(r"\[([\d,]+)\]", line) for n in dims.split(",")]
             found += [line] if max(sizes, default=0) >= vocab // 4 else []
     return found
-
-
-def settled(program, topology):
-    """The operations of a program, each conditional by its cheapest branch."""
-    return cheapest(Compiled(program.as_text(), {}), CHIPS[topology.partition(":")[0]]).costs
 
 
 def holds(result, size):
