@@ -253,7 +253,8 @@ def _target(
     if params.xtc_probability is not None and method != "chain":
         raise ValueError("method must be 'chain' where params have xtc_probability")
     if state is not None:
-        state = behind_drafts(state, paths(drafts, None, drafts.shape[-1])[0])
+        texts, _ = paths(drafts, None, drafts.shape[-1])
+        state = behind_drafts(state, texts, is_chain=True)
     places = _chunks.positions(x.logits[..., 0])
     each = _folded(_folded(keys, jnp.int32(_RULES))[..., None], places)
     return chosen(each, x, params, state, order)
