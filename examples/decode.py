@@ -28,9 +28,14 @@ REPEATS = 3
 
 def open_model(folder: Path) -> tuple[Config, Tokenizer, Weights]:
     """Returns the model that train.py saved in a folder."""
+    config, weights = open_weights(folder)
+    return config, Tokenizer.from_buffer((folder / "tokenizer.json").read_bytes()), weights
+
+
+def open_weights(folder: Path) -> tuple[Config, Weights]:
+    """Returns the model in a folder without its tokenizer."""
     config = Config(**json.loads((folder / "config.json").read_bytes())["sizes"])
-    tokenizer = Tokenizer.from_buffer((folder / "tokenizer.json").read_bytes())
-    return config, tokenizer, load(folder / "weights.npz", config)
+    return config, load(folder / "weights.npz", config)
 
 
 def replaying(job: Job, text: Text) -> Job:

@@ -107,7 +107,11 @@ def decode_step(
 
 
 def extend(
-    weights: Weights, cache: Cache, tokens: jax.Array, positions: jax.Array
+    weights: Weights,
+    cache: Cache,
+    tokens: jax.Array,
+    positions: jax.Array,
+    tree: np.ndarray | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Appends several tokens to every row, as `decode_step`.
 
@@ -119,40 +123,78 @@ def extend(
       cache: Keys and values of the tokens before.
       tokens: int32 [rows, n], the new tokens.
       positions: int32 [rows, n], where in its text each new token stands.
+      tree: bool [n, n], which of the new tokens each one looks at; None: those in front of it. In a
+        tree several stand at one position, so the cache holds them one behind the other.
 
     Returns:
       Logits [rows, n, vocab] of the token after each, and the cache with the new tokens in it.
     """
-    hidden, cache = _transform(weights, tokens, positions, cache)
+    slots = seen = None
+    if tree is not None:
+        slots = positions[:, :1] + jnp.arange(tokens.shape[1])
+        behind = jnp.arange(cache[0][0].shape[1]) - positions[:, :1]
+        new = jnp.asarray(tree)[:, jnp.clip(behind, 0, len(tree) - 1)].swapaxes(0, 1)
+        inside = (behind >= 0) & (behind < len(tree))
+        seen = jnp.where(inside[:, None], new, behind[:, None] < 0)
+    hidden, cache = _transform(weights, tokens, positions, cache, slots, seen)
     return hidden @ weights["embedding"].T, cache
 
 
+def kept(cache: Cache, start: jax.Array, nodes: jax.Array) -> Cache:
+    """Moves the tokens of a tree that were accepted behind the text.
+
+    Args:
+      cache: Keys and values, with those of the tree from `start` on.
+      start: int32 [rows], where the first of its tokens is held.
+      nodes: int32 [rows, n], which of its tokens come next, -1 for none.
+
+    Returns:
+      The cache with these tokens one behind the other.
+    """
+    rows, place = jnp.arange(len(start))[:, None], jnp.arange(nodes.shape[1])
+    old = start[:, None] + jnp.where(nodes < 0, place, nodes)
+    return jax.tree.map(lambda x: x.at[rows, start[:, None] + place].set(x[rows, old]), cache)
+
+
 def _transform(
-    weights: Weights, tokens: jax.Array, positions: jax.Array, cache: Cache | None = None
+    weights: Weights,
+    tokens: jax.Array,
+    positions: jax.Array,
+    cache: Cache | None = None,
+    slots: jax.Array | None = None,
+    seen: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Tokens and positions [rows, length] -> final hidden states [rows, length, width], cache."""
+    """Tokens and positions [rows, length] -> final hidden states [rows, length, width], cache.
+
+    `slots` [rows, length] is where the cache holds the tokens, and `seen` [rows, length, context]
+    what each of them looks at: without them, its position and all up to it.
+    """
     rows = jnp.arange(len(tokens))[:, None]
     x = _rms_norm(weights["embedding"][tokens])
+    slots = positions if slots is None else slots
+    if seen is None:
+        keys = tokens.shape[1] if cache is None else cache[0][0].shape[1]
+        seen = jnp.arange(keys)[None, None] <= positions[:, :, None]
     entries = []
     for i, layer in enumerate(weights["layers"]):
         qkv = (_rms_norm(x) @ layer["qkv"]).reshape(*tokens.shape, 3, -1, HEAD_DIM)
         q, k, v = jnp.unstack(qkv, axis=2)
         q, k = _rotate(q, positions), _rotate(k, positions)
         if cache is not None:
-            k = cache[i][0].at[rows, positions].set(k)
-            v = cache[i][1].at[rows, positions].set(v)
+            k = cache[i][0].at[rows, slots].set(k)
+            v = cache[i][1].at[rows, slots].set(v)
         entries.append((k, v))
-        x += _attend(q, k, v, positions).reshape(x.shape) @ layer["out"]
+        x += _attend(q, k, v, seen).reshape(x.shape) @ layer["out"]
         gate, up = jnp.split(_rms_norm(x) @ layer["gate_up"], 2, axis=-1)
         x += (jax.nn.silu(gate) * up) @ layer["down"]
     return _rms_norm(x), entries
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, positions: jax.Array) -> jax.Array:
-    """Each query [rows, length, heads, head_dim] looks at the keys up to its own position."""
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
+    """Each query [rows, length, heads, head_dim] looks at the keys that it has `seen`."""
     scores = jnp.einsum("rqhd,rkhd->rhqk", q, k) * q.shape[-1] ** -0.5
-    seen = jnp.arange(k.shape[1])[None, None, None] <= positions[:, None, :, None]
-    return jnp.einsum("rhqk,rkhd->rqhd", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), v)
+    scores = jnp.where(seen[:, None], scores, -jnp.inf)
+    return jnp.einsum("rhqk,rkhd->rqhd", jax.nn.softmax(scores), v)
 
 
 def _rotate(x: jax.Array, positions: jax.Array) -> jax.Array:

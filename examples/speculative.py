@@ -1,18 +1,19 @@
 """Speculative decoding of the small model: what each kind of draft gains, and that texts stay.
 
     python examples/speculative.py
-    python examples/speculative.py --drafts 6 --draft-layers 2
+    python examples/speculative.py --drafts 6
 
 Drafts are verified by equality (`speculative_sample`), which gives the very text of plain decoding,
 or by rejection (`rejection_sample`), which gives another text of the same law. They come from
 
 - lookup: what followed the last two tokens where the text has them before,
 - coupled: a draft model that draws with the keys of the target,
-- argmax: its likeliest tokens,
+- tree: these draws, and beside each the token that came nearest to being drawn,
+- argmax: the likeliest tokens of the draft model,
 - chain, block: its own draws, for rejection.
 
-The draft model is the target without its last layers. It was not trained for that and saves little
-time, so look at the tokens of a step and not at the clock.
+The draft model was trained by `train.py`, as the target, and has a quarter of its weights. Both are
+so small that drafts save little time: look at the tokens of a step and not at the clock.
 """
 
 import argparse
@@ -23,27 +24,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from decode import MODEL, open_model
-from jax import Array, lax
-from model import END, Cache, Config, Weights, extend, prefill
+from decode import MODEL, open_model, open_weights
+from drafters import SIBLINGS, Drafts, draft, from_place, last_tokens, look_at, look_up
+from jax import Array
+from model import END, Cache, Config, Weights, extend, kept, prefill
 from tokenizers import Tokenizer
 
 from jaxsample import (
     SamplerState,
     SamplingParams,
     SpeculativeOutput,
-    categorical_sample,
-    greedy_sample,
     init_state,
-    process_logits,
     rejection_sample,
     request_keys,
-    sample,
     seed_words,
     speculative_sample,
     update_state,
 )
 
+DRAFT_MODEL = MODEL / "draft"
 PROMPTS = (
     "import os\n\n\ndef ",
     "class Stack:\n",
@@ -59,7 +58,7 @@ PARAMS = SamplingParams(
     top_p=np.float32([1, 1, 1, 0.9, 0.95, 0.95, 0.95, 1]),
     frequency_penalty=np.float32([0, 0.2, 0, 0.2, 0, 0.2, 0, 0.2]),
 )
-EQUAL = ("lookup", "coupled", "argmax")
+EQUAL = ("lookup", "coupled", "tree", "argmax")
 REJECTING = ("chain", "block")
 DRAFTER_SEED = 2**40
 """Added to the seeds of the requests, for draws that share no noise with the target's."""
@@ -72,7 +71,8 @@ class Texts(NamedTuple):
       state: the texts. The caches need not hold their last token.
       cache, draft_cache: of the target and of the draft model.
       active: bool [rows], which texts go on.
-      drafted, accepted, steps: int32 [rows].
+      drafted: int32 [rows], how many drafts could have been accepted.
+      accepted, steps: int32 [rows].
     """
 
     state: SamplerState
@@ -84,28 +84,14 @@ class Texts(NamedTuple):
     steps: Array
 
 
-class Drafts(NamedTuple):
-    """Drafts of each row.
-
-    Attributes:
-      tokens: int32 [rows, n], -1 where there are none.
-      cache: of the draft model, behind them.
-      logits: float32 [rows, n, vocab], what they were drawn from; None if they were not drawn.
-    """
-
-    tokens: Array
-    cache: Cache
-    logits: Array | None
-
-
-def start(weights: Weights, draft: Weights, config: Config, tokenizer: Tokenizer) -> Texts:
+def start(weights: Weights, drafter: Weights, config: Config, tokenizer: Tokenizer) -> Texts:
     """Reads the prompts."""
     ids = [[END, *tokenizer.encode(prompt).ids] for prompt in PROMPTS]
     lengths = np.array([*map(len, ids)], np.int32)
     prompts = np.zeros((len(ids), config.context), np.int32)
     for row, tokens in zip(prompts, ids, strict=True):
         row[: len(tokens)] = tokens
-    caches = [jax.vmap(prefill, (None, 0, 0))(w, prompts, lengths)[1] for w in (weights, draft)]
+    caches = [jax.vmap(prefill, (None, 0, 0))(w, prompts, lengths)[1] for w in (weights, drafter)]
     state = init_state(prompts, lengths, config.vocab, config.context)
     zero = jnp.zeros_like(lengths)
     return Texts(state, *caches, jnp.full(lengths.shape, True), zero, zero, zero)
@@ -116,76 +102,29 @@ def seeds_of() -> list[np.ndarray]:
     return [seed_words(np.arange(len(PROMPTS)) + more) for more in (0, DRAFTER_SEED)]
 
 
-def from_place(place: Array, number: int) -> Array:
-    """Positions from one of each row on, [rows, number]."""
-    return place[:, None] + jnp.arange(number, dtype=jnp.int32)[None]
-
-
-def last_tokens(state: SamplerState, number: int) -> tuple[Array, Array]:
-    """The last tokens of each text, [rows, number], and their positions."""
-    places = from_place(state.lengths - number, number)
-    return jnp.take_along_axis(state.tokens, places, axis=1), places
-
-
-def look_up(state: SamplerState, number: int) -> Array:
-    """Returns the tokens that followed the last two where the text had them last."""
-    first, second = jnp.unstack(last_tokens(state, 2)[0], axis=1)
-    text = state.tokens
-    here = (text == first[:, None]) & (jnp.roll(text, -1, axis=1) == second[:, None])
-    place = jnp.arange(text.shape[1], dtype=jnp.int32)[None]
-    found = jnp.max(jnp.where(here & (place < state.lengths[:, None] - 2), place, -1), axis=1)
-    places = from_place(found + 2, number)
-    known = (found >= 0)[:, None] & (places < state.lengths[:, None])
-    return jnp.where(known, jnp.take_along_axis(text, places, axis=1, mode="clip"), -1)
-
-
-def draft_by_model(
-    weights: Weights, texts: Texts, seeds: Array, number: int, method: str
-) -> Drafts:
-    """Drafts of the draft model, one after the other."""
-    begin = texts.state.lengths
-    logits, cache = extend(weights, texts.draft_cache, *last_tokens(texts.state, 2))
-
-    def one(carry: Any, i: Array) -> tuple[Any, tuple[Array, Array]]:
-        logits, cache, state = carry
-        if method == "coupled":
-            tokens = sample(request_keys(seeds, state.lengths), logits, PARAMS, state).tokens
-        else:
-            logits = process_logits(logits, PARAMS, state)
-            # A key of each step and draft: a position is drafted again behind a rejected draft.
-            keys = jax.vmap(jax.random.fold_in, (0, None))(request_keys(seeds, begin), i)
-            draw = functools.partial(categorical_sample, keys)
-            tokens = (draw if method in REJECTING else greedy_sample)(logits)
-        state = update_state(state, tokens)
-        after, cache = extend(weights, cache, tokens[:, None], state.lengths[:, None] - 1)
-        return (after[:, 0], cache, state), (tokens, logits)
-
-    carry = logits[:, -1], cache, texts.state
-    (_, cache, _), (tokens, given) = lax.scan(one, carry, jnp.arange(number, dtype=jnp.int32))
-    return Drafts(tokens.T, cache, given.swapaxes(0, 1))
-
-
 def verify(
-    weights: Weights, texts: Texts, drafts: Drafts, seeds: Array, method: str
+    weights: Weights, texts: Texts, drafts: Drafts, seeds: Array, number: int, method: str
 ) -> tuple[SpeculativeOutput, Cache]:
     """One step of the target, over the last token and the drafts."""
-    state, number = texts.state, drafts.tokens.shape[1]
+    state, parents, start = texts.state, drafts.parents, texts.state.lengths - 1
     last, _ = last_tokens(state, 1)
     tokens = jnp.concatenate([last, jnp.maximum(drafts.tokens, 0)], axis=1)
-    places = from_place(state.lengths, number + 1)
-    logits, cache = extend(weights, texts.cache, tokens, places - 1)
+    depths, tree = (np.arange(number + 1), None) if parents is None else look_at(parents)
+    places = start[:, None] + depths.astype(np.int32)
+    logits, cache = extend(weights, texts.cache, tokens, places, tree)
     if method in REJECTING:
         keys = request_keys(seeds, state.lengths)  # one a step
         args = (keys, logits, drafts.tokens, drafts.logits, PARAMS, state)
         return rejection_sample(*args, method=method), cache
-    keys = request_keys(seeds[:, None], places)  # one a position
-    return speculative_sample(keys, logits, drafts.tokens, PARAMS, state), cache
+    keys = request_keys(seeds[:, None], from_place(state.lengths, number + 1))  # one a position
+    out = speculative_sample(keys, logits, drafts.tokens, PARAMS, state, parents=parents)
+    return out, cache if parents is None else kept(cache, start, out.nodes)
 
 
 @functools.partial(jax.jit, static_argnames=("number", "method"))
 def step(
     weights: Weights,
-    draft: Weights,
+    drafter: Weights,
     texts: Texts,
     ends: Array,
     seeds: Array,
@@ -197,11 +136,19 @@ def step(
     """Drafts, verifies and appends what was accepted, up to an end-of-text or the length."""
     state = texts.state
     if method == "lookup" or not number:
-        drafts = Drafts(look_up(state, number), texts.draft_cache, None)
+        drafts = Drafts(look_up(state, number), texts.draft_cache)
     else:
-        own = drafter_seeds if method in REJECTING else seeds
-        drafts = draft_by_model(draft, texts, own, number, method)
-    out, cache = verify(weights, texts, drafts, seeds, method)
+        own = method in REJECTING
+        drafts = draft(
+            drafter,
+            texts.draft_cache,
+            state,
+            PARAMS,
+            drafter_seeds if own else seeds,
+            number,
+            "own" if own else method,
+        )
+    out, cache = verify(weights, texts, drafts, seeds, number, method)
     ends_here = (out.tokens == END).astype(jnp.int32)
     ended = jnp.cumsum(ends_here, axis=1) > ends_here
     places = from_place(state.lengths, number + 1)
@@ -209,12 +156,13 @@ def step(
     after = update_state(state, new, texts.active)
     some = texts.active.astype(jnp.int32)
     stopped = jnp.any(new == END, axis=1) | (after.lengths >= ends) | (out.tokens[:, 0] < 0)
+    most = drafts.tokens if drafts.parents is None else drafts.tokens[:, ::SIBLINGS]
     return Texts(
         state=after,
         cache=cache,
         draft_cache=drafts.cache,
         active=texts.active & ~stopped,
-        drafted=texts.drafted + some * jnp.sum(drafts.tokens >= 0, axis=1, dtype=jnp.int32),
+        drafted=texts.drafted + some * jnp.sum(most >= 0, axis=1, dtype=jnp.int32),
         accepted=texts.accepted + some * out.num_accepted,
         steps=texts.steps + some,
     )
@@ -233,17 +181,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", type=int, default=100, help="of each text (%(default)s)")
     parser.add_argument("--drafts", type=int, default=4, help="of each step (%(default)s)")
-    parser.add_argument("--draft-layers", type=int, default=3, help="of the model (%(default)s)")
     args = parser.parse_args()
     config, tokenizer, weights = open_model(MODEL)
-    draft = {**weights, "layers": weights["layers"][: args.draft_layers]}
-    first = start(weights, draft, config, tokenizer)
+    drafter = open_weights(DRAFT_MODEL)[1]
+    first = start(weights, drafter, config, tokenizer)
     seeds = seeds_of()
-    ends = jnp.minimum(first.state.lengths + args.tokens, config.context - args.drafts)
+    ends = jnp.minimum(first.state.lengths + args.tokens, config.context - SIBLINGS * args.drafts)
 
     def texts_by(method: str, number: int) -> tuple[Texts, float]:
         options = {"number": number, "method": method}
-        run = functools.partial(step, weights, draft, ends=ends, seeds=seeds[0], **options)
+        run = functools.partial(step, weights, drafter, ends=ends, seeds=seeds[0], **options)
         run = functools.partial(run, drafter_seeds=seeds[1])
         write(run, first)  # compiles
         return write(run, first)

@@ -1,9 +1,14 @@
-"""Trains the example model: a tokenizer and a small transformer on Python's own standard library.
+r"""Trains the example model: a tokenizer and a small transformer on Python's own standard library.
 
 The text is the source of the running interpreter's standard library, so nothing is downloaded.
 The default run takes about a quarter of an hour on two CPU cores:
 
     python examples/train.py --out examples/weights
+
+A draft model for `speculative.py` has the same tokenizer and fewer weights:
+
+    python examples/train.py --out examples/weights/draft --width 96 --layers 2 --hidden 256 \
+        --tokenizer examples/weights/tokenizer.json --steps 3000 --minutes 14
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ import jax
 import numpy as np
 import optax
 import optax.contrib
-from model import END, Config, Weights, forward, init, load, save
+from model import END, HEAD_DIM, Config, Weights, forward, init, load, save
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
@@ -161,12 +166,18 @@ def parse_arguments() -> argparse.Namespace:
     """The flags of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--tokenizer", type=Path, help="a file to use and not to train anew")
+    for field in ("width", "layers", "hidden"):
+        size = getattr(Config, field)
+        parser.add_argument(f"--{field}", type=int, default=size, help="of the model (%(default)s)")
     parser.add_argument("--steps", type=int, default=1700, help="optimizer steps (%(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="train no longer than this")
     parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it works")
     args = parser.parse_args()
     if args.steps < 1:
         parser.error(f"argument --steps: must be at least 1, not {args.steps}")
+    if args.width < 1 or args.width % HEAD_DIM:
+        parser.error(f"argument --width: must be a multiple of {HEAD_DIM}, not {args.width}")
     if not args.minutes > 0:
         parser.error(f"argument --minutes: must be above 0, not {args.minutes}")
     return args
@@ -182,11 +193,17 @@ def main() -> None:
 
     held_out = len(files) // 20
     test_documents, documents = read_documents(files[:held_out]), read_documents(files[held_out:])
-    tokenizer = train_tokenizer(documents)
+    if args.tokenizer:
+        tokenizer = Tokenizer.from_file(str(args.tokenizer))
+    else:
+        tokenizer = train_tokenizer(documents)
+        tokenizer.save(str(args.out / "tokenizer.json"), pretty=False)
     stream, test_stream = encode(tokenizer, documents), encode(tokenizer, test_documents)
     print(f"{len(stream):,} tokens from {len(files) - held_out} files; {held_out} files held out")
 
-    config = Config(vocab=tokenizer.get_vocab_size())
+    config = Config(
+        vocab=tokenizer.get_vocab_size(), width=args.width, layers=args.layers, hidden=args.hidden
+    )
     bits = len(test_stream) / sum(len(d.encode()) for d in test_documents) / math.log(2)
     before = held_out_loss(init(jax.random.key(SEED), config), test_stream, config.context)
     print(f"held-out loss before: {before:.3f} nats per token, {before * bits:.3f} bits per byte")
@@ -195,7 +212,6 @@ def main() -> None:
     after = held_out_loss(load(args.out / "weights.npz", config), test_stream, config.context)
     print(f"held-out loss after:  {after:.3f} nats per token, {after * bits:.3f} bits per byte")
 
-    tokenizer.save(str(args.out / "tokenizer.json"), pretty=False)
     card = {
         "sizes": dataclasses.asdict(config),
         "held_out_nats_per_token": round(after, 4),

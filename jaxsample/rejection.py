@@ -130,8 +130,10 @@ def rejection_sample(
     step_keys, drafts = jnp.asarray(keys), jnp.asarray(draft_tokens)
     x = opened(logits, axis_name, implementation)
     target = _target(step_keys, x, drafts, params, state, order, method)
-    p = Distribution(target.rows, target.cut, target.drawn.mass)
-    q = _residual.distribution(opened(draft_logits, axis_name, implementation))
+    p = _residual.of_kept(
+        target.rows, target.cut, target.drawn.mass, target.num_kept, target.ranked
+    )
+    q = _residual.of_all(opened(draft_logits, axis_name, implementation))
     noise = _draw.random_words(_folded(step_keys, jnp.int32(_VERIFICATION)))
     verified = _verified(noise, p, q, drafts, method)
     last = _behind(noise, p, q, drafts, verified)
@@ -156,8 +158,8 @@ def _verified(
     noise: Array, p: Distribution, q: Distribution, drafts: Array, method: str
 ) -> _Verified:
     wide = [(0, 0)] * (drafts.ndim - 1) + [(0, 1)]
-    of_p = p.logprobs(jnp.pad(drafts, wide))[..., :-1]
-    of_q = q.logprobs(drafts)
+    of_p = p.logprobs(jnp.pad(drafts, wide)[..., None])[..., :-1, 0]
+    of_q = q.logprobs(drafts[..., None])[..., 0]
     known = (drafts >= 0) & (drafts < p.rows.vocab) & ~p.rows.bad[..., :-1] & ~q.rows.bad
     length = _leading(known & (of_q > -jnp.inf))
     place = _chunks.positions(drafts)
@@ -193,12 +195,15 @@ def _factors(ratios: Array) -> Array:
 
 
 def _chances(p: Distribution, q: Distribution, factors: Array) -> Array:
-    """Returns `h_1` to `h_n` of the definition; the last one is not used."""
-    number = factors.shape[-1] - 1
-    rest = _residual.total_excess(factors[..., :-1], p.first(number), q)
-    rest = jnp.concatenate([rest[..., 1:], rest[..., :1]], axis=-1)
-    factor = factors[..., 1:]
-    return jnp.where(factor == 1, 1, rest / jnp.where(factor == 1, 1, rest + 1 - factor))
+    """Returns `h_1` to `h_n` of the definition."""
+    number, factor = q.rows.row_max.shape[-1], factors[..., 1:]
+    if number == 1:
+        return factor
+    given = factors[..., 1:number]
+    rest = _residual.total_excess(given, p, q)
+    certain = given == 1
+    chances = jnp.where(certain, 1, rest / jnp.where(certain, 1, rest + 1 - given))
+    return jnp.concatenate([chances, factor[..., -1:]], axis=-1)
 
 
 def _behind(
@@ -208,10 +213,10 @@ def _behind(
     number, length, factor = verified
     rejected, place = number < length, jnp.minimum(number, drafts.shape[-1] - 1)
     at_end = p.at(number)
-    over = _residual.log_excess(jnp.where(rejected, factor, 0), at_end, q.at(place))
-    # Of p itself where nothing was rejected, or where the residual rounds to nothing.
-    rest = dataclasses.replace(q.rows.source, logits=over)
-    token = _residual.drawn(noise, rest, at_end.all_logprobs())
+    of_p, over = at_end.all_logprobs(), _residual.log_excess(factor, at_end, q.at(place))
+    rest = jnp.where(rejected[..., None], over, of_p)
+    # Of p, too, where the residual rounds to nothing.
+    token = _residual.drawn(noise, dataclasses.replace(q.rows.source, logits=rest), of_p)
     unknown = ~rejected & (number < drafts.shape[-1]) & (_chunks.at(drafts, place) >= 0)
     return jnp.where(unknown, -1, token)
 
@@ -248,7 +253,8 @@ def _target(
     if params.xtc_probability is not None and method != "chain":
         raise ValueError("method must be 'chain' where params have xtc_probability")
     if state is not None:
-        state = behind_drafts(state, paths(drafts, None, drafts.shape[-1])[0])
+        texts, _ = paths(drafts, None, drafts.shape[-1])
+        state = behind_drafts(state, texts, is_chain=True)
     places = _chunks.positions(x.logits[..., 0])
     each = _folded(_folded(keys, jnp.int32(_RULES))[..., None], places)
     return chosen(each, x, params, state, order)

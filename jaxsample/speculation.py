@@ -318,7 +318,7 @@ def speculative_sample(
         _of_levels(of_depths, levels),
         x,
         params,
-        None if state is None else behind_drafts(state, texts),
+        None if state is None else behind_drafts(state, texts, is_chain=tree is None),
         Options(order, num_logprobs, logprobs_mode, return_kept),
     )
     accepted = _accepted(out.tokens, drafts, tree, depth)

@@ -135,15 +135,22 @@ class DraftedState(SamplerState):
         )
 
 
-def behind_drafts(state: SamplerState, drafts: Array) -> DraftedState:
-    """Returns the state behind each of several drafts of a row, `[..., positions, n]`."""
-    rows = drafts.shape[:-1]
-    tokens = jnp.broadcast_to(state.tokens[..., None, :], (*rows, state.tokens.shape[-1]))
-    lengths = jnp.broadcast_to(state.lengths[..., None], rows)
-    tokens, lengths = _appended(tokens, lengths, drafts, drafts >= 0)
+def behind_drafts(state: SamplerState, drafts: Array, *, is_chain: bool) -> DraftedState:
+    """Returns the state behind each of several drafts of a row, `[..., positions, n]`.
+
+    The drafts of a chain are written once: each text continues the one before, and ends by its
+    length.
+    """
+    shape = (*drafts.shape[:-1], state.tokens.shape[-1])
+    tokens = jnp.broadcast_to(state.tokens[..., None, :], shape)
+    lengths = jnp.broadcast_to(state.lengths[..., None], shape[:-1])
+    texts, ends = _appended(tokens, lengths, drafts, drafts >= 0)
+    if is_chain:
+        last = drafts[..., -1:, :]
+        texts, _ = _appended(tokens[..., -1:, :], lengths[..., -1:], last, last >= 0)
     return DraftedState(
-        tokens=tokens,
-        lengths=lengths,
+        tokens=jnp.broadcast_to(texts, shape),
+        lengths=ends,
         prompt_lengths=state.prompt_lengths[..., None],
         prompt_mask=state.prompt_mask[..., None, :],
         counts=state.counts[..., None, :],

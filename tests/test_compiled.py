@@ -36,7 +36,7 @@ WRITERS = (
     "adaptive_p_sample",
 )
 SEARCHED = (
-    *("top_k_logits", "top_p_logits", "typical_p_logits", "top_h_logits"),
+    *("top_k_logits", "top_p_logits", "typical_p_logits", "top_h_logits", "process_logits"),
     *("sample", "sample, masks"),
 )
 NAMES = tuple(name for name in catalogue.NAMES if name not in WRITERS)

@@ -347,22 +347,23 @@ def test_training_writes_a_model_that_decodes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_speculative_text_is_that_of_plain_decoding():
-    draft = {**WEIGHTS, "layers": WEIGHTS["layers"][:3]}
-    first = speculative.start(WEIGHTS, draft, CONFIG, TOKENIZER)
+@pytest.mark.parametrize("method", ["coupled", "tree"])
+def test_a_speculative_text_is_that_of_plain_decoding(method):
+    drafter = decode.open_weights(speculative.DRAFT_MODEL)[1]
+    first = speculative.start(WEIGHTS, drafter, CONFIG, TOKENIZER)
     ends = first.state.lengths + 16
-    seeds = [jnp.asarray(model_seeds) for model_seeds in speculative.seeds_of()]
+    seeds = [jnp.asarray(of) for of in speculative.seeds_of()]
 
     def written(number, method):
-        step = functools.partial(speculative.step, WEIGHTS, draft, number=number, method=method)
+        step = functools.partial(speculative.step, WEIGHTS, drafter, number=number, method=method)
         run = functools.partial(step, ends=ends, seeds=seeds[0], drafter_seeds=seeds[1])
         return speculative.write(run, first)[0]
 
-    plain, coupled = written(0, "lookup"), written(3, "coupled")
-    np.testing.assert_array_equal(plain.state.tokens, coupled.state.tokens)
-    np.testing.assert_array_equal(plain.state.lengths, coupled.state.lengths)
+    plain, drafted = written(0, "lookup"), written(3, method)
+    np.testing.assert_array_equal(plain.state.tokens, drafted.state.tokens)
+    np.testing.assert_array_equal(plain.state.lengths, drafted.state.lengths)
     assert (plain.state.lengths > first.state.lengths).all()
-    assert int(coupled.steps.sum()) < 0.8 * int(plain.steps.sum())
+    assert int(drafted.steps.sum()) < 0.8 * int(plain.steps.sum())
 
 
 @pytest.mark.exhaustive

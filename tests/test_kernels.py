@@ -409,3 +409,11 @@ def test_export_holds_the_kernels_of_a_tpu():
 def test_errors_name_the_implementation(logits, implementation, message):
     with pytest.raises(ValueError, match=message):
         js.greedy_sample(logits, implementation=implementation)
+
+
+@pytest.mark.usefixtures("short_turns")
+def test_positions_of_drafts():
+    """Eight texts of three positions, which a TPU holds with the positions outermost."""
+    x = rows.make("normal", 24, VOCAB).reshape(8, 3, VOCAB)
+    keys = jax.random.split(jax.random.key(0), (8, 3))
+    in_both_ways(js.sample, keys, x, SamplingParams(top_p=jnp.linspace(0.1, 1, 24).reshape(8, 3)))

@@ -200,6 +200,22 @@ def test_texts_follow_their_law_under_rules(method, params):
     assert p_value > rejecting.ERROR_RATE
 
 
+@pytest.mark.slow
+def test_texts_follow_the_mixture_that_xtc_is():
+    """A position that is verified again draws again whether its likeliest tokens are left out."""
+    chance, threshold = 0.5, 0.1
+    params = SamplingParams(xtc_probability=chance, xtc_threshold=threshold)
+    target, draft = model(4)
+    left = js.xtc_logits(jax.random.key(0), target, 1.0, threshold)
+    mixture = np.log(chance * rejecting.softmax(left) + (1 - chance) * rejecting.softmax(target))
+    text, _ = rejecting.texts(target, draft, 20000, 4, 3, params, by("chain"))
+    right, wrong = (
+        rejecting.p_value(text, rejecting.law(of, 4, PLAIN), 4)
+        for of in (mixture.astype(np.float32), target)
+    )
+    assert right > rejecting.ERROR_RATE > wrong
+
+
 def patched(changes, method):
     """The function with some of its parts replaced, given the requests and positions."""
     body = inspect.unwrap(rejection_sample)

@@ -372,3 +372,14 @@ def test_no_logits_are_written_without_penalties_and_one_array_with_them():
     for params, most in ((plain_params, 0.3), (penalised, 1.3)):
         compiled = jax.jit(speculative_sample).lower(keys, x, drafts, params, state).compile()
         assert compiled.memory_analysis().temp_size_in_bytes < most * size
+
+
+def test_the_text_of_a_chain_is_written_once():
+    """And not for each position."""
+    batch, positions, vocab, length = 2, 5, 40, 2**16
+    state = jax.eval_shape(lambda: js.init_state(np.zeros((batch, 8), int), 8, vocab, length))
+    params = SamplingParams(bad_words=np.ones((1, 2), int), bad_word_lengths=np.array([2]))
+    x, drafts = np.zeros((batch, positions, vocab)), np.zeros((batch, positions - 1), int)
+    program = jax.jit(speculative_sample).lower(keys_of(batch, positions), x, drafts, params, state)
+    texts = 4 * batch * length
+    assert program.compile().memory_analysis().temp_size_in_bytes < 2 * texts

@@ -16,6 +16,7 @@ import decode  # noqa: E402
 import jobs  # noqa: E402
 import jsonschema  # noqa: E402
 import structured  # noqa: E402
+import structured_speculative as speculative  # noqa: E402
 from request import Request  # noqa: E402
 from structured import DEMO  # noqa: E402
 
@@ -71,6 +72,18 @@ def test_a_text_that_was_cut_short_says_so():
     assert structured.verdict("2", "stop", {"type": "string"}).startswith("stop, not valid: 2 is")
     assert structured.verdict("[", "stop", None).startswith("stop, not valid: Expecting value")
     assert structured.verdict("[]", "stop", None) == "stop, valid"
+
+
+def test_drafts_that_keep_to_the_grammar_change_no_text():
+    models = WEIGHTS, decode.open_weights(speculative.DRAFT_MODEL)[1]
+    plain, fast = (speculative.write(models, CONFIG, TOKENIZER, n, 60) for n in (0, 3))
+    assert fast.texts == plain.texts
+    np.testing.assert_array_equal(fast.ended, plain.ended)
+    assert fast.steps < 0.8 * plain.steps
+    for text, ended, (_, schema) in zip(fast.texts, fast.ended, DEMO, strict=True):
+        if ended and schema is not None:
+            jsonschema.validate(json.loads(TOKENIZER.decode(text)), schema)
+    assert fast.ended.any()
 
 
 def test_the_command_line(tmp_path, monkeypatch, capsys):

@@ -45,11 +45,12 @@ def unpacked(words: Array, n: int) -> Array:
 
 def _by_tile(words: Array, n: int) -> Array:
     """Unpacks by lane: a lane holds its bits from the start, so no word spans 32 lanes."""
-    lanes = _tiles.split(by_lane(words.reshape(-1, words.shape[-1])))
+    lead = words.shape[:-1]
+    lanes = _tiles.split(by_lane(_tiles.flat(words, len(lead))))
     rows, groups, *tile = lanes.shape
     place = lax.broadcasted_iota(jnp.int32, (rows, groups, WORD, *tile), 2)
     mask = is_set(lanes[:, :, None], place).reshape(rows, groups * WORD, *tile)
-    return _tiles.joined(mask[:, : n // TOKENS], (*words.shape[:-1], n))
+    return _tiles.joined(mask[:, : n // TOKENS], lead)
 
 
 def by_lane(words: Array) -> Array:

@@ -267,7 +267,7 @@ def chunk_sums(
       source: the logits.
       element: takes some raw values, their ids and, as a NumPy constant, their places in the chunk.
       *per_chunk: arrays `[..., chunks]`, handed to `element` so that they broadcast.
-      per_token: arrays `[..., vocab]`, handed to `element` after them; without shards only.
+      per_token: arrays in the shape of the logits, handed to `element` after them.
       size: of a chunk; the last one may be short.
       whole: of devices that share a row, whether each gets the sums of all of them, or of its own.
 
@@ -302,7 +302,8 @@ def _chunk_results(
             return element(x, start + ids, *rest)
 
         given = tuple(map(shards.own, per_chunk))
-        own = _chunk_results(Source(values, mask), own_element, reduce, given, size)
+        alone = Source(values, mask)
+        own = _chunk_results(alone, own_element, reduce, given, size, per_token=per_token)
         return shards.whole(own) if whole else own
 
     lead, vocab = values.shape[:-1], values.shape[-1]

@@ -12,10 +12,12 @@ from jaxsample._core._checks import to_elements
 from jaxsample._core._chunks import Rows, Source
 from jaxsample._core._elementary import LOG2_E, product
 from jaxsample._core._mass import Mass
+from jaxsample._core._prefix import Candidates
 from jaxsample._core._ranking import Cut
+from jaxsample._core._vmap import rowwise
 
 _UNITS = 2.0**30
-"""Of a probability: a chunk's sum fits in 32 bits."""
+"""Of a probability: a row's sum fits in 32 bits."""
 
 
 class Distribution(NamedTuple):
@@ -24,30 +26,34 @@ class Distribution(NamedTuple):
     Attributes:
       rows: the logits.
       cut: the end of the kept tokens.
-      mass: their mass.
+      log_mass: float32 `[...]`, the logarithm of their mass.
+      num_kept: int32 `[...]`, their number; None where `first` is.
+      first: the candidates, or None.
     """
 
     rows: Rows
     cut: Cut
-    mass: Mass
+    log_mass: Array
+    num_kept: Array | None = None
+    first: Candidates | None = None
 
     def logprobs(self, tokens: Array) -> Array:
-        """Returns the log-probability of a token of each row, float32 `[...]`."""
-        source, ids = self.rows.source, tokens[..., None]
-        raw = _shards.take(source.logits, ids, source.shards)
+        """Returns the log-probabilities of tokens of each row, float32 `[..., n]`."""
+        source = self.rows.source
+        raw = _shards.take(source.logits, tokens, source.shards)
         if source.mask is not None:
-            words = _shards.take(source.mask, ids // _bits.WORD, source.shards)
-            raw = _bits.masked(raw, _bits.is_set(words, ids % _bits.WORD))
-        return self._normalised(raw, ids)[..., 0]
+            words = _shards.take(source.mask, tokens // _bits.WORD, source.shards)
+            raw = _bits.masked(raw, _bits.is_set(words, tokens % _bits.WORD))
+        return self.normalised(raw, tokens)
 
     def all_logprobs(self) -> Array:
         """Returns the log-probabilities of all tokens, float32 `[..., vocab]`."""
-        return self._normalised(self.rows.source.masked(), self.rows.ids)
+        return self.normalised(self.rows.source.masked(), self.rows.ids)
 
-    def first(self, number: int) -> "Distribution":
-        """Returns the first rows of the last axis of the rows."""
+    def between(self, start: int, end: int) -> "Distribution":
+        """Returns some consecutive rows of the last axis of the rows."""
         axis = self.rows.row_max.ndim - 1
-        return jax.tree.map(lambda leaf: lax.slice_in_dim(leaf, 0, number, axis=axis), self)
+        return jax.tree.map(lambda leaf: lax.slice_in_dim(leaf, start, end, axis=axis), self)
 
     def at(self, index: Array) -> "Distribution":
         """Returns one row of the last axis of the rows, by its index `[...]`."""
@@ -60,18 +66,38 @@ class Distribution(NamedTuple):
         # Materialised: each pass would take it again.
         return lax.optimization_barrier(jax.tree.map(lambda leaf: taken(leaf, index), self))
 
-    def _normalised(self, raw: Array, ids: Array) -> Array:
-        x = self.rows.read(raw)
+    def normalised(self, raw: Array, ids: Array) -> Array:
+        """Returns the log-probabilities of raw values `[..., *]` of tokens with these ids."""
         kept = _ranking.is_kept(self.rows.read_to_cut(raw), ids, self.cut)
-        logprobs = x - self.rows.row_max[..., None] - _mass.log(self.mass)[..., None]
+        return self._of_logits(self.rows.read(raw), kept)
+
+    def first_logprobs(self, first: Cut, num_kept: Array) -> Array:
+        """Returns the log-probabilities of the first tokens of the ranking, float32 `[..., n]`."""
+        kept = _chunks.positions(first.token) < num_kept[..., None]
+        return self._of_logits(self.rows.read_from_cut(first.logit), kept)
+
+    def _of_logits(self, x: Array, kept: Array) -> Array:
+        logprobs = x - to_elements(self.rows.row_max, x) - to_elements(self.log_mass, x)
         logprobs = jnp.where(kept & (x > -jnp.inf), logprobs, -jnp.inf)
-        return jnp.where(self.rows.bad[..., None], jnp.nan, logprobs)
+        return jnp.where(to_elements(self.rows.bad, x), jnp.nan, logprobs)
 
 
-def distribution(x: Source) -> Distribution:
+def of_kept(
+    rows: Rows,
+    cut: Cut,
+    mass: Mass,
+    num_kept: Array | None = None,
+    first: Candidates | None = None,
+) -> Distribution:
+    """Returns the softmax of the logits up to a cut, from their mass."""
+    # Materialised: each element would compute it again.
+    return Distribution(rows, cut, lax.optimization_barrier(_mass.log(mass)), num_kept, first)
+
+
+def of_all(x: Source) -> Distribution:
     """Returns the softmax of the logits of a source."""
     rows, scale, (sums, *_) = _scan.scan_and_weigh(x)
-    return Distribution(rows, _ranking.everything(rows), _chunks.added_up(sums, scale))
+    return of_kept(rows, _ranking.everything(rows), _chunks.added_up(sums, scale))
 
 
 def exp(x: Array) -> Array:
@@ -79,40 +105,83 @@ def exp(x: Array) -> Array:
     return _elementary.exp2(product(x, LOG2_E))
 
 
-def _excess(factor: Array, p: Distribution, q: Distribution) -> Array:
-    of_p, of_q = (exp(of.all_logprobs()) for of in (p, q))
-    return product(to_elements(factor, of_p), of_p) - of_q
+def _excess(factor: Array, of_p: Array, of_q: Array) -> Array:
+    """Returns `factor * p - q` of log-probabilities."""
+    p, q = exp(of_p), exp(of_q)
+    return product(to_elements(factor, p), p) - q
 
 
 def log_excess(factor: Array, p: Distribution, q: Distribution) -> Array:
     """Returns `log(max(factor * p - q, 0))` of all tokens, float32 `[..., vocab]`."""
-    # Materialised: each pass would compute it again.
-    over = jnp.maximum(_excess(factor, p, q), 0)
-    return lax.optimization_barrier(_elementary.log(over))
+    return _elementary.log(jnp.maximum(_excess(factor, p.all_logprobs(), q.all_logprobs()), 0))
 
 
+@rowwise
 def total_excess(factor: Array, p: Distribution, q: Distribution) -> Array:
-    """Returns the sum of `max(factor * p - q, 0)` of each row, float32 `[...]`.
+    """Returns the sums of `max(factor * p - q, 0)` of the rows behind the first, float32.
 
-    As a sum of integers, which has no order.
+    They are sums of integers, which have no order. Where all rows of p keep tokens of `p.first`
+    alone, the others are not read.
+
+    Args:
+      factor: float32 `[..., n]`.
+      p: of `[..., n + 1]` rows or more.
+      q: of `[..., n + 1]` rows.
+
+    Returns:
+      `[..., n]`.
     """
-    over = _excess(factor, p, q)
-    units = jnp.where(over > 0, over * _UNITS + 0.5, 0).astype(jnp.int32)
-    # Materialised: the slices of a chunk would each compute it again.
-    units = lax.optimization_barrier(units)
-    source = dataclasses.replace(q.rows.source, logits=units)
-    sums = lax.bitcast_convert_type(_chunks.chunk_sums(source, lambda raw, *_: raw), jnp.uint32)
-    return _mass.to_float(_mass.total(Mass(jnp.zeros_like(sums), sums))) / _UNITS
+    number = factor.shape[-1]
+
+    def units(of_p: Array, of_q: Array) -> Array:
+        over = _excess(factor, of_p, of_q)
+        return jnp.where(over > 0, over * _UNITS + 0.5, 0).astype(jnp.int32)
+
+    def added_up(units: Array) -> Array:
+        return jnp.sum(units, axis=-1, dtype=jnp.int32).astype(jnp.float32) / _UNITS
+
+    def by_chunk(p: Distribution, q: Distribution) -> Array:
+        def element(raw: Array, ids: Array, _: Array, beside: Array) -> Array:
+            return units(p.normalised(beside, ids), q.normalised(raw, ids))
+
+        beside = (p.rows.source.masked(),)
+        return added_up(_chunks.chunk_sums(q.rows.source, element, per_token=beside))
+
+    def at_once(p: Distribution, q: Distribution) -> Array:  # chunks are another layout on a TPU
+        return added_up(units(p.all_logprobs(), q.all_logprobs()))
+
+    def of_whole_rows() -> Array:
+        behind = p.between(1, number + 1), q.between(1, number + 1)
+        if q.rows.source.shards is not None:
+            return by_chunk(*behind)
+        return lax.platform_dependent(*behind, tpu=at_once, default=by_chunk)
+
+    if p.first is None or p.num_kept is None:
+        return of_whole_rows()
+    tokens = p.first.tokens.token[..., : number + 1, :]
+    of_p = p.first_logprobs(p.first.tokens, p.num_kept)[..., 1 : number + 1, :]
+    of_few = added_up(units(of_p, q.logprobs(tokens)[..., 1:, :]))
+    # Greedy rows keep the first token, which is known in any case.
+    known = (p.first.complete & (p.num_kept <= tokens.shape[-1])) | (p.num_kept <= 1)
+    within = jnp.all(known)
+    return lax.cond(within, lambda: of_few, of_whole_rows)
 
 
+@rowwise
 def drawn(noise: Array, x: Source, otherwise: Array) -> Array:
     """Returns a token of each row of a source, or of other logits where it holds none.
 
     Returns:
       int32 `[...]`, -1 on a bad row.
     """
-    empty = _scan.scan(x).bad[..., None]
-    logits = lax.optimization_barrier(jnp.where(empty, otherwise, x.logits))
-    rows, scale, (sums, *_) = _scan.scan_and_weigh(dataclasses.replace(x, logits=logits))
-    tokens = _draw.draw(noise, rows, scale, sums, _ranking.everything(rows))
-    return jnp.where(rows.bad, -1, tokens)
+
+    def of(logits: Array) -> Array:
+        # Materialised: each pass would compute them again.
+        source = dataclasses.replace(x, logits=lax.optimization_barrier(logits))
+        rows, scale, (sums, *_) = _scan.scan_and_weigh(source)
+        token = _draw.draw(noise, rows, scale, sums, _ranking.everything(rows))
+        return jnp.where(rows.bad, -1, token)
+
+    token = of(x.logits)
+    empty = token < 0
+    return lax.cond(jnp.any(empty), lambda: jnp.where(empty, of(otherwise), token), lambda: token)

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _chunks, _prefix, _ranking, _search
+from jaxsample._core import _chunks, _prefix, _ranking, _search, _tiles
 from jaxsample._core._chunks import CHUNK, Rows, Source
 from jaxsample._core._mass import Scale
 from jaxsample._core._prefix import Candidates
@@ -46,14 +46,13 @@ def scan_and_weigh(
         logits, mask = source.logits, source.mask
         maxima, sums, *counts = kernels.chunk_maxima_and_sums(
             _flat(logits),
-            None if beta is None else beta.reshape(-1),
+            None if beta is None else _tiles.flat(beta, beta.ndim),
             None if mask is None else _flat(mask),
             counted=counted,
             interpret=interpret,
         )
-        rows = logits.shape[:-1]
-        counts = [count.reshape(rows) for count in counts]
-        return _sortable(maxima, source), sums.reshape(*rows, -1), *counts
+        of_rows = [_tiles.unflat(x, logits.shape[:-1]) for x in (sums, *counts)]
+        return _sortable(maxima, source), *of_rows
 
     def otherwise(source: Source, beta: Array | None) -> tuple[Array, ...]:
         sortable = _chunks.sortable_maxima(source, CHUNK)
@@ -83,7 +82,7 @@ def scan_and_rank(source: Source, beta: Array | None = None) -> tuple[Rows, Cand
         maxima, bins = kernels.block_maxima_and_bins(_flat(logits), mask, interpret=interpret)
         sortable = _sortable(maxima, source)
         rows = _chunks.scanned(source, sortable, beta)
-        bins = Bins(*(x.reshape(*logits.shape[:-1], -1) for x in bins))
+        bins = Bins(*(_tiles.unflat(x, logits.shape[:-1]) for x in bins))
         return sortable, *flat(_first(rows, bins, interpret))
 
     def otherwise(source: Source, beta: Array | None) -> tuple[Array, ...]:
@@ -111,7 +110,7 @@ def _first(rows: Rows, bins: Bins, interpret: bool) -> Candidates:
         _flat(_chunks.to_sortable(logits)), _flat(bins.ids), _prefix.CANDIDATES, interpret=interpret
     )
     logit, token = (
-        x.reshape(*rows.row_max.shape, -1)[..., :number]
+        _tiles.unflat(x, rows.row_max.shape)[..., :number]
         for x in (_chunks.from_sortable(sortable), token)
     )
     least = logit[..., -1:]
@@ -123,9 +122,9 @@ def _first(rows: Rows, bins: Bins, interpret: bool) -> Candidates:
 
 
 def _flat(x: Array) -> Array:
-    return x.reshape(-1, x.shape[-1])
+    return _tiles.flat(x, x.ndim - 1)
 
 
 def _sortable(maxima: Array, source: Source) -> Array:
     sortable: Any = _chunks.to_sortable(maxima.astype(source.logits.dtype))
-    return sortable.reshape(*source.logits.shape[:-1], -1)
+    return _tiles.unflat(sortable, source.logits.shape[:-1])

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _chunks, _elementary, _mass, _ranking
+from jaxsample._core import _chunks, _elementary, _mass, _ranking, _tiles
 from jaxsample._core._bisection import by_logit, search
 from jaxsample._core._chunks import Rows, Source
 from jaxsample._core._groups import select, update_rows
@@ -130,7 +130,7 @@ def row_mass(rows: Rows, needed: Array) -> Mass:
 
     def kernel(_: Source, rows: Rows, needed: Array, *, interpret: bool) -> tuple[Array, ...]:
         found = kernels.masses(_inputs(rows, {}, needed), interpret=interpret)
-        return tuple(x.reshape(needed.shape) for x in found)
+        return tuple(_tiles.unflat(x, needed.shape) for x in found)
 
     def otherwise(_: Source, rows: Rows, needed: Array) -> tuple[Array, ...]:
         return tuple(_chunks.mass(rows, _chunks.probability(rows)))
@@ -195,7 +195,7 @@ def _by_kernel(
     """Returns the cuts of rows that need the search and, if asked for, what they keep."""
     inputs = _inputs(rows, rules.values, needed)
     found = kernels.search(inputs, rules.order, weighed=weighed, interpret=interpret)
-    cut, *kept = jax.tree.map(lambda x: x.reshape(*needed.shape, *x.shape[1:]), found)
+    cut, *kept = jax.tree.map(lambda x: _tiles.unflat(x, needed.shape), found)
     return cut, Kept(*kept) if weighed else None
 
 
@@ -211,4 +211,4 @@ def _inputs(rows: Rows, values: dict[str, Array], needed: Array) -> kernels.Inpu
         kernels.Given(rows.row_max, rows.raw_max, rows.beta, k, p, floor),
         needed,
     )
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[needed.ndim :]), inputs)
+    return jax.tree.map(lambda x: _tiles.flat(x, needed.ndim), inputs)

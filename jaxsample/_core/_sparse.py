@@ -9,6 +9,9 @@ from jax import Array, lax
 
 from jaxsample._core import _bits, _chunks, _shards
 
+_FEW = 16
+"""Ids that a TPU compares with every token: it scatters in another layout, a copy to and fro."""
+
 
 def lower(logits: Array, ids: Array, values: Array) -> Array:
     """Lowers the logits of tokens: of several values for an id the least, and of the old one."""
@@ -21,12 +24,25 @@ def lower(logits: Array, ids: Array, values: Array) -> Array:
 
 def replace(logits: Array, ids: Array, values: Array) -> Array:
     """Replaces the logits of tokens; no id inside the vocabulary may come twice in a row."""
-    apart = jnp.where(ids < logits.shape[-1], ids, logits.shape[-1] + _chunks.positions(ids))
 
-    def scatter(row: Array, ids: Array, values: Array) -> Array:
-        return row.at[ids].set(values, mode="drop", unique_indices=True)
+    def scattered(logits: Array, ids: Array, values: Array) -> Array:
+        apart = jnp.where(ids < logits.shape[-1], ids, logits.shape[-1] + _chunks.positions(ids))
 
-    return jnp.vectorize(scatter, signature="(v),(n),(n)->(v)")(logits, apart, values)
+        def scatter(row: Array, ids: Array, values: Array) -> Array:
+            return row.at[ids].set(values, mode="drop", unique_indices=True)
+
+        return jnp.vectorize(scatter, signature="(v),(n),(n)->(v)")(logits, apart, values)
+
+    def compared(logits: Array, ids: Array, values: Array) -> Array:
+        places = _chunks.positions(logits)
+        for one in range(ids.shape[-1]):
+            of_row = slice(one, one + 1)
+            logits = jnp.where(places == ids[..., of_row], values[..., of_row], logits)
+        return logits
+
+    if ids.shape[-1] > _FEW:
+        return scattered(logits, ids, values)
+    return lax.platform_dependent(logits, ids, values, tpu=compared, default=scattered)
 
 
 def ban(logits: Array, ids: Array, where: Array) -> Array:

@@ -19,29 +19,61 @@ def fits(shape: tuple[int, ...], size: int = TOKENS) -> bool:
     return shape[-1] % max(size, TOKENS) == 0 and (size % TOKENS == 0 or TOKENS % size == 0)
 
 
+def flat(x: Array, ndim: int) -> Array:
+    """Returns arrays of rows `[..., *]` with one axis for the rows, in the order of a TPU's memory.
+
+    Args:
+      x: leads with the axes of the rows.
+      ndim: their number.
+    """
+    if _last_is_outermost(x.shape[:ndim]):
+        x = jnp.moveaxis(x, ndim - 1, 0)
+    return x.reshape(-1, *x.shape[ndim:])
+
+
+def unflat(x: Array, lead: tuple[int, ...]) -> Array:
+    """Returns the arrays, with the axes of the rows, of which `flat` gave those of one axis."""
+    if not _last_is_outermost(lead):
+        return x.reshape(*lead, *x.shape[1:])
+    *others, last = lead
+    return jnp.moveaxis(x.reshape(last, *others, *x.shape[1:]), 0, len(others))
+
+
+def _last_is_outermost(lead: tuple[int, ...]) -> bool:
+    """Whether a TPU holds the last of these axes outermost.
+
+    It holds `[8, 9, vocab]` as 9 rows of tiles, where two for each of the 8 would be mostly empty.
+    """
+    if len(lead) < 2 or not all(isinstance(length, int) for length in lead):
+        return False
+    return lead[-1] % ROWS > 0 and lead[-2] % ROWS == 0
+
+
 def split(x: Array) -> Array:
     """Returns rows `[..., vocab]` as tiles in memory order, `[rows / n, vocab / 128, n, 128]`."""
-    *lead, vocab = x.shape
-    rows = math.prod(lead)
+    x = flat(x, x.ndim - 1)
+    rows, vocab = x.shape
     together = math.gcd(rows, ROWS)
     return x.reshape(rows // together, together, vocab // TOKENS, TOKENS).swapaxes(1, 2)
 
 
-def joined(tiles: Array, shape: tuple[int, ...]) -> Array:
-    """Returns the rows, in some shape, of which `split` gave the tiles."""
-    return tiles.swapaxes(1, 2).reshape(shape)
+def joined(tiles: Array, lead: tuple[int, ...]) -> Array:
+    """Returns the rows `[*lead, vocab]` of which `split` gave the tiles."""
+    rows, tokens, together, _ = tiles.shape
+    return unflat(tiles.swapaxes(1, 2).reshape(rows * together, tokens * TOKENS), lead)
 
 
 def take_blocks(logits: Array, blocks: Array, size: int) -> Array:
     """Returns blocks of consecutive tokens by index: `[..., n]` to `[..., n, size]`."""
-    n, of_block = blocks.shape[-1], -(-size // TOKENS)
+    lead, n, of_block = blocks.shape[:-1], blocks.shape[-1], -(-size // TOKENS)
     tiles = split(logits)
     index = (blocks * size // TOKENS)[..., None] + lax.broadcasted_iota(
         jnp.int32, (*blocks.shape, of_block), blocks.ndim
     )
+    index = flat(index, len(lead))
     index = index.reshape(tiles.shape[0], tiles.shape[2], n * of_block, 1).swapaxes(1, 2)
     taken = jnp.take_along_axis(tiles, index, axis=1, mode="clip")
-    taken = joined(taken, (*blocks.shape, of_block * TOKENS))
+    taken = joined(taken, lead).reshape(*blocks.shape, of_block * TOKENS)
     part = blocks % max(TOKENS // size, 1)
     parts = [taken[..., start : start + size] for start in range(0, taken.shape[-1], size)]
     found = parts[0]

@@ -1,4 +1,4 @@
-"""Every public function that takes logits, called on rows of one shape."""
+"""Every public function that takes logits of one position a row, called on rows of one shape."""
 
 import dataclasses
 import functools
@@ -43,6 +43,7 @@ def calls(x, scalars=False):
     each = () if scalars else rows
     real, integer, token = jnp.full(each, 0.9), jnp.full(each, 100), jnp.full(rows, 100)
     params = SamplingParams(temperature=real, top_k=integer, top_p=real, min_p=real * 0.01)
+    cut = dataclasses.replace(params, temperature=None)
     few = jnp.arange(20, dtype=jnp.int32)
     history = jnp.tile(few, (rows[0], 5))
     counts = jnp.zeros(x.shape, jnp.int32)
@@ -55,6 +56,8 @@ def calls(x, scalars=False):
         "min_p_logits": (js.min_p_logits, (x, real)),
         "greedy_sample": (js.greedy_sample, (x,)),
         "categorical_sample": (js.categorical_sample, (keys, x)),
+        "nearest_draws": (functools.partial(js.nearest_draws, num=3), (keys, x)),
+        "process_logits": (js.process_logits, (x, cut)),
         "token_logprobs": (js.token_logprobs, (x, token)),
         "token_ranks": (js.token_ranks, (x, token)),
         "top_logprobs": (functools.partial(js.top_logprobs, num=20), (x,)),

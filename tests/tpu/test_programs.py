@@ -14,12 +14,9 @@ from jax.sharding import AxisType, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from meshes import sharded_map, spec_of
 from rows import exhaustive
-from topologies import compiled, devices
+from topologies import compiled, devices, settled
 
 from bench.tpu import hlo
-from bench.tpu.chips import CHIPS
-from bench.tpu.compiler import Compiled
-from bench.tpu.estimate import cheapest
 from jaxsample._core._chunks import CHUNK
 from jaxsample._tpu import rows as kernels
 from jaxsample._tpu import search
@@ -42,7 +39,7 @@ MOST = {
     "mirostat_v1_sample": 5,
 }
 MOST |= dict.fromkeys(["typical_p_logits", "top_h_logits", "tail_free_logits"], 5)
-MOST |= dict.fromkeys(["top_k_logits", "top_p_logits"], 1)
+MOST |= dict.fromkeys(["top_k_logits", "top_p_logits", "process_logits"], 1)
 LISTS = ("dry_penalized_logits", "no_repeat_ngram_logits", "suppressed_logits")
 LISTS += ("min_tokens_logits", "bad_words_logits")
 
@@ -201,11 +198,6 @@ def sorts(program, vocab):
             sizes = [int(n) for dims in re.findall(r"\[([\d,]+)\]", line) for n in dims.split(",")]
             found += [line] if max(sizes, default=0) >= vocab // 4 else []
     return found
-
-
-def settled(program, topology):
-    """The operations of a program, each conditional by its cheapest branch."""
-    return cheapest(Compiled(program.as_text(), {}), CHIPS[topology.partition(":")[0]]).costs
 
 
 def holds(result, size):

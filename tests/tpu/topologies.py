@@ -6,6 +6,10 @@ import os
 import jax
 import pytest
 
+from bench.tpu.chips import CHIPS
+from bench.tpu.compiler import Compiled
+from bench.tpu.estimate import cheapest
+
 # What a machine with a TPU would be asked for.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -34,3 +38,8 @@ def compiled(function, arguments, place):
 
     traced = jax.jit(function).trace(*jax.tree.map(shape, arguments))
     return traced.lower(lowering_platforms=("tpu",)).compile()
+
+
+def settled(program, topology):
+    """The operations of a program, each conditional by its cheapest branch."""
+    return cheapest(Compiled(program.as_text(), {}), CHIPS[topology.partition(":")[0]]).costs
