@@ -131,8 +131,8 @@ def extend(
     """
     slots = seen = None
     if tree is not None:
-        slots = positions[:, :1] + jnp.arange(tokens.shape[1])
-        behind = jnp.arange(cache[0][0].shape[1]) - positions[:, :1]
+        slots = positions[:, :1] + jnp.arange(tokens.shape[1])[None]
+        behind = jnp.arange(cache[0][0].shape[1])[None] - positions[:, :1]
         new = jnp.asarray(tree)[:, jnp.clip(behind, 0, len(tree) - 1)].swapaxes(0, 1)
         inside = (behind >= 0) & (behind < len(tree))
         seen = jnp.where(inside[:, None], new, behind[:, None] < 0)
@@ -151,7 +151,7 @@ def kept(cache: Cache, start: jax.Array, nodes: jax.Array) -> Cache:
     Returns:
       The cache with these tokens one behind the other.
     """
-    rows, place = jnp.arange(len(start))[:, None], jnp.arange(nodes.shape[1])
+    rows, place = jnp.arange(len(start))[:, None], jnp.arange(nodes.shape[1])[None]
     old = start[:, None] + jnp.where(nodes < 0, place, nodes)
     return jax.tree.map(lambda x: x.at[rows, start[:, None] + place].set(x[rows, old]), cache)
 

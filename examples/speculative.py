@@ -110,7 +110,7 @@ def verify(
     last, _ = last_tokens(state, 1)
     tokens = jnp.concatenate([last, jnp.maximum(drafts.tokens, 0)], axis=1)
     depths, tree = (np.arange(number + 1), None) if parents is None else look_at(parents)
-    places = start[:, None] + depths.astype(np.int32)
+    places = start[:, None] + depths.astype(np.int32)[None]
     logits, cache = extend(weights, texts.cache, tokens, places, tree)
     if method in REJECTING:
         keys = request_keys(seeds, state.lengths)  # one a step
