@@ -22,10 +22,11 @@ class Rule:
       name: unlike the names of the stages; the key of its parameters in `SamplingParams.custom`.
       function: `function(logits, params, state)`, traced: the logits `[..., vocab]` that the stages
         before it left (float32 after a rule that computes new logits, else in the dtype that
-        `sample` was given), its parameters (None without any), and the `SamplerState` or None. It
-        returns logits of that shape, float32, bfloat16 or float16, with -inf for masked tokens; a
-        NaN or +inf makes its row a bad row. Inside `shard_map` it gets the logits of one device.
-        A rule is static: another function object compiles anew, so define it once.
+        `sample` was given), its parameters (None without any), and the `SamplerState` or None, of
+        whose `tokens` only those in front of `lengths` are valid. It returns logits of that shape,
+        float32, bfloat16 or float16, with -inf for masked tokens; a NaN or +inf makes its row a bad
+        row. Inside `shard_map` it gets the logits of one device. A rule is static: another function
+        object compiles anew, so define it once.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxsample import SamplingParams, sample
