@@ -83,13 +83,13 @@ def short_turns(monkeypatch):
 def _shorten_turns(monkeypatch):
     from rows import SHORT_TURN  # which asks for the devices
 
+    from jaxsample._tpu import blocks
     from jaxsample._tpu import rows as kernels
-    from jaxsample._tpu import search
 
     monkeypatch.setattr(kernels, "_VECTORS", SHORT_TURN)
     monkeypatch.setattr(kernels, "TURN", SHORT_TURN * kernels.LANES)
-    monkeypatch.setattr(search, "_VECTORS", SHORT_TURN)
-    monkeypatch.setattr(search, "_STEP", SHORT_TURN * kernels.LANES)
+    monkeypatch.setattr(blocks, "VECTORS", SHORT_TURN)
+    monkeypatch.setattr(blocks, "STEP", SHORT_TURN * kernels.LANES)
 
 
 @pytest.fixture(scope="module", autouse=True)

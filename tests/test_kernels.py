@@ -18,7 +18,7 @@ import jaxsample as js
 from jaxsample import SamplingParams
 from jaxsample._core import _bits, _chunks, _ranking, _scan, _search
 from jaxsample._core._search import Rules
-from jaxsample._tpu import merging, search
+from jaxsample._tpu import masses, merging
 from jaxsample._tpu import rows as kernels
 
 pytestmark = pytest.mark.slow
@@ -247,7 +247,7 @@ def assert_searched(x, needed, order, rates=None, mask=None):
         values = varied(x)
         rules = Rules({name: values[name] for group in order for name in group}, order)
         cut, kept = _search._by_kernel(good, scanned, rules, True, True)
-        mass = search.masses(_search._inputs(scanned, {}, good), interpret=True)
+        mass = masses.row_masses(_search._inputs(scanned, {}, good), interpret=True)
         expected = _search._in_xla(good, scanned, rules, grouped=True)
 
         def kept_by(cut):

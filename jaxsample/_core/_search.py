@@ -17,6 +17,7 @@ from jaxsample._core._chunks import Rows, Source
 from jaxsample._core._groups import select, update_rows
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut
+from jaxsample._tpu import blocks, masses
 from jaxsample._tpu import search as kernels
 from jaxsample._tpu.choice import choose
 
@@ -129,7 +130,7 @@ def row_mass(rows: Rows, needed: Array) -> Mass:
     """Returns the mass of all tokens `[...]`, of the rows that need it; the others get anything."""
 
     def kernel(_: Source, rows: Rows, needed: Array, *, interpret: bool) -> tuple[Array, ...]:
-        found = kernels.masses(_inputs(rows, {}, needed), interpret=interpret)
+        found = masses.row_masses(_inputs(rows, {}, needed), interpret=interpret)
         return tuple(_tiles.unflat(x, needed.shape) for x in found)
 
     def otherwise(_: Source, rows: Rows, needed: Array) -> tuple[Array, ...]:
@@ -199,16 +200,16 @@ def _by_kernel(
     return cut, Kept(*kept) if weighed else None
 
 
-def _inputs(rows: Rows, values: dict[str, Array], needed: Array) -> kernels.Inputs:
+def _inputs(rows: Rows, values: dict[str, Array], needed: Array) -> blocks.Inputs:
     """Returns the inputs of the kernels, with the parameters of rules."""
     neutral = {"top_k": rows.vocab, "top_p": 1.0, "min_p": 0.0}
     k, p, min_p = (rows.source.per_row(x).astype(jnp.float32) for x in (neutral | values).values())
     floor = min_p_cut(rows, min_p).logit
-    inputs = kernels.Inputs(
+    inputs = blocks.Inputs(
         rows.source.logits,
         rows.source.mask,
         _chunks.probability(rows).shifts,
-        kernels.Given(rows.row_max, rows.raw_max, rows.beta, k, p, floor),
+        blocks.Given(rows.row_max, rows.raw_max, rows.beta, k, p, floor),
         needed,
     )
     return jax.tree.map(lambda x: _tiles.flat(x, needed.ndim), inputs)

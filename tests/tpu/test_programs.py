@@ -18,8 +18,8 @@ from topologies import compiled, devices, settled
 
 from bench.tpu import hlo
 from jaxsample._core._chunks import CHUNK
+from jaxsample._tpu import blocks, search
 from jaxsample._tpu import rows as kernels
-from jaxsample._tpu import search
 
 pytestmark = pytest.mark.tpu_aot
 
@@ -158,10 +158,10 @@ def test_the_search_compiles_for_the_longest_rows(topology, dtype):
         return search.search(inputs, order, weighed=True, interpret=False)
 
     x, row = jnp.zeros((rows, vocab), dtype), jnp.zeros(rows)
-    given = search.Given(*[row] * len(search.Given._fields))
+    given = blocks.Given(*[row] * len(blocks.Given._fields))
     mask, shifts = (jnp.zeros((rows, vocab // of), jnp.int32) for of in (32, CHUNK))
     place = SingleDeviceSharding(devices(topology)[0])
-    inputs = search.Inputs(x, mask, shifts, given, row > 0)
+    inputs = blocks.Inputs(x, mask, shifts, given, row > 0)
     temporaries = compiled(searched, (inputs,), lambda _: place).memory_analysis()
     assert temporaries.temp_size_in_bytes < 0.3 * x.nbytes  # the mask, transposed
 
