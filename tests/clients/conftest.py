@@ -11,6 +11,8 @@ sys.path.append(str(Path(__file__).parents[2] / "examples/integrations"))
 import jax
 import pytest
 
+pytest.register_assert_rewrite("adapter")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _standard_promotion():
