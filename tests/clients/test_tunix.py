@@ -2,6 +2,7 @@
 
 import contextlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from adapter import PROMPTS, REQUESTS, SEEDS, STEPS, STOP, Adapter, Client, params_of
@@ -10,6 +11,7 @@ pytest.importorskip("tunix", reason="tunix is not installed: docs/guides/integra
 
 from flax import nnx
 from tunix.generate.sampler import Sampler
+from tunix.rl.common import compute_per_token_logps
 from tunix_sampler import CACHE, JaxSampler, Numbers, tiny_llama
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -55,11 +57,26 @@ def client():
 
 
 class TestTunix(Adapter):
-    def test_logprobs_are_those_of_the_client(self, client):
+    def test_greedy_logprobs_are_those_of_the_client(self, client):
         drawn = client.output(params_of([{"temperature": 0}] * 4), SEEDS, PROMPTS)
         expected = client.greedy_output(PROMPTS)
         for got, want in zip(drawn.logprobs, expected.logprobs, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5)
+
+    def test_logprobs_are_those_of_the_trainer(self, client):
+        requests = [{"temperature": 0.7, "top_p": p} for p in (1.0, 0.9, 0.8, 0.5)]
+        drawn = client.output(params_of(requests), SEEDS, PROMPTS)
+        completions = [[*tokens, *[0] * (STEPS - len(tokens))] for tokens in drawn.tokens]
+        expected = compute_per_token_logps(
+            *client.sampler.model_def_and_state(),
+            prompt_tokens=jnp.asarray(drawn.padded_prompt_tokens),
+            completion_tokens=jnp.array(completions),
+            pad_id=0,
+            eos_id=STOP,
+            temperature=0.7,
+        )
+        for got, want in zip(drawn.logprobs, expected, strict=True):
+            np.testing.assert_allclose(got, want[: len(got)], atol=1e-5)
 
     def test_values_of_the_params_are_refused_as_arguments(self, client):
         with pytest.raises(ValueError, match="params and seeds replace temperature, top_p"):
