@@ -26,7 +26,7 @@ class Client:
     """A model of 64 tokens in the loop of a client, of which 0 is padding and 1 stops."""
 
     def draw(self, params, seeds, prompts):
-        """Returns the output of each row by the adapter, without the prompt and from STOP on."""
+        """Returns the output of each row by the adapter, without the prompt, up to STOP."""
         raise NotImplementedError
 
     def greedy(self, prompts):
