@@ -40,6 +40,7 @@ def test_blocks_by_index(lead, size):
     np.testing.assert_array_equal(_tiles.take_blocks(x, blocks, size), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lead", LEADS[:3])
 def test_masks_unpacked_by_tile(lead):
     mask = rows(lead) > 500
