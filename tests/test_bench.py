@@ -47,7 +47,7 @@ def test_prints_a_table_and_writes_what_it_measured(tmp_path):
             assert ratios[baseline] == times[baseline]["median"] / times[name]["median"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_rows_of_the_model_often_keep_more_than_64_tokens(monkeypatch, capsys):
     monkeypatch.setattr(model, "ROWS", 512)
     monkeypatch.setattr(model, "BATCHES", (8,))

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from rows import KINDS, every_kind, make, slow
+from rows import KINDS, every_kind, exhaustive, make, slow
 
 import jaxsample as js
 
 SIZES = (
     slow(1, "float32"),
-    slow(2, "float32"),
+    exhaustive(2, "float32"),
     (257, "float16"),
     slow(5003, "float32"),
     slow(4096, "bfloat16"),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from composed import LENGTH, VOCAB, a_state, assert_drawn, composed, every_param, only
-from rows import every_kind, make, slow, traces
+from rows import every_kind, exhaustive, make, slow, traces
 
 import jaxsample as js
 from jaxsample import (
@@ -156,7 +156,7 @@ def test_the_temperature_may_come_last(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", exhaustive("float16")])
 def test_sample_is_its_functions_in_narrow_floats(dtype):
     x = every_kind(8, VOCAB, dtype)
     assert_composed(x, every_param(len(x)), a_state(len(x)), DEFAULT_ORDER, DEFAULT_ORDER)
