@@ -201,7 +201,7 @@ def test_words_biases_and_lengths_shape_a_text():
     assert (texts[2].reason, len(texts[2].tokens)) == ("stop", 6)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_program_serves_rows_of_all_rules_as_their_own_do():
     requests = [
         dataclasses.replace(request, prompt="class A:\n", seed=seed, max_tokens=20)
@@ -334,7 +334,7 @@ def test_weights_survive_a_file(tmp_path):
     chex.assert_trees_all_equal(model.load(tmp_path / "weights.npz", CONFIG), WEIGHTS)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_training_writes_a_model_that_decodes(tmp_path):
     done = run("train.py", "--smoke", "--out", tmp_path)
     assert done.returncode == 0, done.stderr

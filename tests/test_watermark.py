@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import reference_watermark as reference
 from reference import softmax
-from rows import every_kind, make, slow, traces
+from rows import every_kind, exhaustive, make, slow, traces
 from scipy import stats
 
 from jaxsample import categorical_sample
@@ -576,8 +576,7 @@ def write_texts(name, rows, number=200):
     return np.asarray(history), float(entropy)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", WIDTHS)
+@pytest.mark.parametrize("name", [slow(n) if n == "synthid" else exhaustive(n) for n in WIDTHS])
 def test_texts_of_the_model_are_detected(name):
     tokens, entropy = write_texts(name, 200)
     p_values = p_value(name, KEY, tokens)
