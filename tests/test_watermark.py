@@ -226,9 +226,7 @@ def test_bad_rows_of_detectors():
 # The laws.
 
 
-@pytest.fixture(
-    scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)]
-)
+@pytest.fixture(scope="module", params=["float32", exhaustive("bfloat16")])
 def batch(request):
     x, context = every_kind(2, 1003, request.param)[:16], contexts(16, 3)
     return x, context, marks(x, context)

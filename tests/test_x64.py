@@ -33,6 +33,7 @@ def test_every_function(name):
         assert_same(function(*arguments), want)
 
 
+@pytest.mark.exhaustive
 def test_every_field_of_sample():
     x = every_kind(3, 300)
     keys = jax.vmap(jax.random.key)(np.arange(len(x), dtype=np.int32))
