@@ -4,7 +4,8 @@ import enum
 from typing import Any
 
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsample._core import _checks, _chunks, _history, _lookup
@@ -131,12 +132,16 @@ def _loops(state: SamplerState, written: Array, max_period: int, repeats: int) -
     """Returns whether the output of each row ends with copies of the same few tokens."""
     back = _chunks.positions(jnp.empty((*written.shape, max_period * repeats)))
     tail = _last(state, state.lengths[..., None] - 1 - back)
-    found = jnp.zeros_like(written, bool)
-    for period in range(1, max_period + 1):
-        length = period * (repeats - 1)
-        equal = tail[..., :length] == tail[..., period : period + length]
-        found |= jnp.all(equal, axis=-1) & (period * repeats <= written)
-    return found
+
+    def with_period(i: Array, found: Array) -> Array:
+        period = i + 1
+        equal = tail == jnp.roll(tail, -period, axis=-1)
+        equal |= back >= period * (repeats - 1)
+        return found | (jnp.all(equal, axis=-1) & (period * repeats <= written))
+
+    none = jnp.zeros_like(written, bool)
+    # A loop, since the time to compile should not grow with the periods.
+    return lax.fori_loop(np.int32(0), np.int32(max_period), with_period, none)
 
 
 def _last(state: SamplerState, index: Array) -> Array:
