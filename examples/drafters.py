@@ -42,12 +42,12 @@ class Drafts(NamedTuple):
 
 
 def from_place(place: Array, number: int) -> Array:
-    """Positions from one of each row on, [rows, number]."""
+    """Returns consecutive positions from one of each row on, [rows, number]."""
     return place[:, None] + jnp.arange(number, dtype=jnp.int32)[None]
 
 
 def last_tokens(state: SamplerState, number: int) -> tuple[Array, Array]:
-    """The last tokens of each text, [rows, number], and their positions."""
+    """Returns the last tokens of each text, [rows, number], and their positions."""
     places = from_place(state.lengths - number, number)
     return jnp.take_along_axis(state.tokens, places, axis=1), places
 
@@ -73,7 +73,7 @@ def draft(
     number: int,
     method: str,
 ) -> Drafts:
-    """Drafts of a draft model, one after the other.
+    """Returns drafts of a draft model, drawn one after the other.
 
     Args:
       weights: the draft model.
@@ -114,14 +114,15 @@ def draft(
 
 
 def look_at(parents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the depths [n + 1] of a text and a tree of drafts behind it, and who looks at whom.
+    """Returns the depths of a text and its tree of drafts, and which tokens each one attends to.
 
     Args:
       parents: int [n], the draft in front of each draft, -1 for the text.
 
     Returns:
-      The number of drafts in front of the text, 0, and up to each draft; and bool [n + 1, n + 1],
-      whether the token of a row looks at the token of a column: at itself and those in front of it.
+      Int [n + 1], 0 for the text and the number of drafts up to each draft; and bool
+      [n + 1, n + 1], whether the token of a row attends to that of a column: to itself and to those
+      in front of it.
     """
     seen = np.eye(len(parents) + 1, dtype=bool)
     for draft, parent in enumerate(parents, start=1):

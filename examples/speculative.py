@@ -105,7 +105,7 @@ def seeds_of() -> list[np.ndarray]:
 def verify(
     weights: Weights, texts: Texts, drafts: Drafts, seeds: Array, number: int, method: str
 ) -> tuple[SpeculativeOutput, Cache]:
-    """One step of the target, over the last token and the drafts."""
+    """Verifies drafts in one step of the target, over the last token and the drafts."""
     state, parents, start = texts.state, drafts.parents, texts.state.lengths - 1
     last, _ = last_tokens(state, 1)
     tokens = jnp.concatenate([last, jnp.maximum(drafts.tokens, 0)], axis=1)

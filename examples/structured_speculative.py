@@ -72,7 +72,7 @@ def draft_token(
 def verify(
     weights: Weights, cache: Cache, state: SamplerState, drafts: np.ndarray, bitmasks: np.ndarray
 ) -> tuple[SpeculativeOutput, Cache]:
-    """One step of the target, each position with the bitmask of the text in front of it."""
+    """Verifies drafts in one step of the target, each position with the bitmask of its text."""
     tokens = jnp.concatenate([last_tokens(state, 1)[0], jnp.maximum(drafts, 0)], axis=1)
     places = from_place(state.lengths, tokens.shape[1])
     logits, cache = extend(weights, cache, tokens, places - 1)

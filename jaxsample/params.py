@@ -161,7 +161,7 @@ class SamplingParams:
 
         A request is a dictionary or an object with the names of vLLM's `SamplingParams`, OpenAI's
         API, Hugging Face's `GenerationConfig` or Gemini's `GenerationConfig`, or of the fields of
-        this class. Where it says nothing or None its row has the values of `NEUTRAL`. None in
+        this class. Where a name is absent or None its row has the values of `NEUTRAL`. None in
         place of a request gives a neutral row, which is greedy where the batch has temperatures.
 
         `temperature=0` and `do_sample` without True are greedy, and the rules of such a request

@@ -117,14 +117,14 @@ IGNORED = {
 
 _IGNORED = frozenset(name for names in IGNORED.values() for name in names)
 
-# What requests do not set as it is: masks of the loop, and arrays that belong to other lists.
-_NOT_SAID = (
+_NOT_IN_REQUESTS = (
     "unconditional_logits",
     "allowed",
     "bitmask",
     "bad_word_lengths",
     "logit_bias_token_ids",
 )
+"""Fields that a request cannot set by name: masks of the loop, and arrays that belong to lists."""
 
 _AT_TEMPERATURE = (
     *("dynatemp", "smoothing", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff"),
@@ -171,13 +171,13 @@ def _row(
     vocab_size: int | None,
     handled: Sequence[str],
 ) -> dict[str, Any]:
-    """Returns what a request says, by field."""
-    said = _said(place, request)
-    greedy = "do_sample" in said and not said.pop("do_sample")
-    if said.get("_bad_words_token_ids") is not None:
-        said.pop("bad_words", None)  # the same words as texts
+    """Returns the values of a request by field."""
+    values = _attributes(place, request)
+    greedy = "do_sample" in values and not values.pop("do_sample")
+    if values.get("_bad_words_token_ids") is not None:
+        values.pop("bad_words", None)  # the same words as texts
     row: dict[str, Any] = {}
-    for original, value in said.items():
+    for original, value in values.items():
         name = re.sub("(?<=[a-z])[A-Z]", lambda letter: "_" + letter[0].lower(), original)
         if value is None or name in _IGNORED or name in handled or original in handled:
             continue
@@ -186,7 +186,7 @@ def _row(
             _check_neutral(source, value, REFUSED[name])
             continue
         field = TRANSLATED.get(name, name)
-        if field not in fields or name in _NOT_SAID:
+        if field not in fields or name in _NOT_IN_REQUESTS:
             raise ValueError(
                 f"{source} must be a field or a name in jaxsample.requests, got {value!r}"
             )
@@ -199,10 +199,10 @@ def _row(
     return row
 
 
-def _said(place: str, request: Any) -> dict[str, Any]:
-    """Returns what a request says, by its own names."""
+def _attributes(place: str, request: Any) -> dict[str, Any]:
+    """Returns the values of a request by its own names."""
     if isinstance(request, Mapping):
-        said = dict(request)
+        values = dict(request)
     else:
         kind = type(request)
         names = getattr(kind, "__struct_fields__", None)  # of msgspec
@@ -211,10 +211,10 @@ def _said(place: str, request: Any) -> dict[str, Any]:
             raise TypeError(
                 f"{place} must be None, a mapping or an object with attributes, got {request!r}"
             )
-        said = {name: getattr(request, name) for name in names or vars(request)}
-        said |= getattr(request, "model_extra", None) or {}  # of pydantic
-    # Other names with an underscore in front are of no request.
-    return {name: x for name, x in said.items() if not name.startswith("_") or name in TRANSLATED}
+        values = {name: getattr(request, name) for name in names or vars(request)}
+        values |= getattr(request, "model_extra", None) or {}  # of pydantic
+    # Other names that begin with an underscore are not parts of requests.
+    return {name: x for name, x in values.items() if name[:1] != "_" or name in TRANSLATED}
 
 
 def _check_neutral(place: str, value: Any, neutral: tuple[Any, ...]) -> None:
@@ -277,7 +277,9 @@ def _add(row: dict[str, Any], place: str, name: str, value: Any, field: Field) -
     if name == "logit_bias" or not isinstance(value, list):
         field.parameter.validate(place, np.asarray(value))
     if name in row and not isinstance(value, list):
-        raise ValueError(f"{place} must not say {name} again, got {row[name]!r} and {value!r}")
+        raise ValueError(
+            f"{place} must not set {name} a second time, got {row[name]!r} and {value!r}"
+        )
     if name in row:
         known = row[name]
         # vLLM's `_all_stop_token_ids` has the others again.

@@ -264,7 +264,7 @@ def test_a_long_integer_is_not_cut():
             r"requests\[1\].top_q must be a field or a name in jaxsample.requests, got 0.5",
         ),
         ({"allowed": [True]}, r"\.allowed must be a field or a name"),
-        ({"top_p": 0.5, "topP": 0.5}, r"\.topP must not say top_p again, got 0.5 and 0.5"),
+        ({"top_p": 0.5, "topP": 0.5}, r"\.topP must not set top_p a second time, got 0.5 and 0.5"),
         ({"logit_bias": {-1: 2}}, r"\.logit_bias\[0\] must be at least 0, got -1"),
         ({"logit_bias": {"1": np.nan}}, r"\.logit_bias\[0\] must be finite or -inf, got nan"),
         ({"suppress_tokens": [3, 9]}, r"\.suppress_tokens must hold token ids below 9, got 9"),
