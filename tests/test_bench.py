@@ -13,7 +13,18 @@ import numpy as np
 import pytest
 from rows import ON_GPU
 
-from bench import bars, gpu, logits, memory, model, peers, performance, requests, scaling
+from bench import (
+    bars,
+    gpu,
+    logits,
+    memory,
+    model,
+    peers,
+    performance,
+    requests,
+    scaling,
+    tpu_static,
+)
 from bench.__main__ import main
 from bench.baselines import argmax, sort_stack_logits
 from bench.peers.borrowed import borrow
@@ -98,10 +109,22 @@ def test_the_nucleus_is_as_large_as_it_is_said_to_be(kind, expected):
     assert np.searchsorted(mass, 0.95) + 1 == pytest.approx(expected, rel=0.02)
 
 
-def test_rows_like_text_have_the_nuclei_of_a_language_model():
-    weights = np.exp(np.asarray(logits.text(128, 32000, "float32"), np.float64))
+def nuclei(vocab):
+    """The numbers of tokens that top-p .95 keeps of rows like text."""
+    weights = np.exp(np.asarray(logits.text(128, vocab, "float32"), np.float64))
     mass = np.cumsum(np.sort(weights, axis=-1)[:, ::-1], axis=-1)
-    sizes = np.sum(mass < 0.95 * mass[:, -1:], axis=-1) + 1
+    return np.sum(mass < 0.95 * mass[:, -1:], axis=-1) + 1
+
+
+@pytest.mark.slow
+def test_estimates_count_the_rows_like_text_that_need_the_search():
+    searched = nuclei(128_256) > 64
+    assert searched.sum() == tpu_static.TEXT_ROWS
+    assert searched.reshape(-1, 8).any(1).sum() == tpu_static.TEXT_BLOCKS
+
+
+def test_rows_like_text_have_the_nuclei_of_a_language_model():
+    sizes = nuclei(32000)
     assert np.median(sizes) == pytest.approx(10, abs=1)
     assert np.mean(sizes > 64) == pytest.approx(0.1, abs=0.01)
     assert 500 < np.quantile(sizes, 0.99) < 1500
