@@ -5,6 +5,7 @@ The definitions are in XLA. On a TPU the kernels of `_tpu` compute the same resu
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -73,9 +74,6 @@ def scan_and_weigh(
 def scan_and_rank(source: Source, beta: Array | None = None) -> tuple[Rows, Candidates]:
     """Reads the logits once and returns the maxima of the blocks and the candidates."""
 
-    def flat(top: Candidates) -> tuple[Array, ...]:
-        return *top.tokens, top.complete
-
     def kernel(source: Source, beta: Array | None, *, interpret: bool) -> tuple[Array, ...]:
         logits, mask = source.logits, source.mask
         mask = None if mask is None else _flat(mask)
@@ -83,11 +81,12 @@ def scan_and_rank(source: Source, beta: Array | None = None) -> tuple[Rows, Cand
         sortable = _sortable(maxima, source)
         rows = _chunks.scanned(source, sortable, beta)
         bins = Bins(*(_tiles.unflat(x, logits.shape[:-1]) for x in bins))
-        return sortable, *flat(_first(rows, bins, interpret))
+        return sortable, *jax.tree.leaves(_first(rows, bins, interpret))
 
     def otherwise(source: Source, beta: Array | None) -> tuple[Array, ...]:
         sortable = _chunks.sortable_maxima(source)
-        return sortable, *flat(_prefix.candidates(_chunks.scanned(source, sortable, beta)))
+        top = _prefix.candidates(_chunks.scanned(source, sortable, beta))
+        return sortable, *jax.tree.leaves(top)
 
     source = lax.stop_gradient(source)
     sortable, logit, token, complete = choose(kernel, otherwise, source, beta)

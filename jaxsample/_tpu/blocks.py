@@ -162,7 +162,6 @@ def call(
     def run(order_ref: Any, blocks_ref: Any, x_ref: Any, given_ref: Any, *refs: Any) -> None:
         shifts_ref, *others = refs
         mask_ref = None if mask is None else others.pop(0)
-
         block = pl.program_id(0)
 
         @pl.when(block < blocks_ref[0])
@@ -272,7 +271,7 @@ def read(rows: Rows, number: Array) -> list[Array]:
     return [*map(_bits.masked, vectors, allowed)]
 
 
-def columns(ref: Any, number: Array, size: int) -> list[Array]:
+def columns_of(ref: Any, number: Array, size: int) -> list[Array]:
     """Returns the columns of a step, of an array to which each step adds `size` of them."""
     steps = np.int32(LANES // size)
     vector = ref[:, span(lax.div(number, steps), LANES)]

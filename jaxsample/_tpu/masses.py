@@ -113,7 +113,7 @@ def weigh_kept(rows: blocks.Rows, tokens: Tokens, cut: Cut, sums_ref: Any, count
     steps = np.int32(LANES // size)
 
     def step(number: Array, count: Array) -> Array:
-        shifts = blocks.columns(rows.shifts, number, size)
+        shifts = blocks.columns_of(rows.shifts, number, size)
         vectors = []
         words = (blocks.vectors_of(ref, number) for ref in (tokens.coarse, tokens.rest))
         every = zip(blocks.read(rows, number), blocks.ids(rows, number), *words, strict=True)
@@ -193,7 +193,7 @@ def _over_lanes(x: Array) -> Array:
 def _weighed(rows: blocks.Rows, number: Array, vectors: list[Array]) -> list[tuple[Array, Array]]:
     """Returns the weights of the vectors of a step, and the shifts of their chunks."""
     lane = lax.broadcasted_iota(jnp.int32, rows.given.row_max.shape, 1)
-    shifts = blocks.columns(rows.shifts, number, blocks.STEP // CHUNK)
+    shifts = blocks.columns_of(rows.shifts, number, blocks.STEP // CHUNK)
     found = []
     for place, x in enumerate(vectors):
         chunk, start = divmod(place * LANES, CHUNK)
