@@ -61,6 +61,7 @@ def raised(logits, params, state):
     return logits.at[..., 5].add(params)
 
 
+@pytest.mark.slow
 def test_new_parameters_compile_nothing_and_rows_stay_alone():
     x, key = jnp.zeros((3, 40)), jax.random.split(jax.random.key(0), 3)
     order = (Rule("raised", raised), "temperature")

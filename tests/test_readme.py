@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxsample
 
@@ -26,6 +27,7 @@ def test_the_example_of_the_readme_prints_its_tokens():
     assert code.endswith(f"  # {printed.getvalue()}")
 
 
+@pytest.mark.slow
 def test_the_decoding_loop_runs_as_written():
     def model(cache, tokens, position):
         logits = jax.random.normal(jax.random.fold_in(jax.random.key(0), position), (50,))

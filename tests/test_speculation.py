@@ -173,6 +173,7 @@ def test_without_drafts_it_is_sample():
     assert not out.nodes.any()
 
 
+@pytest.mark.slow
 def test_min_tokens_counts_each_draft():
     """Not one token a step, and no more than are written."""
     x = np.tile(np.float32([0, 1, 2]), (1, 4, 1))
@@ -182,6 +183,7 @@ def test_min_tokens_counts_each_draft():
     np.testing.assert_array_equal(out.tokens, [[1, 1, 2, 2]])
 
 
+@pytest.mark.slow
 def test_masks_behind_a_draft_that_is_not_reached_are_not_read():
     """A grammar has no mask behind a draft that it does not allow."""
     x = np.tile(np.float32([0, 1, 2, 3]), (2, 4, 1))

@@ -53,6 +53,7 @@ def test_draws_of_every_stage_follow_the_kept_softmax(vocab):
         assert_follows(tokens, reference.softmax(kept))
 
 
+@pytest.mark.slow
 def test_the_tail_is_drawn_as_often_as_it_should():
     """129,000 tokens, 17 nats below one: 5 in a thousand draws, and float32 noise gives a tenth."""
     vocab, gap, number = 129_000, 17.0, 60_000
