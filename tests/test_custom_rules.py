@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from composed import a_state, apply, assert_drawn, composed, every_param
-from rows import every_kind, traces
+from rows import every_kind, exhaustive, traces
 
 import jaxsample as js
 from jaxsample import Rule, SamplingParams, sample
@@ -44,8 +44,15 @@ def inputs(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("before", [(), ("repetition_penalty",)])
+@pytest.mark.parametrize(
+    ("before", "dtype"),
+    [
+        (("repetition_penalty",), "bfloat16"),
+        exhaustive((), "bfloat16"),
+        ((), "float32"),
+        exhaustive(("repetition_penalty",), "float32"),
+    ],
+)
 def test_it_is_the_function_between_those_of_the_stages(dtype, before):
     keys, x, params, state = inputs(dtype)
     own = dataclasses.replace(params, repetition_penalty=None) if not before else params

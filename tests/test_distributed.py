@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from rows import exhaustive
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.append(str(EXAMPLES))
@@ -114,7 +115,7 @@ def digest_of(requests):
     return distributed_decode.digest(batching.serve(weights, config, work)[0])
 
 
-@pytest.mark.parametrize(("count", "requests"), [(4, SHORT), (2, VARIED)])
+@pytest.mark.parametrize(("count", "requests"), [(4, SHORT), exhaustive(2, VARIED)])
 def test_every_process_holds_the_tokens_of_a_single_one(start, tmp_path, count, requests):
     status, out = start("--processes", count, *flags_of(tmp_path, requests)).wait()
     assert status == 0, out

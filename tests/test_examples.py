@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rows import exhaustive
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.append(str(EXAMPLES))
@@ -347,7 +348,7 @@ def test_training_writes_a_model_that_decodes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["coupled", "tree"])
+@pytest.mark.parametrize("method", [exhaustive("coupled"), "tree"])
 def test_a_speculative_text_is_that_of_plain_decoding(method):
     drafter = decode.open_weights(speculative.DRAFT_MODEL)[1]
     first = speculative.start(WEIGHTS, drafter, CONFIG, TOKENIZER)

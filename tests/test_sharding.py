@@ -67,7 +67,7 @@ def marked(name):
 
 CASES = [
     *((name, "both") if name in FIRST else marked(name)(name, "both") for name in NAMES),
-    *(slow(name, "batch") for name in SOME),
+    slow("sample", "batch"),
     *(exhaustive(name, shape) for name in SOME for shape in ("two", "four")),
 ]
 
