@@ -1,4 +1,4 @@
-"""Elements of short rows by index.
+"""Elements of short rows by index, and sums by index.
 
 A TPU moves single elements one by one; there, every element is compared with every index.
 """
@@ -27,3 +27,21 @@ def take(x: Array, index: Array) -> Array:
     if x.shape[-1] > _SHORT or x.dtype == bool:
         return moved(x, index)
     return lax.platform_dependent(x, index, tpu=compared, default=moved)
+
+
+def sums(x: Array, index: Array, size: int) -> Array:
+    """Returns rows `[..., size]` of sums: each integer of `x [..., n]` is added at its index."""
+
+    def scattered(x: Array, index: Array) -> Array:
+        def add(x: Array, index: Array) -> Array:
+            return jnp.zeros(size, x.dtype).at[index].add(x, mode="drop")
+
+        return jnp.vectorize(add, signature="(n),(n)->(s)")(x, index)
+
+    def compared(x: Array, index: Array) -> Array:
+        places = lax.broadcasted_iota(index.dtype, (*index.shape, size), index.ndim)
+        found = index[..., None] == places
+        return jnp.sum(jnp.where(found, x[..., None], 0), axis=-2, dtype=x.dtype)
+
+    # A scatter of a GPU would be a kernel of its own; a CPU compares 20 times as long.
+    return lax.platform_dependent(x, index, cpu=scattered, default=compared)

@@ -13,6 +13,7 @@ from jax import Array, lax
 
 from jaxsample._core import _chunks, _mass, _ranking, _search
 from jaxsample._core._chunks import CHUNK, Rows
+from jaxsample._core._lookup import sums
 from jaxsample._core._mass import Mass
 from jaxsample._core._parameters import SHARE, TOP_K
 from jaxsample._core._ranking import Cut
@@ -94,10 +95,9 @@ def weigh_prefix(rows: Rows, top: Cut, length: Array) -> Kept:
     x = rows.read_from_cut(top.logit)
     chosen = (_chunks.positions(x) < length[..., None]) & (x > -jnp.inf)
     weights, _ = _ranking.weigh_first(rows, Cut(x, top.token))
-    weights, start = jnp.where(chosen, weights, 0), top.token - top.token % CHUNK
-    inside = start[..., None] == _chunks.starts(rows)[..., None, :]
-    sums = jnp.sum(jnp.where(inside, weights[..., None], 0), axis=-2, dtype=jnp.int32)
-    return Kept(sums, jnp.sum(chosen, axis=-1, dtype=jnp.int32))
+    chunks = -(-rows.vocab // CHUNK)
+    by_chunk = sums(jnp.where(chosen, weights, 0), top.token // CHUNK, chunks)
+    return Kept(by_chunk, jnp.sum(chosen, axis=-1, dtype=jnp.int32))
 
 
 def _length(rows: Rows, rules: Rules, top: Cut) -> Array:
