@@ -84,6 +84,7 @@ from jaxsample.watermarks import (
     last_tokens,
     synthid_logits,
 )
+from jaxsample.without_replacement import WithoutReplacement, without_replacement_sample
 
 __version__ = "0.2.0"
 
@@ -111,6 +112,7 @@ __all__ = [
     "SpeculativeOutput",
     "StopReason",
     "TopLogprobs",
+    "WithoutReplacement",
     "accept_drafts",
     "adaptive_p_sample",
     "allowed_logits",
@@ -170,5 +172,6 @@ __all__ = [
     "top_p_logits",
     "typical_p_logits",
     "update_state",
+    "without_replacement_sample",
     "xtc_logits",
 ]
