@@ -54,9 +54,10 @@ def without_replacement_sample(
     Args:
       keys: one key, split over the rows, or an array of keys `[...]`, one a row: typed
         (`jax.random.key`) or raw uint32.
-      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. Chunks of 256 tokens
-        all more than 32 nats below the likeliest are never drawn, nor tokens more than 87 nats
-        below it.
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. The rate of a chunk of
+        256 tokens is rounded to 2**-42 of the likeliest token's until one of them is drawn: chunks
+        all more than 32 nats below it are never drawn. Nor are tokens whose time exceeds float32,
+        about 87 nats below it.
       num: static, in [1, vocab]. Tokens and times do not depend on it.
 
     Returns:
