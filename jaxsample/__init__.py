@@ -47,6 +47,7 @@ from jaxsample.penalties import (
     repetition_penalized_logits,
 )
 from jaxsample.rejection import rejection_sample
+from jaxsample.reranking import BestOf, best_of
 from jaxsample.sampler import SampleOutput, process_logits, sample
 from jaxsample.sampling import categorical_sample, greedy_sample
 from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
@@ -100,6 +101,7 @@ __all__ = [
     "AcceptedDrafts",
     "AdaptivePParams",
     "AdaptivePState",
+    "BestOf",
     "GreenListDetection",
     "MirostatParams",
     "MirostatState",
@@ -117,6 +119,7 @@ __all__ = [
     "adaptive_p_sample",
     "allowed_logits",
     "bad_words_logits",
+    "best_of",
     "biased_logits",
     "bitmask_logits",
     "categorical_sample",
