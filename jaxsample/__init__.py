@@ -47,6 +47,7 @@ from jaxsample.penalties import (
     repetition_penalized_logits,
 )
 from jaxsample.rejection import rejection_sample
+from jaxsample.reranking import BestOf, best_of
 from jaxsample.sampler import SampleOutput, process_logits, sample
 from jaxsample.sampling import categorical_sample, greedy_sample
 from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
@@ -84,6 +85,7 @@ from jaxsample.watermarks import (
     last_tokens,
     synthid_logits,
 )
+from jaxsample.without_replacement import WithoutReplacement, without_replacement_sample
 
 __version__ = "0.2.0"
 
@@ -99,6 +101,7 @@ __all__ = [
     "AcceptedDrafts",
     "AdaptivePParams",
     "AdaptivePState",
+    "BestOf",
     "GreenListDetection",
     "MirostatParams",
     "MirostatState",
@@ -111,10 +114,12 @@ __all__ = [
     "SpeculativeOutput",
     "StopReason",
     "TopLogprobs",
+    "WithoutReplacement",
     "accept_drafts",
     "adaptive_p_sample",
     "allowed_logits",
     "bad_words_logits",
+    "best_of",
     "biased_logits",
     "bitmask_logits",
     "categorical_sample",
@@ -170,5 +175,6 @@ __all__ = [
     "top_p_logits",
     "typical_p_logits",
     "update_state",
+    "without_replacement_sample",
     "xtc_logits",
 ]

@@ -307,9 +307,24 @@ def speculation() -> dict[str, Callable[[], Any]]:
     }
 
 
+def several() -> dict[str, Callable[[], Any]]:
+    """Calls of the functions for several tokens or texts of a row."""
+    stream = Stream(6)
+    x = np.concatenate([logits(300, dtype).astype(np.float32) for dtype in DTYPES])
+    logprobs = -10 * stream.uniform(ROWS, 5, LENGTH).astype(np.float32)
+    lengths = stream.integers(0, LENGTH + 1, ROWS, 5)
+    return {
+        "without_replacement_sample": lambda: js.without_replacement_sample(
+            jax.random.key(7), x, num=40
+        ),
+        "best_of": lambda: js.best_of(logprobs, lengths, num=4),
+    }
+
+
 GROUPS = {
     "samples": samples,
     "speculation": speculation,
+    "several": several,
     **{f"functions-{dtype}": functools.partial(functions, dtype) for dtype in DTYPES[:2]},
     "texts": texts,
 }
