@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxsample._core import _checks
 from jaxsample._core._bits import WORD
-from jaxsample._core._parameters import COUNT, Field
+from jaxsample._core._parameters import COUNT, TOP_K, Field
 
 TRANSLATED = {
     "allowed_token_ids": "allowed",
@@ -195,6 +195,7 @@ def _row(
             continue
         field = TRANSLATED.get(name, name)
         if field == "penalty_window" != name:  # llama.cpp: 0 is no token and -1 the whole text
+            TOP_K.validate(source, np.asarray(value))
             off = _OF_WINDOW if value == 0 else ()
             value = 0 if value == -1 else value
         if field not in fields or name in _NOT_IN_REQUESTS:
