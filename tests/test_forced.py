@@ -1,9 +1,12 @@
 """A forced token in `sample`: it wins over all that masks, and every truncation keeps it."""
 
 import dataclasses
+import doctest
 import itertools
+from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from composed import VOCAB, a_state, every_param, only
@@ -42,7 +45,7 @@ def assert_forced(out):
     np.testing.assert_array_equal(out.num_kept[rows], 1)
 
 
-FEW = ("bitmask", "suppressed", "logit_bias", "forced", "temperature")
+FEW = ("bitmask", "suppressed", "forced", "temperature")
 
 
 def test_a_forced_token_wins_over_what_masks_it():
@@ -52,7 +55,7 @@ def test_a_forced_token_wins_over_what_masks_it():
     assert (out.num_kept[FORCED < 0] > 1).any()
 
 
-CUTS = (*FEW, "top_k", "top_p", "min_p")
+CUTS = ("bitmask", "suppressed", "logit_bias", *FEW[-2:], "top_k", "top_p", "min_p")
 
 
 @pytest.mark.parametrize("order", [slow(CUTS), *map(exhaustive, ORDERS)])
@@ -68,6 +71,29 @@ def test_every_rule_keeps_a_forced_token(order):
     want = sample(keys, x, free, state, order=order)
     np.testing.assert_array_equal(out.tokens[FORCED < 0], want.tokens[FORCED < 0])
     np.testing.assert_array_equal(out.logprobs[FORCED < 0], want.logprobs[FORCED < 0])
+
+
+GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "servers.md"
+
+
+def test_the_loop_of_the_guide_closes_thoughts_once():
+    """Of rows that write other tokens, begin to close, close themselves, and write no more."""
+    page = GUIDE.read_text().split("## A thinking budget")[1]
+    scope = {"jnp": jnp}
+    for example in doctest.DocTestParser().get_examples(page)[:3]:
+        exec(example.source, scope)
+    written = np.array(
+        [[1, 1, 1, 1, 1, 1], [1, 8, 8, 1, 1, 1], [8, 9, 8, 1, 8, 9], [1, 8, 1, 1, 8, 9]]
+    )
+    due, closing = jax.jit(scope["due"]), jax.jit(scope["closing"])
+    budget, closed, texts = np.array([3, 2, 1, 99]), np.zeros(4, int), []
+    for spent in range(written.shape[1]):
+        token = np.asarray(due(closed, np.full(4, spent), budget))
+        texts.append(np.where(token < 0, written[:, spent], token))
+        closed = closing(closed, texts[-1])
+    want = [[1, 1, 1, 8, 9, 1], [1, 8, 9, 1, 1, 1], [8, 9, 8, 1, 8, 9], [1, 8, 1, 1, 8, 9]]
+    np.testing.assert_array_equal(np.stack(texts, axis=1), want)
+    np.testing.assert_array_equal(closed, 2)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import slow
+from rows import exhaustive, slow
 
 import jaxsample as js
 from jaxsample import SamplingParams, sample
@@ -66,7 +66,17 @@ def function_of(field, x, p):
     }[field]()
 
 
-@pytest.mark.parametrize("field", [f if f == "logit_bias_token_ids" else slow(f) for f in FIELDS])
+LIKE_OTHERS = ("exempt_token_ids", "sequence_bias_tokens")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "logit_bias_token_ids",
+        *(slow(f) for f in [*FIELDS][1:] if f not in LIKE_OTHERS),
+        *map(exhaustive, LIKE_OTHERS),
+    ],
+)
 def test_an_id_at_or_above_the_vocabulary_makes_its_row_bad(field):
     x, keys = jnp.zeros((ROWS, VOCAB)), jax.random.split(jax.random.key(0), ROWS)
     harmless = params_with(field, 3)

@@ -282,24 +282,18 @@ def rules() -> dict[str, Callable[[], Any]]:
     both = {name: getattr(p, name) for name in wanted} | {
         name: value for name, value in vars(q).items() if value is not None
     }
-    no_window = {name: value for name, value in both.items() if name != "penalty_window"}
-    exempt = {"exempt_token_ids": q.exempt_token_ids}
     return {
         "sequence_biased_logits": lambda: js.sequence_biased_logits(
             x, s.tokens, s.lengths, *sequences
         ),
         "forced_logits": lambda: js.forced_logits(x, q.forced_token_id),
         "dry_penalized_logits, exempt": lambda: js.dry_penalized_logits(
-            x, s.tokens, s.lengths, p.dry_multiplier, allowed_length=1, **exempt
-        ),
-        "xtc_logits, exempt": lambda: js.xtc_logits(
-            here, x, p.xtc_probability, p.xtc_threshold, **exempt
+            *(x, s.tokens, s.lengths, p.dry_multiplier),
+            allowed_length=1,
+            exempt_token_ids=q.exempt_token_ids,
         ),
         "process_logits, a window": lambda: js.process_logits(
             x, SamplingParams(**both), s, key=here
-        ),
-        "process_logits, exempt": lambda: js.process_logits(
-            x, SamplingParams(**no_window), s, key=here
         ),
     }
 
