@@ -231,7 +231,8 @@ def test_neutral_values_change_nothing():
     """Whatever the values are that a rule reads beside its neutral one."""
     x = jnp.asarray(every_kind(8, VOCAB))
     batch = len(x)
-    params = every_param(batch)
+    shared = {"penalty_window": np.zeros(batch, int), "exempt_token_ids": np.zeros((batch, 2), int)}
+    params = dataclasses.replace(every_param(batch), **shared)
     beside = ("bad_words", "stop_token_ids", "logit_bias", "dry_base", "dry_allowed_length")
     beside += ("dry_sequence_breakers", "dynatemp_exponent", "smoothing_curve", "xtc_threshold")
     neutral = {
