@@ -426,6 +426,18 @@ def test_a_bitmask_is_read_on_the_way():
         (lambda x, i: bad_words_logits(x, i, 2, i[0], i), ValueError, r"words must have shape"),
         (lambda x, i: bad_words_logits(x, i, 2, i, i), ValueError, r"word_lengths must have sha"),
         (lambda x, i: bad_words_logits(x, i, 2, x, i), TypeError, "words must hold integers"),
+        (lambda x, i: forced_logits(x, 1.0), TypeError, "token_id must be an integer"),
+        (lambda x, i: forced_logits(x, i), ValueError, "token_id must be a scalar or"),
+        (
+            lambda x, i: sequence_biased_logits(x, i, 2, i[:, None], i[:, :1], x),
+            ValueError,
+            r"bias must have shape \[..., 1\]",
+        ),
+        (
+            lambda x, i: sequence_biased_logits(x, i, 2, i[:, None], i, x[:, :1]),
+            ValueError,
+            r"sequence_lengths must have shape \[..., 1\]",
+        ),
         (lambda x, i: guided_logits(x, i, 2), TypeError, "unconditional must hold real numbers"),
         (lambda x, i: guided_logits(x, x[:, :3], 2), ValueError, "unconditional must have shape"),
         (lambda x, i: guided_logits(x, x, 1j), TypeError, "scale must be a real number"),
