@@ -65,6 +65,11 @@ def rules(case: Case) -> dict[str, Work]:
         "bitmask_logits": (js.bitmask_logits, x, js.packed_bitmask(allowed)),
         "suppressed_logits": (js.suppressed_logits, x, ids(IDS)),
         "bad_words_logits": (js.bad_words_logits, x, text, length, ids(IDS, 3), ids(IDS) % 4),
+        "sequence_biased_logits": (
+            *(js.sequence_biased_logits, x, text, length, ids(IDS, 3), ids(IDS) % 4),
+            jnp.ones((case.batch, IDS)),
+        ),
+        "forced_logits": (js.forced_logits, x, jnp.full(case.batch, 100)),
         "min_tokens_logits": (js.min_tokens_logits, x, ids(2), each(3), each(9)),
         "guided_logits": (js.guided_logits, x, jnp.flip(x, -1), each(1.5)),
         "green_list_logits": (js.green_list_logits, jax.random.key(0), x, context),

@@ -3,9 +3,9 @@
 from jaxsample.adaptive_p import AdaptivePParams, AdaptivePState, adaptive_p_sample, init_adaptive_p
 from jaxsample.constraints import (
     allowed_logits,
-    bad_words_logits,
     biased_logits,
     bitmask_logits,
+    forced_logits,
     guided_logits,
     min_tokens_logits,
     packed_bitmask,
@@ -51,6 +51,7 @@ from jaxsample.reranking import BestOf, best_of
 from jaxsample.sampler import SampleOutput, process_logits, sample
 from jaxsample.sampling import categorical_sample, greedy_sample
 from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
+from jaxsample.sequences import bad_words_logits, sequence_biased_logits
 from jaxsample.speculation import (
     AcceptedDrafts,
     SpeculativeOutput,
@@ -131,6 +132,7 @@ __all__ = [
     "entropy_scaled_logits",
     "epsilon_logits",
     "eta_logits",
+    "forced_logits",
     "frequency_penalized_logits",
     "greedy_sample",
     "green_list_logits",
@@ -158,6 +160,7 @@ __all__ = [
     "sample",
     "scaled_logits",
     "seed_words",
+    "sequence_biased_logits",
     "set_rows",
     "smoothed_logits",
     "speculative_sample",

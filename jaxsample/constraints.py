@@ -1,15 +1,14 @@
-"""Constraints, logits to logits: biases, masks, banned tokens and guidance."""
+"""Constraints, logits to logits: biases, masks, banned and forced tokens, and guidance."""
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._core import _bits, _checks, _chunks, _history, _normalizer, _scan, _shards, _sparse
+from jaxsample._core import _bits, _checks, _chunks, _normalizer, _scan, _shards, _sparse
 from jaxsample._core._chunks import Implementation, Source, opened
 from jaxsample._core._parameters import (
-    BAD_WORDS,
     BIAS,
     BITMASK,
     COUNT,
@@ -17,8 +16,7 @@ from jaxsample._core._parameters import (
     IDS,
     LOGITS,
     MASK,
-    TOKENS,
-    WORD_LENGTHS,
+    TOKEN_ID,
 )
 from jaxsample._core._public import public
 from jaxsample._core._shards import AxisName
@@ -66,26 +64,19 @@ def biased_logits(
         raise ValueError(
             f"bias must have shape [..., {ids.shape[-1]}], as token_ids, got {each.shape}"
         )
-    vocab, used, each = x.vocab, ids >= 0, each.astype(jnp.float32)
-    bad = jnp.any((ids >= vocab) | (used & ~BIAS.inside(each)), axis=-1)
+    each = each.astype(jnp.float32)
+    return biased(x, ids, each, jnp.any((ids >= 0) & ~BIAS.inside(each), axis=-1))
+
+
+def biased(x: Source, ids: Array, bias: Array, bad: Array) -> Array:
+    """Returns the logits with biases `[..., n]` of some tokens added; NaN on bad rows."""
+    bad |= jnp.any(ids >= x.vocab, axis=-1)
+    used = ids >= 0
     wide = jnp.where(bad[..., None], jnp.nan, x.logits.astype(jnp.float32))
-    ids, total = _summed(jnp.where(used, ids, vocab), jnp.where(used, each, 0))
+    ids, total = _sparse.summed(jnp.where(used, ids, x.vocab), jnp.where(used, bias, 0), x.vocab)
     places = _shards.places(wide, ids, x.shards)
     new = _chunks.rounded(_shards.take(wide, places) + total)
-    return _sparse.replace(wide, jnp.where(total == 0, vocab, places), new)
-
-
-def _summed(ids: Array, bias: Array) -> tuple[Array, Array]:
-    """Returns the ids sorted, and with the last of each its biases' sum; with the others 0."""
-
-    def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
-        return right[0], jnp.where(left[0] == right[0], left[1], 0) + right[1]
-
-    ids, bias = lax.sort((ids, bias), num_keys=1, is_stable=True)
-    total = lax.associative_scan(add, (ids, bias), axis=ids.ndim - 1)[1]
-    followed = ids[..., :-1] == ids[..., 1:]
-    last = jnp.concatenate([~followed, jnp.full_like(ids[..., :1], True, jnp.bool_)], axis=-1)
-    return ids, jnp.where(last, total, 0)
+    return _sparse.replace(wide, jnp.where(total == 0, x.vocab, places), new)
 
 
 @public(allowed=MASK)
@@ -217,63 +208,36 @@ def before_min_tokens(
     return Banned(stop_token_ids, early, bad)
 
 
-@public(tokens=TOKENS, length=COUNT, words=BAD_WORDS, word_lengths=WORD_LENGTHS)
-def bad_words_logits(
-    logits: ArrayLike,
-    tokens: ArrayLike,
-    length: ArrayLike,
-    words: ArrayLike,
-    word_lengths: ArrayLike,
-    *,
-    axis_name: AxisName = None,
-) -> Array:
-    """Masks the last token of each word whose other tokens end the history.
+@public(token_id=TOKEN_ID)
+def forced_logits(logits: ArrayLike, token_id: ArrayLike, *, axis_name: AxisName = None) -> Array:
+    """Masks every token but one, which becomes possible if it was masked.
+
+    The log-probability of that token is 0, and every truncation keeps it.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      tokens: integers `[..., L]`, the history; tokens behind its length are ignored.
-      length: integers in [0, L], a scalar or `[...]`.
-      words: integers `[..., words, n]` in [0, vocab), one list for all rows or one a row; tokens
-        behind a word's length are ignored.
-      word_lengths: integers `[..., words]` in [0, n]; 0 is no word, words of 1 are always masked.
+      token_id: integer in [-1, vocab), a scalar or `[...]`; -1 is neutral, and forces no token.
 
     Returns:
-      `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
-      NaN and +inf stay, so their row stays bad.
+      `[..., vocab]` in the dtype of the logits. The forced token keeps its logit, and gets 0 if
+      that was -inf. An id outside its range makes its row NaN; NaN and +inf stay, so their row
+      stays bad.
 
     References:
-      `bad_words_ids` of Hugging Face transformers, `bad_words` of vLLM.
+      The end of a thinking budget in vLLM and llama.cpp; `ForcedEOSTokenLogitsProcessor` of Hugging
+      Face transformers.
 
     >>> import jax.numpy as jnp
-    >>> words = jnp.array([[1, 2], [3, 0], [2, 0]])
-    >>> print(bad_words_logits(jnp.zeros(4), jnp.array([0, 1]), 2, words, jnp.array([2, 1, 2])))
-    [  0.   0. -inf -inf]
+    >>> print(forced_logits(jnp.array([1.0, 2.0, -jnp.inf]), jnp.array(2)))
+    [-inf -inf   0.]
     """
     x = opened(logits, axis_name)
-    text, listed, lengths = map(jnp.asarray, (tokens, words, word_lengths))
-    return without(x, bad_words(x, text, length, listed, lengths))
-
-
-def bad_words(
-    x: Source, tokens: Array, length: ArrayLike, words: Array, word_lengths: Array
-) -> Banned:
-    """Returns the tokens that `bad_words_logits` masks."""
-    count, longest = words.shape[-2:]
-    if word_lengths.shape[-1] != count:
-        raise ValueError(f"word_lengths must have shape [..., {count}], got {word_lengths.shape}")
-    length, place = x.per_row(length), _chunks.positions(words)
-    unknown = (words < 0) | (words >= x.vocab)
-    bad = _history.is_bad(tokens, length)
-    bad |= jnp.any((word_lengths < 0) | (word_lengths > longest), axis=-1)
-    bad |= jnp.any(unknown & (place < word_lengths[..., None]), axis=(-2, -1))
-
-    prefix = word_lengths - 1
-    start = length[..., None] - prefix
-    where = (start[..., None] + place).reshape(*length.shape, count * longest)
-    written = _shards.take(tokens, where).reshape(words.shape)
-    begun = jnp.all((words == written) | (place >= prefix[..., None]), axis=-1)
-    last = _chunks.at(words, prefix)
-    return Banned(last, begun & (prefix >= 0) & (start >= 0), bad)
+    token = x.per_row(token_id)
+    bad = ~TOKEN_ID.inside(token) | (token >= x.vocab)
+    lifted = jnp.where(x.logits == -jnp.inf, 0, x.logits)
+    alone = _bits.masked(lifted, x.ids == token[..., None])
+    forced = jnp.where((token < 0)[..., None], x.logits, alone)
+    return jnp.where(bad[..., None], jnp.nan, forced)
 
 
 @public(first="conditional", unconditional=LOGITS, scale=FINITE)

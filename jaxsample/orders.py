@@ -62,6 +62,8 @@ DEFAULT_ORDER: Stages = (
     "presence_penalty",
     "dry",
     "logit_bias",
+    "sequence_bias",
+    "forced",
     "temperature",
     "dynatemp",
     "smoothing",
@@ -78,7 +80,7 @@ DEFAULT_ORDER: Stages = (
     "p_less",
     "xtc",
 )
-"""Constraints, penalties, bias, temperature, top-k, top-p, min-p, then the others."""
+"""Constraints, penalties, bias, a forced token, temperature, top-k, top-p, min-p, then others."""
 
 VLLM_ORDER: Stages = (
     "bitmask",
@@ -89,6 +91,7 @@ VLLM_ORDER: Stages = (
     "repetition_penalty",
     "frequency_penalty",
     "presence_penalty",
+    "forced",
     "temperature",
     "min_p",
     "top_k",
@@ -99,12 +102,14 @@ VLLM_ORDER: Stages = (
 HF_ORDER: Stages = (
     "guidance",
     "logit_bias",
+    "sequence_bias",
     "repetition_penalty",
     "no_repeat_ngram",
     "bad_words",
     "min_tokens",
     "allowed",
     "suppressed",
+    "forced",
     "temperature",
     "top_h",
     "top_k",
@@ -123,6 +128,7 @@ LLAMA_CPP_ORDER: Stages = (
     "frequency_penalty",
     "presence_penalty",
     "dry",
+    "forced",
     "top_n_sigma",
     "top_k",
     "typical_p",
@@ -134,7 +140,7 @@ LLAMA_CPP_ORDER: Stages = (
 )
 """The order of llama.cpp's default chain, and its stages."""
 
-MAXTEXT_ORDER: Stages = ("top_k", "top_p", "temperature")
+MAXTEXT_ORDER: Stages = ("forced", "top_k", "top_p", "temperature")
 """The order of MaxText's composite and nucleus sampling: the temperature is behind the cuts."""
 
 SGLANG_JAX_ORDER: Stages = (
@@ -142,6 +148,7 @@ SGLANG_JAX_ORDER: Stages = (
     "frequency_penalty",
     "min_tokens",
     "bitmask",
+    "forced",
     "temperature",
     ("top_k", "top_p"),
     "min_p",
@@ -159,7 +166,9 @@ ORDERS: Mapping[str, Stages] = types.MappingProxyType(
         "sglang_jax": SGLANG_JAX_ORDER,
     }
 )
-"""The orders by name, for the argument `order`."""
+"""The orders by name, for the argument `order`.
+
+Each has the stage "forced", too, behind all that masks, penalises or biases."""
 
 
 def stages_of(order: Order) -> Stages:

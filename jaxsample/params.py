@@ -28,7 +28,9 @@ from jaxsample._core._parameters import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
+    TOKEN_ID,
     TOP_K,
+    WORD_BIAS,
     WORD_LENGTHS,
     Field,
     Parameter,
@@ -63,9 +65,18 @@ class SamplingParams:
       repetition_penalty: finite and above 0; neutral 1.
       presence_penalty: finite; neutral 0.
       frequency_penalty: finite; neutral 0.
+      penalty_window: an integer, at least 0: repetition, presence and frequency penalties look at
+        the last tokens of prompt and output alone; 0 is neutral, the whole text. The presence and
+        frequency penalties count the output within the window.
+      exempt_token_ids: `[..., n]`, which repetition, presence and frequency penalties, DRY and XTC
+        leave as they are: line breaks, punctuation, the end of the text.
       dry_multiplier: finite and at least 0; neutral 0. With `dry_base` (at least 1, 1.75 if not
         given), `dry_allowed_length` (at least 1, 2) and `dry_sequence_breakers` `[..., n]` (none).
       logit_bias_token_ids: `[..., n]`, of `biased_logits`, with `logit_bias` `[..., n]`.
+      sequence_bias_tokens: `[..., words, n]`, of `sequence_biased_logits`, with
+        `sequence_bias_lengths` and `sequence_bias` `[..., words]`.
+      forced_token_id: an integer, the only token that may come, of `forced_logits`; -1 is neutral.
+        In every order of `ORDERS` it is behind masks, penalties and biases, and wins over them.
       temperature: finite and at least 0; 0 is greedy, 1 neutral.
       dynatemp_low: finite and at least 0, of `entropy_scaled_logits`, with `dynatemp_high`
         and `dynatemp_exponent` (1 if not given); neutral 1 and 1.
@@ -105,12 +116,18 @@ class SamplingParams:
     repetition_penalty: ArrayLike | None = _field(POSITIVE, 1.0)
     presence_penalty: ArrayLike | None = _field(FINITE, 0.0)
     frequency_penalty: ArrayLike | None = _field(FINITE, 0.0)
+    penalty_window: ArrayLike | None = _field(COUNT, 0)
+    exempt_token_ids: ArrayLike | None = _field(IDS, -1)
     dry_multiplier: ArrayLike | None = _field(NOT_NEGATIVE, 0.0, "dry")
     dry_base: ArrayLike | None = _field(FROM_1, 1.75, "dry")
     dry_allowed_length: ArrayLike | None = _field(COUNT_FROM_1, 2, "dry")
     dry_sequence_breakers: ArrayLike | None = _field(IDS, -1, "dry")
     logit_bias_token_ids: ArrayLike | None = _field(IDS, -1, "logit_bias")
     logit_bias: ArrayLike | None = _field(BIAS, 0.0)
+    sequence_bias_tokens: ArrayLike | None = _field(BAD_WORDS, -1, "sequence_bias")
+    sequence_bias_lengths: ArrayLike | None = _field(WORD_LENGTHS, 0, "sequence_bias")
+    sequence_bias: ArrayLike | None = _field(WORD_BIAS, 0.0)
+    forced_token_id: ArrayLike | None = _field(TOKEN_ID, -1, "forced")
     temperature: ArrayLike | None = _field(NOT_NEGATIVE, 1.0)
     dynatemp_low: ArrayLike | None = _field(NOT_NEGATIVE, 1.0, "dynatemp")
     dynatemp_high: ArrayLike | None = _field(NOT_NEGATIVE, 1.0, "dynatemp")
@@ -154,6 +171,9 @@ class SamplingParams:
         max_bad_words: int = 0,
         max_bad_word_length: int = 0,
         max_breakers: int = 0,
+        max_exempt: int = 0,
+        max_sequences: int = 0,
+        max_sequence_length: int = 0,
         vocab_size: int | None = None,
         handled: Sequence[str] = (),
     ) -> "SamplingParams":
@@ -181,6 +201,9 @@ class SamplingParams:
           max_bad_words: the number of `bad_words`, or 0.
           max_bad_word_length: the width of each of `bad_words`, or 0.
           max_breakers: the width of `dry_sequence_breakers`, or 0.
+          max_exempt: the width of `exempt_token_ids`, or 0.
+          max_sequences: the number of sequences of `sequence_bias`, or 0.
+          max_sequence_length: the width of each of these sequences, or 0.
           vocab_size: needed for `allowed_token_ids` and a rule "allowed" or "bitmask"; token ids
             must be below it.
           handled: names that the caller serves itself, of any value: "n", "response_format".
@@ -212,6 +235,10 @@ class SamplingParams:
             "bad_words": (max_bad_words, max_bad_word_length),
             "bad_word_lengths": (max_bad_words,),
             "dry_sequence_breakers": (max_breakers,),
+            "exempt_token_ids": (max_exempt,),
+            "sequence_bias_tokens": (max_sequences, max_sequence_length),
+            "sequence_bias_lengths": (max_sequences,),
+            "sequence_bias": (max_sequences,),
         }
         return cls(**_requests.columns(FIELDS, requests, rules, widths, vocab_size, handled))
 

@@ -4,8 +4,6 @@ Repetition, presence and frequency penalties depend on the count of each token; 
 no-repeat-n-gram on the history, `tokens [..., L]` of which the first `length [...]` are valid.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -19,11 +17,11 @@ from jaxsample._core._parameters import (
     COUNTS,
     FINITE,
     FROM_1,
-    IDS,
     MASK,
     NOT_NEGATIVE,
     POSITIVE,
     TOKENS,
+    optional_ids,
 )
 from jaxsample._core._public import public
 from jaxsample._core._shards import AxisName
@@ -129,17 +127,14 @@ def _counted_less(x: Source, counts: Array, penalty: Array) -> Array:
     return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, less, wide))
 
 
-def _breakers(name: str, value: Any, logits: Array) -> Array:
-    return IDS(name, np.zeros(0, np.int32) if value is None else value, logits)
-
-
 @public(
     tokens=TOKENS,
     length=COUNT,
     multiplier=NOT_NEGATIVE,
     base=FROM_1,
     allowed_length=COUNT_FROM_1,
-    sequence_breakers=_breakers,
+    sequence_breakers=optional_ids,
+    exempt_token_ids=optional_ids,
 )
 def dry_penalized_logits(
     logits: ArrayLike,
@@ -149,6 +144,7 @@ def dry_penalized_logits(
     base: ArrayLike = 1.75,
     allowed_length: ArrayLike = 2,
     sequence_breakers: ArrayLike | None = None,
+    exempt_token_ids: ArrayLike | None = None,
     *,
     axis_name: AxisName = None,
 ) -> Array:
@@ -167,6 +163,8 @@ def dry_penalized_logits(
       base: finite and at least 1, a scalar or `[...]`. The penalty ends at the largest float32.
       allowed_length: integer, at least 1, a scalar or `[...]`.
       sequence_breakers: integers `[..., n]` below `vocab`, or None; negative ids are padding.
+      exempt_token_ids: integers `[..., n]` below `vocab`, or None: tokens that are not penalised,
+        but part of repeats; negative ids are padding.
 
     Returns:
       float32 `[..., vocab]`. A parameter outside its range makes its row NaN; NaN and +inf stay
@@ -182,16 +180,16 @@ def dry_penalized_logits(
     [ 0.   0.   0.  -0.8  0. ]
     """
     x, text = opened(logits, axis_name), jnp.asarray(tokens)
-    breaking = jnp.asarray(sequence_breakers)
+    breaking, exempt = jnp.asarray(sequence_breakers), jnp.asarray(exempt_token_ids)
     length, multiplier, base, allowed = map(x.per_row, (length, multiplier, base, allowed_length))
     vocab, size = x.vocab, text.shape[-1]
     place = _chunks.positions(text)
-    bad = _history.is_bad(text, length) | jnp.any(breaking >= vocab, axis=-1)
+    bad = _history.is_bad(text, length)
+    bad |= jnp.any(breaking >= vocab, axis=-1) | jnp.any(exempt >= vocab, axis=-1)
     bad |= ~(NOT_NEGATIVE.inside(multiplier) & FROM_1.inside(base) & COUNT_FROM_1.inside(allowed))
     multiplier, base = jnp.where(bad, 0, multiplier), jnp.where(bad, 1, base)
 
-    real = (breaking >= 0)[..., None, :]
-    breaks = jnp.any((text[..., None] == breaking[..., None, :]) & real, axis=-1)
+    breaks = _history.is_listed(text, breaking)
     valid = place < length[..., None]
     behind = jnp.max(jnp.where(breaks & valid, place + 1, 0), axis=-1, initial=0)
     # Longer matches would not change the penalty: it has reached the largest float by then.
@@ -199,7 +197,8 @@ def dry_penalized_logits(
     limit = jnp.minimum(length - behind, jnp.minimum(allowed, size) + useful)
     matches = _history.matches(text, length, jnp.where(multiplier > 0, limit, 0))
 
-    repeats = valid & ~breaks & (matches >= allowed[..., None]) & (multiplier > 0)[..., None]
+    repeats = valid & (matches >= allowed[..., None]) & (multiplier > 0)[..., None]
+    repeats &= ~(breaks | _history.is_listed(text, exempt))
     power = _power(base[..., None], jnp.where(repeats, matches - allowed[..., None], 0), size)
     amount = jnp.minimum(multiplier[..., None] * power, _LARGEST)
     wide = jnp.where(bad[..., None], jnp.nan, x.logits.astype(jnp.float32))

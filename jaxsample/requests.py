@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxsample._core import _checks
 from jaxsample._core._bits import WORD
-from jaxsample._core._parameters import COUNT, Field
+from jaxsample._core._parameters import COUNT, TOP_K, Field
 
 TRANSLATED = {
     "allowed_token_ids": "allowed",
@@ -22,6 +22,9 @@ TRANSLATED = {
     "eos_token_id": "stop_token_ids",
     "_all_stop_token_ids": "stop_token_ids",
     "min_new_tokens": "min_tokens",
+    "penalty_last_n": "penalty_window",
+    "repeat_last_n": "penalty_window",
+    "repeat_penalty": "repetition_penalty",
     "suppress_tokens": "suppressed_token_ids",
 }
 """Names of other systems, and the fields that they become. Fields have their own names, too."""
@@ -61,7 +64,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "force_words_ids": (),
     "constraints": (),
     "begin_suppress_tokens": (),
-    "sequence_bias": (),
     "encoder_repetition_penalty": (1,),
     "encoder_no_repeat_ngram_size": (0,),
     "exponential_decay_length_penalty": (),
@@ -123,8 +125,13 @@ _NOT_IN_REQUESTS = (
     "bitmask",
     "bad_word_lengths",
     "logit_bias_token_ids",
+    "sequence_bias_tokens",
+    "sequence_bias_lengths",
 )
 """Fields that a request cannot set by name: masks of the loop, and arrays that belong to lists."""
+
+_OF_WINDOW = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+"""The penalties that a window of llama.cpp without tokens turns off."""
 
 _AT_TEMPERATURE = (
     *("dynatemp", "smoothing", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff"),
@@ -177,6 +184,7 @@ def _row(
     if values.get("_bad_words_token_ids") is not None:
         values.pop("bad_words", None)  # the same words as texts
     row: dict[str, Any] = {}
+    off: tuple[str, ...] = ()
     for original, value in values.items():
         name = re.sub("(?<=[a-z])[A-Z]", lambda letter: "_" + letter[0].lower(), original)
         if value is None or name in _IGNORED or name in handled or original in handled:
@@ -186,12 +194,18 @@ def _row(
             _check_neutral(source, value, REFUSED[name])
             continue
         field = TRANSLATED.get(name, name)
+        if field == "penalty_window" != name:
+            # Of llama.cpp: 0 is no token, and -1 the whole text. The range is that of top-k.
+            TOP_K.validate(source, np.asarray(value))
+            off = _OF_WINDOW if value == 0 else ()
+            value = 0 if value == -1 else value
         if field not in fields or name in _NOT_IN_REQUESTS:
             raise ValueError(
                 f"{source} must be a field or a name in jaxsample.requests, got {value!r}"
             )
         for name, x in _values(source, field, value, vocab_size).items():
             _add(row, source, name, x, fields[name])
+    row = {name: x for name, x in row.items() if name not in off}
     if greedy:
         row["temperature"] = 0.0
     if row.get("temperature") == 0:
@@ -239,6 +253,8 @@ def _values(place: str, field: str, value: Any, vocab_size: int | None) -> dict[
                 "logit_bias_token_ids": _ids(place, ids, vocab_size),
                 "logit_bias": list(value.values()),
             }
+        case "sequence_bias":
+            return _sequence_bias(place, value, vocab_size)
         case "bad_words":
             words = [_ids(f"{place}[{i}]", word, vocab_size) for i, word in enumerate(value)]
             return {"bad_words": words, "bad_word_lengths": [len(word) for word in words]}
@@ -249,7 +265,7 @@ def _values(place: str, field: str, value: Any, vocab_size: int | None) -> dict[
         case "stop_token_ids":
             listed = list(value) if isinstance(value, Iterable) else [value]
             return {field: _ids(place, [token for token in listed if token != -1], vocab_size)}
-        case "suppressed_token_ids" | "dry_sequence_breakers":
+        case "suppressed_token_ids" | "dry_sequence_breakers" | "exempt_token_ids":
             return {field: _ids(place, value, vocab_size)}
     if np.ndim(value):
         raise TypeError(f"{place} must be one value, got {value!r}")
@@ -257,6 +273,25 @@ def _values(place: str, field: str, value: Any, vocab_size: int | None) -> dict[
     if isinstance(scalar, float) and scalar.is_integer():
         scalar = int(scalar)  # Gemini's topK is a number with a point
     return {field: 0 if field == "top_k" and scalar == -1 else scalar}
+
+
+def _sequence_bias(place: str, value: Any, vocab_size: int | None) -> dict[str, Any]:
+    """Returns the fields of biases on sequences: a mapping of ids to biases, or a list of pairs."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Iterable) or not all(_is_pair(pair) for pair in pairs):
+        raise TypeError(f"{place} must map sequences of token ids to numbers, got {value!r}")
+    sequences = [_ids(f"{place}[{i}]", ids, vocab_size) for i, (ids, _) in enumerate(pairs)]
+    if not all(sequences):
+        raise ValueError(f"{place} must hold sequences of one token id or more, got {value!r}")
+    return {
+        "sequence_bias_tokens": sequences,
+        "sequence_bias_lengths": [len(ids) for ids in sequences],
+        "sequence_bias": [bias for _, bias in pairs],
+    }
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def _ids(place: str, value: Any, vocab_size: int | None) -> list[int]:
@@ -274,7 +309,7 @@ def _ids(place: str, value: Any, vocab_size: int | None) -> list[int]:
 
 def _add(row: dict[str, Any], place: str, name: str, value: Any, field: Field) -> None:
     """Adds a field to a row; lists that several names give are joined."""
-    if name == "logit_bias" or not isinstance(value, list):
+    if name in ("logit_bias", "sequence_bias") or not isinstance(value, list):
         field.parameter.validate(place, np.asarray(value))
     if name in row and not isinstance(value, list):
         raise ValueError(

@@ -10,21 +10,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _bits, _checks, _shards, _sparse
+from jaxsample._core import _bits, _checks, _shards
 from jaxsample._core._chunks import Source
 from jaxsample._core._parameters import BAD_WORDS, IDS, WORD_LENGTHS
 from jaxsample._core._search import Rules
 from jaxsample.constraints import (
     Banned,
     allowed_logits,
-    bad_words,
     before_min_tokens,
     biased_logits,
     bitmask_logits,
+    forced_logits,
     guided_logits,
     suppressed,
     without,
 )
+from jaxsample.counting import by_count
 from jaxsample.orders import Order, Rule, stages_of
 from jaxsample.params import SamplingParams
 from jaxsample.penalties import (
@@ -35,6 +36,7 @@ from jaxsample.penalties import (
     repetition_penalized_logits,
 )
 from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
+from jaxsample.sequences import bad_words, sequence_biased_logits
 from jaxsample.state import DraftedState, SamplerState
 from jaxsample.truncation import (
     cut_by,
@@ -94,6 +96,7 @@ class Stage(NamedTuple):
       apply: returns new logits.
       fields: the fields of `SamplingParams` that it needs.
       optional: the fields that have a default.
+      shared: the fields that several stages read, and that ask for none of them.
       needs_state: whether it needs the `SamplerState`.
       counts: whether it looks at each token alone, by how often the text has it.
       drops: whether it only drops tokens, by the whole distribution.
@@ -105,6 +108,7 @@ class Stage(NamedTuple):
     apply: Callable[[_Input], Array]
     fields: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
     needs_state: bool = False
     counts: bool = False
     drops: bool = False
@@ -141,7 +145,8 @@ def _bans(
 
 def _by_count(name: str, apply: Callable[[_Input], Array]) -> Stage:
     """Returns the stage of a penalty that looks at each token alone, by its count."""
-    return Stage(name, apply, (name,), needs_state=True, counts=True)
+    shared = ("penalty_window", "exempt_token_ids")
+    return Stage(name, apply, (name,), shared=shared, needs_state=True, counts=True)
 
 
 def _custom(rule: Rule) -> Stage:
@@ -215,6 +220,11 @@ def _dry(i: _Input) -> Array:
     )
 
 
+def _sequence_bias(i: _Input) -> Array:
+    listed = (i.given[f"sequence_bias{part}"] for part in ("_tokens", "_lengths", ""))
+    return sequence_biased_logits(i.logits, i.state.tokens, i.state.lengths, *listed, **i.axis)
+
+
 def _dynatemp(i: _Input) -> Array:
     return entropy_scaled_logits(i.logits, **_named(i, "dynatemp_"), **i.looks)
 
@@ -230,8 +240,7 @@ def _p_less(i: _Input) -> Array:
 
 def _xtc(i: _Input) -> Array:
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(i.keys.reshape(-1))
-    chance, threshold = i.given["xtc_probability"], i.given["xtc_threshold"]
-    return xtc_logits(keys.reshape(i.keys.shape), i.logits, chance, threshold, **i.looks)
+    return xtc_logits(keys.reshape(i.keys.shape), i.logits, **_named(i, "xtc_"), **i.looks)
 
 
 _EVERY_STAGE = (
@@ -250,9 +259,17 @@ _EVERY_STAGE = (
         _dry,
         ("dry_multiplier",),
         ("dry_base", "dry_allowed_length", "dry_sequence_breakers"),
+        ("exempt_token_ids",),
         needs_state=True,
     ),
     _of("logit_bias", biased_logits, "logit_bias_token_ids", "logit_bias", looks=False),
+    Stage(
+        "sequence_bias",
+        _sequence_bias,
+        ("sequence_bias_tokens", "sequence_bias_lengths", "sequence_bias"),
+        needs_state=True,
+    ),
+    _of("forced", forced_logits, "forced_token_id", looks=False),
     _of("temperature", scaled_logits, "temperature"),
     Stage("dynatemp", _dynatemp, ("dynatemp_low", "dynatemp_high"), ("dynatemp_exponent",)),
     Stage("smoothing", _smoothing, ("smoothing_factor",), ("smoothing_curve",)),
@@ -267,7 +284,13 @@ _EVERY_STAGE = (
     _of("tail_free", tail_free_logits, "tail_free", drops=True),
     _of("top_h", top_h_logits, "top_h", drops=True),
     Stage("p_less", _p_less, ("p_less",), drops=True),
-    Stage("xtc", _xtc, ("xtc_probability", "xtc_threshold"), drops=True),
+    Stage(
+        "xtc",
+        _xtc,
+        ("xtc_probability", "xtc_threshold"),
+        shared=("exempt_token_ids",),
+        drops=True,
+    ),
 )
 
 STAGES = {stage.name: stage for stage in _EVERY_STAGE}
@@ -338,7 +361,7 @@ def applied(
 ) -> Source:
     """Returns the logits after some groups of stages."""
 
-    def one_by_one(x: Source, groups: Iterable[tuple[Stage, ...]], state: Any) -> Source:
+    def one_by_one(x: Source, state: Any, groups: Iterable[tuple[Stage, ...]]) -> Source:
         for group in groups:
             results = [stage.apply(_input(stage, keys, x, params, state)) for stage in group]
             # Logits are kept as they are or -inf, and the least is what all of them keep.
@@ -350,35 +373,13 @@ def applied(
         if kind == "prefix":
             names = tuple(tuple(stage.name for stage in group) for group in together)
             x = dataclasses.replace(x, logits=cut_by(x, rules_of(names, x, params)))
-        elif kind == "counts" and isinstance(state, DraftedState):
-            x = _by_drafted_counts(one_by_one, x, together, state)
+        elif kind == "counts":
+            assert state is not None
+            penalties = functools.partial(one_by_one, groups=together)
+            x = by_count(penalties, x, params, state)
         else:
-            x = one_by_one(x, together, state)
+            x = one_by_one(x, state, together)
     return x
-
-
-def _by_drafted_counts(
-    apply: Callable[..., Source],
-    x: Source,
-    groups: tuple[tuple[Stage, ...], ...],
-    state: DraftedState,
-) -> Source:
-    """Returns the logits after penalties by count, each position with its own drafts counted.
-
-    The penalties are applied with the counts of the row, then to the drafts alone with the counts
-    of the position, so that no counts are written for each position.
-    """
-    penalised, ids = apply(x, groups, state), state.drafts
-    if not ids.shape[-1]:
-        return penalised
-    few = Source(_shards.take(x.logits, ids, x.shards))
-    few = apply(few, groups, state.of_tokens(ids, x.shards))
-    equal = ids[..., :, None] == ids[..., None, :]
-    again = jnp.any(jnp.tril(equal, -1), axis=-1)
-    ids = jnp.where((ids < 0) | again, x.vocab, ids)
-    places = _shards.places(x.logits, ids, x.shards)
-    logits = _sparse.replace(penalised.logits, places, few.logits)
-    return dataclasses.replace(penalised, logits=logits)
 
 
 def mask_of(
@@ -396,11 +397,12 @@ def mask_of(
         if not isinstance(left, Banned):
             words = left if words is None else words & left
             continue
-        if words is None:
-            *lead, vocab = x.logits.shape
-            words = jnp.full((*lead, -(-vocab // _bits.WORD)), -1, jnp.int32)
         places = _shards.places(x.logits, left.ids, x.shards)
-        words, bad = _bits.cleared(words, places, left.where), bad | left.bad
+        if words is None:
+            words = _bits.without(x.logits.shape[-1], places, left.where)
+        else:
+            words = _bits.cleared(words, places, left.where)
+        bad |= left.bad
     return words, bad
 
 
@@ -434,7 +436,8 @@ def _input(
         if isinstance(state, DraftedState):
             state = state.whole(x.shards)
         return _Input(keys, x, dict(params.custom or {}), state)
-    fields = {field: getattr(params, field) for field in (*stage.fields, *stage.optional)}
+    names = (*stage.fields, *stage.optional, *stage.shared)
+    fields = {name: getattr(params, name) for name in names}
     given = {field: value for field, value in fields.items() if value is not None}
     return _Input(keys, x, given, state)
 

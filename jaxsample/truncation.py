@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsample._core import (
+    _bits,
     _checks,
     _chunks,
     _cuts,
@@ -20,9 +21,10 @@ from jaxsample._core import (
     _ranking,
     _scan,
     _search,
+    _sparse,
 )
 from jaxsample._core._chunks import Implementation, Rows, Source, opened
-from jaxsample._core._parameters import FINITE, SHARE, TOP_K
+from jaxsample._core._parameters import FINITE, SHARE, TOP_K, optional_ids
 from jaxsample._core._public import public
 from jaxsample._core._ranking import Cut
 from jaxsample._core._search import Rules
@@ -386,12 +388,13 @@ def p_less_logits(
     return _from(x, rows, log_sum + _moments.log_collision(rows, log_sum), rows.bad)
 
 
-@public(key=_checks.keys, probability=SHARE, threshold=SHARE)
+@public(key=_checks.keys, probability=SHARE, threshold=SHARE, exempt_token_ids=optional_ids)
 def xtc_logits(
     key: ArrayLike,
     logits: ArrayLike,
     probability: ArrayLike,
     threshold: ArrayLike,
+    exempt_token_ids: ArrayLike | None = None,
     *,
     axis_name: AxisName = None,
     implementation: Implementation = None,
@@ -407,13 +410,17 @@ def xtc_logits(
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       probability: in [0, 1], a scalar or `[...]`; 0 is neutral.
       threshold: in [0, 1], a scalar or `[...]`; above 0.5 it is neutral.
+      exempt_token_ids: integers `[..., n]` below `vocab`, or None: tokens that are never dropped,
+        such as line breaks and the end of the text; they count among the likely ones. Negative ids
+        are padding.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. Bad rows (a NaN, +inf or no finite logit, a
       parameter outside its range) are NaN throughout.
 
     References:
-      Weidmann, "Exclude top choices (XTC)", text-generation-webui, pull request 6335, 2024.
+      Weidmann, "Exclude top choices (XTC)", text-generation-webui, pull request 6335, 2024;
+      exempt tokens as in mlx-lm.
 
     >>> import jax, jax.numpy as jnp
     >>> print(xtc_logits(jax.random.key(0), jnp.log(jnp.array([0.5, 0.3, 0.2])), 1.0, 0.25))
@@ -433,7 +440,12 @@ def xtc_logits(
     logit, ids = rows.read(x.logits), rows.ids
     likely = logit >= floor[..., None]
     last = (logit == least.logit[..., None]) & (ids == least.token[..., None])
-    return _keep(x, rows, ~(excludes & likely) | last, improbable | outside)
+    keep, bad = ~(excludes & likely) | last, improbable | outside
+    exempt = jnp.asarray(exempt_token_ids)
+    if exempt.shape[-1]:
+        keep |= ~_bits.unpacked(_sparse.unlisted(x, exempt), x.logits.shape[-1])
+        bad |= jnp.any(exempt >= x.vocab, axis=-1)
+    return _keep(x, rows, keep, bad)
 
 
 def cut_by(x: Source, rules: Rules) -> Array:

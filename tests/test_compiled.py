@@ -26,6 +26,7 @@ WRITERS = (
     "tail_free_logits",
     "sample, full call",
     "bad_words_logits",
+    "sequence_biased_logits",
     "min_tokens_logits",
     "packed_bitmask",
     "green_list_logits",

@@ -11,14 +11,15 @@ from scipy.special import log_softmax
 
 from jaxsample.constraints import (
     allowed_logits,
-    bad_words_logits,
     biased_logits,
     bitmask_logits,
+    forced_logits,
     guided_logits,
     min_tokens_logits,
     packed_bitmask,
     suppressed_logits,
 )
+from jaxsample.sequences import bad_words_logits, sequence_biased_logits
 
 VOCAB, ROOM, WORDS, LONGEST, BATCH = 301, 12, 9, 4, 18
 
@@ -38,6 +39,12 @@ def vocabularies(batch, seed=0):
     words = rng.integers(0, 3, (batch, WORDS, LONGEST)).astype(np.int32)
     words[..., -1] = rng.integers(3, VOCAB, (batch, WORDS))
     return words, rng.integers(0, LONGEST + 1, (batch, WORDS)).astype(np.int32)
+
+
+def word_bias(batch, seed=0):
+    bias = np.random.default_rng(seed).normal(size=(batch, WORDS)).astype(np.float32)
+    bias[:, ::4] = -np.inf
+    return bias
 
 
 def lists(batch, seed=0):
@@ -63,6 +70,11 @@ def calls():
         "suppressed": (suppressed_logits, (ids,)),
         "min_tokens": (min_tokens_logits, (ids, row, np.full(BATCH, 7))),
         "bad_words": (bad_words_logits, (*texts(BATCH), *vocabularies(BATCH))),
+        "sequence_biased": (
+            sequence_biased_logits,
+            (*texts(BATCH), *vocabularies(BATCH), word_bias(BATCH)),
+        ),
+        "forced": (forced_logits, (np.where(row % 3, row, -1),)),
         "guided": (guided_logits, (make("normal", BATCH, VOCAB), (row / 5 - 0.4).astype("f4"))),
     }
 
@@ -154,6 +166,42 @@ def test_bad_words_are_their_definition(dtype):
     assert_same_bits(got, masked_to(x, kept))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sequence_biases_are_their_definition(dtype):
+    """And those of -inf ban what `bad_words_logits` bans."""
+    x = every_kind(2, VOCAB, dtype)
+    (tokens, length), (words, lengths) = texts(len(x)), vocabularies(len(x))
+    words[:, 1], lengths[:, 1] = words[:, 2], lengths[:, 2]  # biases of a token add up
+    bias = word_bias(len(x))
+    got = np.asarray(sequence_biased_logits(x, tokens, length, words, lengths, bias))
+    rows = zip(x, tokens.tolist(), length, words.tolist(), lengths, bias, strict=True)
+    want = np.stack(
+        [
+            reference.sequence_biased(row, text[:n], [w[:m] for w, m in zip(*ws, strict=True)], b)
+            for row, text, n, *ws, b in rows
+        ]
+    )
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got.astype(np.float64), want, rtol=2e-7, atol=1e-6)
+    same = want == x.astype(np.float64)
+    assert (~same).any(axis=-1).sum() > len(x) / 2
+    assert_same_bits(got[same], x.astype(np.float32)[same])
+    banned = sequence_biased_logits(x, tokens, length, words, lengths, np.full_like(bias, -np.inf))
+    want = bad_words_logits(x, tokens, length, words, lengths).astype(np.float32)
+    np.testing.assert_array_equal(banned, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_forced_token_is_alone_and_possible(dtype):
+    x = every_kind(2, VOCAB, dtype)
+    tokens = np.arange(len(x)) * 17 % (VOCAB + 1) - 1
+    x[1, tokens[1]], x[2, tokens[2]] = -np.inf, np.asarray(-0.0, x.dtype)
+    got = forced_logits(x, tokens)
+    want = np.stack([reference.forced(*a) for a in zip(x, tokens, strict=True)])
+    assert_same_bits(got, want.astype(x.dtype))
+    assert forced_logits(jnp.full(1, -jnp.inf), 0) == 0
+
+
 def test_bad_words_of_all_rows_and_of_none():
     x, (tokens, length) = make("normal", 5, VOCAB), texts(5)
     words, lengths = vocabularies(1)
@@ -199,6 +247,8 @@ BAD = {
     "suppressed": [(0, VOCAB)],
     "min_tokens": [(0, VOCAB), (1, -1), (2, -1)],
     "bad_words": [(1, -1), (1, ROOM + 1), (2, -1), (2, VOCAB), (3, -1), (3, LONGEST + 1)],
+    "sequence_biased": [(1, ROOM + 1), (2, VOCAB), (3, LONGEST + 1), (4, np.nan), (4, np.inf)],
+    "forced": [(0, VOCAB), (0, -2), (0, 2**31 - 1)],
     "guided": [(1, np.nan), (1, np.inf), (1, -np.inf), (0, np.nan), (0, np.inf)],
 }
 
@@ -207,7 +257,7 @@ BAD = {
 def test_bad_parameters_make_their_row_nan_and_touch_no_other(name):
     x = every_kind(2, VOCAB)
     function, data = calls()[name]
-    if name == "bad_words":
+    if name in ("bad_words", "sequence_biased"):
         data[3][4, 0] = 2
     if name == "biased":
         data[0][4, 0] = 1
@@ -235,7 +285,8 @@ def test_bad_and_masked_logits_stay(name):
     x = np.resize(np.broadcast_to(values, (3, VOCAB)), (BATCH, VOCAB))
     y = np.asarray(function(x, *data))
     assert not (y[x[:, 0] != -np.inf] < np.inf).any()
-    assert (y[x[:, 0] == -np.inf] == -np.inf).all()
+    if name != "forced":
+        assert (y[x[:, 0] == -np.inf] == -np.inf).all()
 
 
 def test_bad_logits_under_guidance():
@@ -267,14 +318,17 @@ def test_neutral_values_are_the_identity(dtype):
         ("min_tokens", ids, zeros, zeros),
         ("min_tokens", none, zeros, zeros + 5),
         ("bad_words", *texts(len(x)), words, 0 * lengths),
+        ("sequence_biased", *texts(len(x)), words, 0 * lengths, np.full(lengths.shape, np.nan)),
+        ("sequence_biased", *texts(len(x)), words, lengths, np.float32(0 * lengths)),
+        ("forced", zeros - 1),
         ("guided", x[::-1].astype(np.float32), zeros + 1),
     ):
-        computes = name in ("biased", "guided")
+        computes = name in ("biased", "sequence_biased", "guided")
         assert_same_bits(function[name](x, *data), x.astype(np.float32) if computes else x)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["biased", "bitmask", "min_tokens", "bad_words", "guided"])
+@pytest.mark.parametrize("name", ["biased", "min_tokens", "sequence_biased", "guided"])
 def test_rows_are_alone(name):
     """Any rank, no rows, `vmap` and `scan`: bit for bit the row by itself."""
     x = every_kind(2, VOCAB)
@@ -372,6 +426,18 @@ def test_a_bitmask_is_read_on_the_way():
         (lambda x, i: bad_words_logits(x, i, 2, i[0], i), ValueError, r"words must have shape"),
         (lambda x, i: bad_words_logits(x, i, 2, i, i), ValueError, r"word_lengths must have sha"),
         (lambda x, i: bad_words_logits(x, i, 2, x, i), TypeError, "words must hold integers"),
+        (lambda x, i: forced_logits(x, 1.0), TypeError, "token_id must be an integer"),
+        (lambda x, i: forced_logits(x, i), ValueError, "token_id must be a scalar or"),
+        (
+            lambda x, i: sequence_biased_logits(x, i, 2, i[:, None], i[:, :1], x),
+            ValueError,
+            r"bias must have shape \[..., 1\]",
+        ),
+        (
+            lambda x, i: sequence_biased_logits(x, i, 2, i[:, None], i, x[:, :1]),
+            ValueError,
+            r"sequence_lengths must have shape \[..., 1\]",
+        ),
         (lambda x, i: guided_logits(x, i, 2), TypeError, "unconditional must hold real numbers"),
         (lambda x, i: guided_logits(x, x[:, :3], 2), ValueError, "unconditional must have shape"),
         (lambda x, i: guided_logits(x, x, 1j), TypeError, "scale must be a real number"),

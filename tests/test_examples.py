@@ -161,7 +161,8 @@ def test_replaying_writes_the_same_texts():
 
 def test_every_rule_is_a_setting():
     scalars = [name for name, field in FIELDS.items() if not field.parameter.axes]
-    assert {*scalars, "logit_bias", "bad_words"} == {*NEUTRAL, "guidance_scale"}
+    of_loops = {"guidance_scale", "forced_token_id"}
+    assert {*scalars, "logit_bias", "bad_words"} == {*NEUTRAL, *of_loops}
 
 
 @pytest.mark.parametrize("name", [name for name in ASKED if KINDS[name] not in (dict, list)])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import slow
+from rows import exhaustive, slow
 
 import jaxsample as js
 from jaxsample import SamplingParams, sample
@@ -26,17 +26,21 @@ FIELDS = {
     "stop_token_ids": {"min_tokens": 3},
     "bad_words": {"bad_word_lengths": np.ones((ROWS, 1), int)},
     "dry_sequence_breakers": {"dry_multiplier": 0.0},
+    "exempt_token_ids": {"dry_multiplier": 0.0},
+    "sequence_bias_tokens": {
+        "sequence_bias_lengths": np.ones((ROWS, 1), int),
+        "sequence_bias": np.zeros((ROWS, 1), np.float32),
+    },
 }
 """Every field of ids, with what it needs beside it."""
 
 
 def params_with(field, token):
     """Returns params of three rows, the second with an id, the others with padding or another."""
-    values = np.full((ROWS, 2), 3 if field == "bad_words" else -1)
+    in_words = field in ("bad_words", "sequence_bias_tokens")
+    values = np.full((ROWS, 2), 3 if in_words else -1)
     values[1, 0] = token
-    return SamplingParams(
-        **{field: values[:, None] if field == "bad_words" else values}, **FIELDS[field]
-    )
+    return SamplingParams(**{field: values[:, None] if in_words else values}, **FIELDS[field])
 
 
 def function_of(field, x, p):
@@ -52,10 +56,27 @@ def function_of(field, x, p):
         "dry_sequence_breakers": lambda: js.dry_penalized_logits(
             x, s.tokens, s.lengths, p.dry_multiplier, sequence_breakers=p.dry_sequence_breakers
         ),
+        "exempt_token_ids": lambda: js.dry_penalized_logits(
+            x, s.tokens, s.lengths, p.dry_multiplier, exempt_token_ids=p.exempt_token_ids
+        ),
+        "sequence_bias_tokens": lambda: js.sequence_biased_logits(
+            *(x, s.tokens, s.lengths),
+            *(p.sequence_bias_tokens, p.sequence_bias_lengths, p.sequence_bias),
+        ),
     }[field]()
 
 
-@pytest.mark.parametrize("field", [f if f == "logit_bias_token_ids" else slow(f) for f in FIELDS])
+LIKE_OTHERS = ("exempt_token_ids", "sequence_bias_tokens")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "logit_bias_token_ids",
+        *(slow(f) for f in [*FIELDS][1:] if f not in LIKE_OTHERS),
+        *map(exhaustive, LIKE_OTHERS),
+    ],
+)
 def test_an_id_at_or_above_the_vocabulary_makes_its_row_bad(field):
     x, keys = jnp.zeros((ROWS, VOCAB)), jax.random.split(jax.random.key(0), ROWS)
     harmless = params_with(field, 3)

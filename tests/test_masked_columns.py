@@ -74,6 +74,9 @@ def calls(x, at):
         "bitmask": lambda: js.bitmask_logits(x, js.packed_bitmask(allowed)),
         "suppressed": lambda: js.suppressed_logits(x, ids),
         "bad_words": lambda: js.bad_words_logits(x, text, 9, words, lengths),
+        "sequence_biased": lambda: js.sequence_biased_logits(
+            x, text, 9, words, lengths, np.float32([1, -2])
+        ),
         "min_tokens": lambda: js.min_tokens_logits(x, ids, 0, 3),
         "guided": lambda: js.guided_logits(x, other, 1.5),
     }

@@ -15,6 +15,7 @@ from composed import every_param
 import jaxsample as js
 from jaxsample import NEUTRAL, SamplingParams, requests, set_rows
 from jaxsample.params import FIELDS
+from jaxsample.stages import STAGES
 
 GUIDE = (Path(__file__).parent.parent / "docs" / "guides" / "requests.md").read_text()
 
@@ -135,6 +136,29 @@ def test_the_words_of_hugging_face():
     assert only({"min_new_tokens": 1, "eos_token_id": 7})["stop_token_ids"] == [7]
 
 
+def test_the_words_of_llama_cpp():
+    """Its window is -1 for the whole text, and 0 turns the penalties off."""
+    said = {"repeat_penalty": 1.5, "presence_penalty": 0.5, "repeat_last_n": 64}
+    penalties = {"repetition_penalty": 1.5, "presence_penalty": 0.5}
+    assert only(said) == penalties | {"penalty_window": 64}
+    assert only(said | {"repeat_last_n": -1}) == penalties
+    assert only({"penalty_last_n": 0} | said | {"repeat_last_n": None}) == {}
+    assert only(said | {"repeat_last_n": None, "penalty_window": 0}) == penalties
+
+
+@pytest.mark.parametrize("words", [{(1, 2): 1.5, (3,): -np.inf}, [[[1, 2], 1.5], [[3], -np.inf]]])
+def test_biases_on_sequences(words):
+    params = from_requests(
+        [{"sequence_bias": words}, {}], max_sequences=3, max_sequence_length=2, vocab_size=4
+    )
+    assert params.sequence_bias_tokens.tolist() == [
+        [[1, 2], [3, -1], [-1, -1]],
+        [[-1, -1]] * 3,
+    ]
+    assert params.sequence_bias_lengths.tolist() == [[2, 1, 0], [0, 0, 0]]
+    assert params.sequence_bias.tolist() == [[1.5, -np.inf, 0], [0, 0, 0]]
+
+
 def test_the_words_of_gemini():
     said = {
         "topP": 0.5,
@@ -177,7 +201,8 @@ def test_every_scalar_field_is_read_by_its_own_name():
     for name, field in FIELDS.items():
         if field.parameter.axes:
             continue
-        value = {"temperature": 0.5, "top_k": 7}.get(name, np.asarray(getattr(given, name)).item())
+        usual = {"temperature": 0.5, "top_k": 7, "penalty_window": 7, "forced_token_id": 7}
+        value = usual.get(name, np.asarray(getattr(given, name)).item())
         params = from_requests([{}, {name: value}, None], rules=(name,))
         got = getattr(params, name)
         assert got.dtype == (
@@ -195,6 +220,7 @@ def test_rules_fix_the_shapes_of_a_batch():
             "bad_words",
             "suppressed_token_ids",
             "dry_base",
+            "exempt_token_ids",
             "bitmask",
         ),
         "max_bias": 3,
@@ -203,11 +229,18 @@ def test_rules_fix_the_shapes_of_a_batch():
         "max_bad_word_length": 4,
         "max_suppressed": 5,
         "max_breakers": 2,
+        "max_exempt": 3,
         "vocab_size": 40,
     }
     many = [
         {"logit_bias": {1: 2, 3: -np.inf}, "bad_words": [[1, 2, 3]], "dry_sequence_breakers": [9]},
-        {"min_tokens": 3, "eos_token_id": 5, "suppress_tokens": [1, 2], "dry_multiplier": 0.5},
+        {
+            "exempt_token_ids": [8],
+            "min_tokens": 3,
+            "eos_token_id": 5,
+            "suppress_tokens": [1, 2],
+            "dry_multiplier": 0.5,
+        },
     ]
     got = [from_requests(batch, **fixed) for batch in (many, [None, None], [{}, {"seed": 1}])]
     chex.assert_trees_all_equal_shapes_and_dtypes(*got)
@@ -219,6 +252,7 @@ def test_rules_fix_the_shapes_of_a_batch():
         "bad_word_lengths": (2, 2),
         "stop_token_ids": (2, 2),
         "min_tokens": (2,),
+        "exempt_token_ids": (2, 3),
         "dry_multiplier": (2,),
         "dry_base": (2,),
         "dry_allowed_length": (2,),
@@ -271,6 +305,13 @@ def test_a_long_integer_is_not_cut():
         ({"allowed_token_ids": []}, r"\.allowed_token_ids must hold one token id or more"),
         ({"bad_words_ids": [[1], [2], [3]]}, r"requests\[1\].bad_words must hold 2 at most, got 3"),
         ({"bad_words_ids": [[1], [2, 3]]}, r"requests\[1\].bad_words\[1\] must hold 1 at most"),
+        ({"repeat_last_n": -2}, r"\.repeat_last_n must be at least -1, got -2"),
+        ({"sequence_bias": {(): 1}}, r"\.sequence_bias must hold sequences of one token id or"),
+        ({"sequence_bias": {(9,): 1}}, r"\.sequence_bias\[0\] must hold token ids below 9, got 9"),
+        (
+            {"sequence_bias": {(1,): np.inf}},
+            r"\.sequence_bias\[0\] must be finite or -inf, got inf",
+        ),
         ({"min_p": 0.5}, r"rules must have 'min_p': requests\[1\] asks for 0.5"),
     ],
 )
@@ -292,6 +333,7 @@ def test_what_is_wrong_is_named(said, match):
         ({"suppress_tokens": [1.5]}, r"requests\[0\].suppress_tokens must hold integers"),
         ({"logit_bias": {"self": 2}}, r"requests\[0\].logit_bias must hold integers"),
         ({"logit_bias": {1.5: 2}}, r"requests\[0\].logit_bias must hold integers"),
+        ({"sequence_bias": [1]}, r"requests\[0\].sequence_bias must map sequences of token ids"),
         ({"logit_bias": [[1, 2]]}, r"requests\[0\].logit_bias must map token ids to numbers"),
     ],
 )
@@ -327,7 +369,11 @@ def test_every_field_has_the_rule_that_reads_it():
     rules = {}
     for name, field in FIELDS.items():
         rules.setdefault(field.rule, set()).add(name)
-    assert rules == {name: set(fields) for name, fields in FIELDS_OF_STAGES.items()}
+    shared = {field for stage in STAGES.values() for field in stage.shared}
+    assert rules == {
+        **{name: set(fields) for name, fields in FIELDS_OF_STAGES.items()},
+        **{name: {name} for name in shared},
+    }
 
 
 def test_the_neutral_values_are_in_their_ranges_and_cannot_be_changed():

@@ -26,7 +26,7 @@ from jaxsample import (
 
 LOOK_BACK = (
     *("bad_words", "min_tokens", "no_repeat_ngram", "repetition_penalty", "frequency_penalty"),
-    *("presence_penalty", "dry", "temperature"),
+    *("presence_penalty", "dry", "sequence_bias", "temperature"),
 )
 BATCH, DRAFTS = 6, 4
 

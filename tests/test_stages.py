@@ -231,7 +231,8 @@ def test_neutral_values_change_nothing():
     """Whatever the values are that a rule reads beside its neutral one."""
     x = jnp.asarray(every_kind(8, VOCAB))
     batch = len(x)
-    params = every_param(batch)
+    shared = {"penalty_window": np.zeros(batch, int), "exempt_token_ids": np.zeros((batch, 2), int)}
+    params = dataclasses.replace(every_param(batch), **shared)
     beside = ("bad_words", "stop_token_ids", "logit_bias", "dry_base", "dry_allowed_length")
     beside += ("dry_sequence_breakers", "dynatemp_exponent", "smoothing_curve", "xtc_threshold")
     neutral = {
@@ -401,6 +402,9 @@ def test_validate_knows_every_field():
         "logit_bias": [np.inf],
         "smoothing_curve": 0,
         "min_tokens": -1,
+        "penalty_window": -1,
+        "forced_token_id": -2,
+        "sequence_bias": [np.nan],
         "top_n_sigma": np.nan,
         "frequency_penalty": np.inf,
         "xtc_threshold": 1.5,

@@ -87,6 +87,12 @@ def is_set(words: Array, place: int | Array | np.ndarray) -> Array:
     return words << (WORD - 1 - place) < 0
 
 
+def without(n: int, index: Array, where: Array) -> Array:
+    """Returns words of the bits of `n` places, all set but some, by index `[..., m]`."""
+    words = jnp.full((*index.shape[:-1], -(-n // WORD)), -1, jnp.int32)
+    return cleared(words, index, where)
+
+
 def cleared(words: Array, index: Array, where: Array) -> Array:
     """Returns words `[..., words]` with some bits cleared, by index `[..., n]`."""
     outside = words.shape[-1] * WORD

@@ -1,4 +1,4 @@
-"""N-gram matches within a history, for DRY and no-repeat-n-gram.
+"""N-gram matches and listed tokens within a history, for penalties.
 
 A history is `tokens [..., L]`, of which the first `length [...]` are valid. Its ids are compared,
 never used as an index, so they may be anything.
@@ -14,6 +14,12 @@ from jaxsample._core._vmap import rowwise
 def is_bad(tokens: Array, length: Array) -> Array:
     """Returns the rows whose length is outside [0, L]."""
     return (length < 0) | (length > tokens.shape[-1])
+
+
+def is_listed(tokens: Array, ids: Array) -> Array:
+    """Whether each of `tokens [..., L]` is one of `ids [..., n]`; negative ids are padding."""
+    equal = tokens[..., None] == ids[..., None, :]
+    return jnp.any(equal & (ids >= 0)[..., None, :], axis=-1)
 
 
 @rowwise

@@ -95,13 +95,18 @@ def _ids(*axes: str) -> Parameter:
     return Parameter("iu", f"below {_checks.MAX_VOCAB}", lambda x: x < _checks.MAX_VOCAB, axes)
 
 
+def _bias(*axes: str) -> Parameter:
+    return Parameter("iuf", "finite or -inf", lambda x: x < np.inf, axes)
+
+
 FINITE = _real("finite", lambda x: x > -np.inf)
 SHARE = _real("in [0, 1]", lambda x: (x >= 0) & (x <= 1))
 NOT_NEGATIVE = _real("finite and at least 0", lambda x: x >= 0)
 INSIDE_0_1 = _real("in (0, 1)", lambda x: (x > 0) & (x < 1))
 POSITIVE = _real("finite and above 0", lambda x: x > 0)
 FROM_1 = _real("finite and at least 1", lambda x: x >= 1)
-BIAS = Parameter("iuf", "finite or -inf", lambda x: x < np.inf, ("n",))
+BIAS = _bias("n")
+WORD_BIAS = _bias("words")
 TOP_K = _integer(-1)
 COUNT = _integer(0)
 COUNT_FROM_1 = _integer(1)
@@ -110,7 +115,17 @@ COUNTS = _anything("iu", "vocab")
 TOKENS = _anything("iu", "n")
 FLAG = _anything("b")
 IDS = _ids("n")
+TOKEN_ID = Parameter(
+    "iu",
+    f"at least -1 and below {_checks.MAX_VOCAB}",
+    lambda x: (x >= -1) & (x < _checks.MAX_VOCAB),
+)
 BAD_WORDS = _ids("words", "n")
 LOGITS = _anything("f", "vocab")
 MASK = _anything("b", "vocab")
 BITMASK = _anything(_checks.WORDS, "vocab / 32")
+
+
+def optional_ids(name: str, value: ArrayLike | None, logits: Array) -> Array:
+    """Returns the array of a list of ids, empty for None."""
+    return IDS(name, np.zeros(0, np.int32) if value is None else value, logits)

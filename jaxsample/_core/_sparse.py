@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsample._core import _bits, _chunks, _shards
+from jaxsample._core._chunks import Source
 
 _FEW = 16
 """Ids that a TPU compares with every token: it scatters in another layout, a copy to and fro."""
@@ -47,13 +48,12 @@ def replace(logits: Array, ids: Array, values: Array) -> Array:
 
 def ban(logits: Array, ids: Array, where: Array) -> Array:
     """Masks some tokens, `where` bool `[..., n]`; NaN and +inf stay, so the row stays bad."""
-    *lead, vocab = logits.shape
+    vocab = logits.shape[-1]
 
     def tpu(logits: Array, ids: Array, where: Array) -> Array:
         # A TPU scatters in another layout, to which it would copy the logits and back.
-        words = jnp.full((*lead, -(-vocab // _bits.WORD)), -1, jnp.int32)
-        allowed = _bits.unpacked(_bits.cleared(words, ids, where), vocab)
-        return _bits.masked(logits, allowed)
+        words = _bits.without(vocab, ids, where)
+        return _bits.masked(logits, _bits.unpacked(words, vocab))
 
     def default(logits: Array, ids: Array, where: Array) -> Array:
         ids = jnp.where(where & (ids >= 0), ids, vocab)
@@ -61,3 +61,32 @@ def ban(logits: Array, ids: Array, where: Array) -> Array:
         return lower(logits, ids, jnp.where(old < jnp.inf, -jnp.inf, old))
 
     return lax.platform_dependent(logits, ids, where, tpu=tpu, default=default)
+
+
+def unlisted(x: Source, ids: Array) -> Array:
+    """Returns the packed mask of the tokens that are not among `ids [..., n]`."""
+    places = _shards.places(x.logits, ids, x.shards)
+    return _bits.without(x.logits.shape[-1], places, jnp.array(True))
+
+
+def once(ids: Array, vocab: int) -> Array:
+    """Returns the ids `[..., n]` with `vocab` in place of negative ones and of repeats."""
+    equal = ids[..., :, None] == ids[..., None, :]
+    again = jnp.any(jnp.tril(equal, -1), axis=-1)
+    return jnp.where((ids < 0) | again, vocab, ids)
+
+
+def summed(ids: Array, values: Array, vocab: int) -> tuple[Array, Array]:
+    """Returns the ids `[..., n]` sorted and the sum of the values of each.
+
+    Each id comes once; in place of its repeats are `vocab` and 0.
+    """
+
+    def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+        return right[0], jnp.where(left[0] == right[0], left[1], 0) + right[1]
+
+    ids, values = lax.sort((ids, values), num_keys=1, is_stable=True)
+    total = lax.associative_scan(add, (ids, values), axis=ids.ndim - 1)[1]
+    followed = ids[..., :-1] == ids[..., 1:]
+    last = jnp.concatenate([~followed, jnp.full_like(ids[..., :1], True, jnp.bool_)], axis=-1)
+    return jnp.where(last, ids, vocab), jnp.where(last, total, 0)

@@ -23,7 +23,8 @@ VARIED = (
 COMPUTING = {
     *("scaled_logits", "entropy_scaled_logits", "smoothed_logits", "guided_logits"),
     *("repetition_penalized_logits", "presence_penalized_logits", "frequency_penalized_logits"),
-    *("dry_penalized_logits", "biased_logits", "green_list_logits", "synthid_logits"),
+    *("dry_penalized_logits", "biased_logits", "sequence_biased_logits"),
+    *("green_list_logits", "synthid_logits"),
 }
 """The rules that compute new logits, float32 whatever the dtype; the others mask."""
 
@@ -99,6 +100,11 @@ def calls(x, scalars=False):
             js.bad_words_logits,
             (x, history, integer, few.reshape(10, 2), few[:10] % 3),
         ),
+        "sequence_biased_logits": (
+            js.sequence_biased_logits,
+            (x, history, integer, few.reshape(10, 2), few[:10] % 3, few[:10].astype(jnp.float32)),
+        ),
+        "forced_logits": (js.forced_logits, (x, integer)),
         "min_tokens_logits": (js.min_tokens_logits, (x, few, integer, integer + 1)),
         "guided_logits": (js.guided_logits, (x, x, real)),
         "replay_logprobs": (js.replay_logprobs, (x, token, words)),

@@ -46,6 +46,10 @@ def every_param(batch, seed=0, vocab=VOCAB):
         dry_sequence_breakers=rng.integers(-1, 4, (batch, 1)),
         logit_bias_token_ids=rng.integers(-1, vocab, (batch, 4)),
         logit_bias=rng.normal(size=(batch, 4)).astype(np.float32),
+        sequence_bias_tokens=rng.integers(0, 4, (batch, 3, 2)),
+        sequence_bias_lengths=rng.integers(0, 3, (batch, 3)),
+        sequence_bias=rng.normal(size=(batch, 3)).astype(np.float32),
+        forced_token_id=np.where(rng.random(batch) < 0.1, rng.integers(0, vocab, batch), -1),
         temperature=pick(0, 0.7, 1, 1.4),
         dynatemp_low=pick(1, 0.5),
         dynatemp_high=pick(1, 1.5),
@@ -116,6 +120,11 @@ def apply(stage, key, x, p, s):
             p.dry_sequence_breakers,
         ),
         "logit_bias": lambda: js.biased_logits(x, p.logit_bias_token_ids, p.logit_bias),
+        "sequence_bias": lambda: js.sequence_biased_logits(
+            *(x, s.tokens, s.lengths),
+            *(p.sequence_bias_tokens, p.sequence_bias_lengths, p.sequence_bias),
+        ),
+        "forced": lambda: js.forced_logits(x, p.forced_token_id),
         "temperature": lambda: js.scaled_logits(x, p.temperature),
         "dynatemp": lambda: js.entropy_scaled_logits(
             x, p.dynatemp_low, p.dynatemp_high, p.dynatemp_exponent

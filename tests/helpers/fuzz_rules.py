@@ -247,6 +247,13 @@ def _biased(row, ids, bias, y):
     _close(y, want, 3e-7, 1e-6 * size)
 
 
+def _sequence_biased(row, tokens, length, words, lengths, bias, y):
+    words, text = _words(words, lengths), _text(tokens, length)
+    ends = [bool(w) and w[:-1] == text[max(length - len(w) + 1, 0) :] for w in words]
+    lasts = np.array([word[-1] if end else -1 for word, end in zip(words, ends, strict=True)])
+    _biased(row, lasts, bias, y)
+
+
 def _masked(allowed):
     def check(row, *arguments):
         *data, y = arguments
@@ -423,6 +430,23 @@ RULES = {
         ),
         lambda t, n, words, lengths, _: not 0 <= n <= inputs.ROOM,
     ),
+    "sequence_biased_logits": Rule(
+        lambda rng, x: (
+            *inputs.texts(rng, x.shape[-1]),
+            rng.integers(0, min(x.shape[-1], 4), (len(x), 5, 3)),
+            inputs.whole(rng, range(4), [], (len(x), 5)),
+            inputs.real(rng, (-5, 5), (0, -np.inf, 1e30), (np.nan, np.inf), (len(x), 5)),
+        ),
+        _sequence_biased,
+        lambda t, n, words, lengths, bias, _: (
+            not 0 <= n <= inputs.ROOM or not (bias[lengths > 0] < np.inf).all()
+        ),
+    ),
+    "forced_logits": Rule(
+        lambda rng, x: (inputs.whole(rng, [-1, 0, x.shape[-1] - 1], [-2, x.shape[-1]]),),
+        lambda row, token, y: _close(y, reference_constraints.forced(row, token), 0),
+        lambda token, v: not -1 <= token < v,
+    ),
     "guided_logits": Rule(
         lambda rng, x: (
             inputs.rows(rng, x.shape[-1], "float32", len(x)),
@@ -440,6 +464,7 @@ STAYS = {
     *("repetition_penalized_logits", "presence_penalized_logits", "frequency_penalized_logits"),
     *("dry_penalized_logits", "no_repeat_ngram_logits", "biased_logits", "allowed_logits"),
     *("bitmask_logits", "suppressed_logits", "min_tokens_logits", "bad_words_logits"),
+    *("sequence_biased_logits", "forced_logits"),
 }
 """Rules that leave the NaN and +inf of a row where they are."""
 
@@ -465,7 +490,7 @@ def _check_row(name, rule, row, given, y):
     elif not inputs.is_bad(row):
         rule.check(inputs.flushed(row), *given, y)
         if name not in COMPUTING:
-            kept = _kept(y)
+            kept = _kept(y) & _kept(row)  # a forced token may have been masked
             np.testing.assert_array_equal(y[kept].view(np.uint8), row[kept].view(np.uint8))
     elif name in STAYS:
         lost = np.isnan(row.astype(np.float64)) | (row.astype(np.float64) == np.inf)

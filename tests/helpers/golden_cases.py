@@ -253,6 +253,51 @@ def functions(dtype: str, vocab: int = 300) -> dict[str, Callable[[], Any]]:
     return cases
 
 
+def look_back(vocab: int = 300) -> SamplingParams:
+    """Windows, exempt tokens, biases on sequences and forced tokens."""
+    s = Stream(7)
+    return SamplingParams(
+        penalty_window=s.whole(0, 1, 3, 7),
+        exempt_token_ids=s.integers(-1, 5, ROWS, 2),
+        sequence_bias_tokens=s.integers(0, 5, ROWS, 4, 3),
+        sequence_bias_lengths=s.integers(0, 4, ROWS, 4),
+        sequence_bias=2 * s.uniform(ROWS, 4).astype(np.float32) - 1,
+        forced_token_id=s.whole(-1, -1, 4, vocab - 1),
+    )
+
+
+def rules() -> dict[str, Callable[[], Any]]:
+    """Calls with biases on sequences, forced and exempt tokens, and penalties of a window."""
+    vocab = 300
+    x, p, q, s, here = (
+        logits(vocab, "bfloat16"),
+        every_param(vocab),
+        look_back(),
+        state(vocab),
+        keys(),
+    )
+    sequences = (q.sequence_bias_tokens, q.sequence_bias_lengths, q.sequence_bias)
+    wanted = ("repetition_penalty", "presence_penalty", "frequency_penalty", "dry_multiplier")
+    wanted += ("temperature", "xtc_probability", "xtc_threshold")
+    both = {name: getattr(p, name) for name in wanted} | {
+        name: value for name, value in vars(q).items() if value is not None
+    }
+    return {
+        "sequence_biased_logits": lambda: js.sequence_biased_logits(
+            x, s.tokens, s.lengths, *sequences
+        ),
+        "forced_logits": lambda: js.forced_logits(x, q.forced_token_id),
+        "dry_penalized_logits, exempt": lambda: js.dry_penalized_logits(
+            *(x, s.tokens, s.lengths, p.dry_multiplier),
+            allowed_length=1,
+            exempt_token_ids=q.exempt_token_ids,
+        ),
+        "process_logits, a window": lambda: js.process_logits(
+            x, SamplingParams(**both), s, key=here
+        ),
+    }
+
+
 def texts() -> dict[str, Callable[[], Any]]:
     """A call of every public function without logits, and a long draw."""
     stream = Stream(5)
@@ -326,6 +371,7 @@ GROUPS = {
     "speculation": speculation,
     "several": several,
     **{f"functions-{dtype}": functools.partial(functions, dtype) for dtype in DTYPES[:2]},
+    "rules": rules,
     "texts": texts,
 }
 """By the name of its file, what makes the cases of a group."""

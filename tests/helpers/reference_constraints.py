@@ -25,6 +25,26 @@ def bad_words(vocab: int, text: list[int], words: list[list[int]]) -> np.ndarray
     return kept
 
 
+def sequence_biased(
+    row: np.ndarray, text: list[int], sequences: list[list[int]], bias: list[float]
+) -> np.ndarray:
+    row = row.astype(np.float64)
+    for sequence, value in zip(sequences, bias, strict=True):
+        if sequence and sequence[:-1] == text[max(len(text) - len(sequence) + 1, 0) :]:
+            row[sequence[-1]] += value
+    return row
+
+
+def forced(row: np.ndarray, token: int) -> np.ndarray:
+    """Returns the row with its logit of the forced token alone, 0 if that was masked."""
+    row = row.astype(np.float64)
+    if token < 0:
+        return row
+    alone = np.full(row.size, -np.inf)
+    alone[token] = 0 if row[token] == -np.inf else row[token]
+    return alone
+
+
 def guided(conditional: np.ndarray, unconditional: np.ndarray, scale: float) -> np.ndarray:
     if scale == 1:
         return conditional.astype(np.float64)

@@ -16,6 +16,19 @@ def frequency(row: np.ndarray, counts: np.ndarray, penalty: float) -> np.ndarray
     return row.astype(np.float64) - penalty * np.maximum(counts, 0)
 
 
+def counted(
+    text: list[int], prompt: int, window: int, exempt: tuple[int, ...], vocab: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens seen in the last `window` of a text, 0 for all, and output counts."""
+    start = max(len(text) - window, 0) if window else 0
+    seen, counts = np.full(vocab, False), np.zeros(vocab, int)
+    for place, token in enumerate(text):
+        if place >= start and 0 <= token < vocab and token not in exempt:
+            seen[token] = True
+            counts[token] += place >= prompt
+    return seen, counts
+
+
 def match(text: list[int], end: int) -> int:
     """Returns how many tokens before `end` are the last tokens of the text."""
     n = 0
@@ -31,6 +44,7 @@ def dry(
     base: float = 1.75,
     allowed: int = 2,
     breakers: tuple[int, ...] = (),
+    exempt: tuple[int, ...] = (),
 ) -> np.ndarray:
     row = row.astype(np.float64)
     reach = 0  # the tokens behind the last breaker
@@ -39,7 +53,7 @@ def dry(
     longest: dict[int, int] = {}
     for i, token in enumerate(text):
         n = min(match(text, i), reach)
-        if n >= allowed and token not in breakers:
+        if n >= allowed and token not in (*breakers, *exempt):
             longest[token] = max(n, longest.get(token, 0))
     for token, n in longest.items():
         if 0 <= token < row.size:

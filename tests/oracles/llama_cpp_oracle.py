@@ -59,11 +59,13 @@ def temperature(logits: np.ndarray, t: float, delta: float, exponent: float) -> 
     return process(lambda: llama_cpp.llama_sampler_init_temp_ext(t, delta, exponent), logits)
 
 
-def penalties(logits: np.ndarray, history, repeat: float, frequency: float, presence: float):
-    """All tokens of a history count, up to 1024."""
+def penalties(
+    logits: np.ndarray, history, repeat: float, frequency: float, presence: float, last: int = 1024
+):
+    """The last tokens of a history count."""
     vocab = logits.shape[-1]
     return process(
-        lambda: llama_cpp.llama_sampler_init_penalties(vocab, 1024, repeat, frequency, presence),
+        lambda: llama_cpp.llama_sampler_init_penalties(vocab, last, repeat, frequency, presence),
         logits,
         history,
     )

@@ -16,8 +16,12 @@ KEPT = {
     "top_k": lambda x, k: kept(sample_utils.apply_top_k, x, k),
     "top_p": lambda x, p: kept(sample_utils.apply_top_p, x, p),
     "min_p": lambda x, p: kept(sample_utils.apply_min_p, x, p),
-    "xtc": lambda x, t: kept(sample_utils.apply_xtc, x, 1.0, t, []),
+    "xtc": lambda x, t: xtc(x, t, []),
 }
+
+
+def xtc(logits: np.ndarray, threshold: float, exempt: list[int]) -> np.ndarray:
+    return kept(sample_utils.apply_xtc, logits, 1.0, threshold, exempt)
 
 
 def process(processor, logits: np.ndarray, text: np.ndarray) -> np.ndarray:

@@ -66,6 +66,26 @@ def test_penalties(record_property):
     record_property("compared", f"repetition + frequency + presence: {len(x)} rows")
 
 
+def test_penalties_of_a_window(record_property):
+    """Its window counts the prompt; here all of the text is output."""
+    x, texts, tokens, lengths = cases.with_texts(100, 257, alphabet=20)
+    rng = np.random.default_rng(2)
+    penalties = rng.uniform(0.5, 2, (3, len(x))).astype(np.float32)
+    windows = rng.integers(1, 50, len(x))
+    names = ("repetition_penalty", "frequency_penalty", "presence_penalty")
+    params = jaxsample.SamplingParams(
+        **dict(zip(names, penalties, strict=True)), penalty_window=windows
+    )
+    state = jaxsample.SamplerState.from_tokens(tokens, 0, lengths, 257)
+    ours = jaxsample.process_logits(x, params, state, order="llama_cpp")
+    theirs = [
+        oracle.penalties(row[None], [text], *values, last=int(n))[0]
+        for row, text, n, *values in zip(x, texts, windows, *penalties, strict=True)
+    ]
+    compare.assert_same_values(np.asarray(ours), np.stack(theirs))
+    record_property("compared", f"penalties of a window: {len(x)} rows")
+
+
 def test_bias(record_property):
     x = every_kind(60, 257)
     rng = np.random.default_rng(2)

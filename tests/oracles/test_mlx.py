@@ -1,9 +1,10 @@
 import cases
 import compare
+import jax
 import kept_rules
 import numpy as np
 import pytest
-from rows import every_kind
+from rows import every_kind, make
 
 import jaxsample
 
@@ -27,6 +28,19 @@ def test_kept_tokens(rule, record_property):
     )
 
 
+def test_exempt_tokens_of_xtc(record_property):
+    x, keys = make("normal", 300, 257), jax.random.split(jax.random.key(0), 300)
+    exempt = np.stack([np.argmax(x, axis=-1), np.full(len(x), 5)], axis=-1)
+    exempt[::3] = -1
+    ours = np.asarray(jaxsample.xtc_logits(keys, x, 1.0, 0.03, exempt)) > -np.inf
+    theirs = [
+        oracle.xtc(row[None], 0.03, [i for i in ids if i >= 0])[0]
+        for row, ids in zip(x, exempt.tolist(), strict=True)
+    ]
+    np.testing.assert_array_equal(ours, np.stack(theirs))
+    record_property("compared", f"xtc with exempt tokens: {len(x)} rows")
+
+
 def _penalized(make, x, texts, penalty):
     return np.stack(
         [
@@ -46,8 +60,8 @@ def test_penalties(record_property):
         (jaxsample.presence_penalized_logits(x, counts, penalty), oracle.presence),
         (jaxsample.frequency_penalized_logits(x, counts, penalty), oracle.frequency),
     )
-    for ours, make in pairs:
-        theirs = _penalized(make, x, texts, penalty)
+    for ours, made in pairs:
+        theirs = _penalized(made, x, texts, penalty)
         compare.assert_same_values(np.asarray(ours), theirs)
     record_property("compared", f"repetition, presence, frequency: {len(x)} rows each")
 

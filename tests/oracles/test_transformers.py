@@ -96,6 +96,31 @@ def test_bad_words(record_property):
     record_property("compared", f"bad_words: {len(x)} rows")
 
 
+def test_sequence_bias(record_property):
+    """Of each token one sequence at most: it takes them as keys, and adds up those of others."""
+    x, texts, tokens, lengths = cases.with_texts(60, 257, alphabet=4)
+    rng = np.random.default_rng(2)
+    words = rng.integers(4, size=(len(x), 8, 4)).astype(np.int32)
+    sizes = rng.integers(1, 4, size=(len(x), 8), endpoint=True).astype(np.int32)
+    bias = 3 * rng.normal(size=sizes.shape).astype(np.float32)
+    bias[:, 0] = -np.inf
+    given = []
+    for i, (row, ends, values) in enumerate(zip(words, sizes, bias, strict=True)):
+        own = {
+            tuple(word[:n].tolist()): j for j, (word, n) in enumerate(zip(row, ends, strict=True))
+        }
+        repeated = np.setdiff1d(np.arange(len(ends)), [*own.values()])
+        sizes[i, repeated] = 0
+        given.append({word: float(values[j]) for word, j in own.items()})
+    ours = jaxsample.sequence_biased_logits(x, tokens, lengths, words, sizes, bias)
+    theirs = oracle.each(
+        lambda i: oracle.hf.SequenceBiasLogitsProcessor(sequence_bias=given[i]), x, texts
+    )
+    compare.assert_same_values(np.asarray(ours), theirs)
+    assert (np.asarray(ours) != x).any(axis=-1).mean() > 0.7
+    record_property("compared", f"sequence_bias: {len(x)} rows")
+
+
 def test_bias_and_suppressed(record_property):
     x = every_kind(60, 257)
     rng = np.random.default_rng(3)
