@@ -38,6 +38,7 @@ from jaxsample.orders import (
     Order,
     Rule,
 )
+from jaxsample.outputs import SampleOutput
 from jaxsample.params import NEUTRAL, SamplingParams, set_rows
 from jaxsample.penalties import (
     dry_penalized_logits,
@@ -47,7 +48,7 @@ from jaxsample.penalties import (
     repetition_penalized_logits,
 )
 from jaxsample.rejection import rejection_sample
-from jaxsample.sampler import SampleOutput, process_logits, sample
+from jaxsample.sampler import process_logits, sample
 from jaxsample.sampling import categorical_sample, greedy_sample
 from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
 from jaxsample.speculation import (

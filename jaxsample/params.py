@@ -319,11 +319,17 @@ def of_positions(params: Any, rows: int) -> Any:
     """
     if not isinstance(params, SamplingParams):
         return params
-    changes: dict[str, Any] = {}
-    for field, parameter, value in given(params):
-        array = value if isinstance(value, Array) else np.asarray(value)
-        axes = array.ndim - len(parameter.axes)
-        if 0 < axes <= rows:
-            shape = array.shape
-            changes[field] = array.reshape(*shape[:axes], 1, *shape[axes:])
+    changes: dict[str, Any] = {
+        field: with_positions(value, len(parameter.axes), rows)
+        for field, parameter, value in given(params)
+    }
     return dataclasses.replace(params, **changes)
+
+
+def with_positions(value: ArrayLike, behind: int, rows: int) -> ArrayLike:
+    """Returns a value of rows with an axis for positions between those of the rows and `behind`."""
+    array = value if isinstance(value, Array) else np.asarray(value)
+    axes = array.ndim - behind
+    if not 0 < axes <= rows:
+        return value
+    return array.reshape(*array.shape[:axes], 1, *array.shape[axes:])
