@@ -240,7 +240,17 @@ def test_every_rule_in_its_order(order, dtype, shape, mode):
         if (value := getattr(each, field)) is not None:
             split = value.reshape(batch, positions, *value.shape[1:])
             params = dataclasses.replace(params, **{field: split})
-    options = {"order": order, "num_logprobs": 5, "logprobs_mode": mode, "return_kept": True}
+    options = {
+        "order": order,
+        "num_logprobs": 5,
+        "logprobs_mode": mode,
+        "logprob_token_ids": (3, -1, VOCAB - 1),
+        "return_kept": True,
+        "num_kept_ids": 2,
+        "return_kept_mass": True,
+        "return_entropy": True,
+        "return_logits": True,
+    }
     parents = None
     if shape == "tree":
         parents = plain.random_tree(np.random.default_rng(0), batch, positions - 1)
