@@ -192,9 +192,8 @@ def uncut(
     """Returns the logits after the rules that drop no token, greedy rows at temperature 1."""
     if params.temperature is not None:
         temperature = jnp.asarray(params.temperature)
-        params = dataclasses.replace(
-            params, temperature=jnp.where(temperature == 0, 1, temperature)
-        )
+        _, greedy, _ = divisor_of(temperature)
+        params = dataclasses.replace(params, temperature=jnp.where(greedy, 1, temperature))
     groups = planned(params, state, order).groups
     kept = tuple(group for group in groups if not any(stage.drops for stage in group))
     return applied(kept, keys, x, params, state)

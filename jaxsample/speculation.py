@@ -226,7 +226,7 @@ def positioned_params(name: str, value: Any, logits: Array) -> SamplingParams:
 def _token_ids(name: str, value: Any, logits: Array) -> Array | None:
     """Returns token ids `[..., drafts + 1, n]`, of each position, or None."""
     if value is not None:
-        value = with_positions(value, 1, logits.ndim - 2)
+        value = with_positions(name, value, 1, logits.ndim - 2)
     return token_ids_of_rows(name, value, logits)
 
 
@@ -237,9 +237,8 @@ def positioned_state(name: str, value: Any, logits: Array) -> SamplerState | Non
 
 def _keys(name: str, value: Any, logits: Array) -> Array:
     """Returns a key of each position, `[..., depth + 1]`."""
-    keys = jnp.asarray(value)
-    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    shape = keys.shape if typed else keys.shape[:-1]
+    keys = _checks.key_array(name, value)
+    shape = keys.shape
     *lead, rows = logits.shape[:-1]
     if shape[:-1] != tuple(lead) or not 1 <= (shape or (0,))[-1] <= rows:
         raise ValueError(

@@ -97,13 +97,37 @@ def test_transforms_stay_where_their_logits_are():
 
 
 @pytest.mark.slow
-def test_explicit_sharding_says_what_to_annotate():
-    x = rows_of(4096)
+def test_explicit_mesh_axes_are_named_and_the_call_that_works():
+    x, mesh = rows_of(4096), mesh_of(2, 4, AxisType.Explicit)
     keys = jax.random.split(jax.random.key(0), len(x))
     want = js.categorical_sample(keys, x)
-    with jax.set_mesh(mesh_of(2, 4, AxisType.Explicit)):
-        x = jax.device_put(x, P("batch", "vocab"))
-        with pytest.raises(ValueError, match=r"logits .*\('batch', 'vocab'\).*auto_axes"):
+    named = NamedSharding(mesh, P("batch"))
+    x, keys = (
+        jax.device_put(x, NamedSharding(mesh, P("batch", "vocab"))),
+        jax.device_put(keys, named),
+    )
+    message = r"logits .*P\('batch', 'vocab'\).* axes \('batch', 'vocab'\).*mesh, P\('batch',?\)\)"
+    with pytest.raises(ValueError, match=message):
+        js.categorical_sample(keys, x)
+    draw = auto_axes(js.categorical_sample, out_sharding=named)
+    np.testing.assert_array_equal(draw(keys, x), want)
+    with jax.set_mesh(mesh):
+        with pytest.raises(ValueError, match=message):
             js.categorical_sample(keys, x)
-        draw = auto_axes(lambda x: js.categorical_sample(keys, x), out_sharding=P("batch"))
-        np.testing.assert_array_equal(draw(x), want)
+        draw = auto_axes(js.categorical_sample, out_sharding=P("batch"))
+        np.testing.assert_array_equal(draw(keys, x), want)
+
+
+def test_explicit_mesh_axes_of_parameters_are_named():
+    mesh = mesh_of(2, 4, AxisType.Explicit)
+    p = jax.device_put(jnp.full(4, 0.9), NamedSharding(mesh, P("batch")))
+    allowed = jax.device_put(jnp.ones((4, 8), bool), NamedSharding(mesh, P("batch", "vocab")))
+    message = r"must not be sharded over explicit mesh axes.*mesh, P\('batch',?\)\)"
+    for call in (
+        lambda: js.top_p_logits(jnp.zeros((4, 8)), p),
+        lambda: js.sample(jax.random.key(0), jnp.zeros((4, 8)), js.SamplingParams(top_p=p)),
+        lambda: js.allowed_logits(jnp.zeros((4, 8)), allowed),
+        lambda: js.sample(jax.random.key(0), jnp.zeros((4, 8)), js.SamplingParams(allowed=allowed)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
