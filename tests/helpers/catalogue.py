@@ -67,16 +67,6 @@ def calls(x, scalars=False):
             functools.partial(js.sample, num_logprobs=20, return_kept=True),
             (keys, x, requests.full(rows[0], vocab), requests.state(rows[0], vocab)),
         ),
-        "sample, outputs": (
-            functools.partial(
-                js.sample,
-                num_kept_ids=3,
-                return_kept_mass=True,
-                return_entropy=True,
-                return_logits=True,
-            ),
-            (keys, x, params),
-        ),
         "entropy_scaled_logits": (js.entropy_scaled_logits, (x, real, real, real)),
         "smoothed_logits": (js.smoothed_logits, (x, real, jnp.ones(each))),
         "typical_p_logits": (js.typical_p_logits, (x, real)),
@@ -126,6 +116,16 @@ def calls(x, scalars=False):
         "sample, masks": (
             js.sample,
             (keys, x, dataclasses.replace(params, bitmask=words, suppressed_token_ids=few)),
+        ),
+        "sample, outputs": (
+            functools.partial(
+                js.sample,
+                logprob_token_ids=tuple(range(20)),
+                num_kept_ids=3,
+                return_kept_mass=True,
+                return_entropy=True,
+            ),
+            (keys, x, params),
         ),
     }
 
