@@ -12,7 +12,7 @@ from jaxsample._core._chunks import Implementation, opened
 from jaxsample._core._parameters import IDS
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._shards import AxisName
-from jaxsample.choice import processed_rows
+from jaxsample.drawing import processed_rows
 from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.outputs import OPTION_CONVERTERS, Options, SampleOutput, sample_rows
 from jaxsample.params import SamplingParams, converted

@@ -1,5 +1,9 @@
 """Law 4: sharded logits give the same tokens, and no device asks for the rows of another."""
 
+import functools
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,24 +102,26 @@ def test_transforms_stay_where_their_logits_are():
 
 @pytest.mark.slow
 def test_explicit_mesh_axes_are_named_and_the_call_that_works():
+    """With the code of the documentation, and with a bare spec inside `set_mesh` alone."""
     x, mesh = rows_of(4096), mesh_of(2, 4, AxisType.Explicit)
-    keys = jax.random.split(jax.random.key(0), len(x))
-    want = js.categorical_sample(keys, x)
-    named = NamedSharding(mesh, P("batch"))
-    x, keys = (
-        jax.device_put(x, NamedSharding(mesh, P("batch", "vocab"))),
-        jax.device_put(keys, named),
-    )
+    keys, params = jax.random.split(jax.random.key(0), len(x)), js.SamplingParams(top_k=20)
+    want = js.sample(keys, x, params, num_logprobs=5)
+    x = jax.device_put(x, NamedSharding(mesh, P("batch", "vocab")))
+    keys = jax.device_put(keys, NamedSharding(mesh, P("batch")))
+    bare = auto_axes(functools.partial(js.sample, num_logprobs=5), out_sharding=P("batch"))
     message = r"logits .*P\('batch', 'vocab'\).* axes \('batch', 'vocab'\).*mesh, P\('batch',?\)\)"
-    with pytest.raises(ValueError, match=message):
-        js.categorical_sample(keys, x)
-    draw = auto_axes(js.categorical_sample, out_sharding=named)
-    np.testing.assert_array_equal(draw(keys, x), want)
+    for call in (js.sample, bare):
+        with pytest.raises(ValueError, match=message):
+            call(keys, x, params)
+    text = (Path(__file__).parents[1] / "docs/sharding.md").read_text()
+    code = re.search(r"## Explicit mesh axes.*?```python\n(.*?)```", text, re.DOTALL)[1]
+    scope = {"mesh": mesh, "P": P, "sample": js.sample}
+    exec(code, scope | (given := {"keys": keys, "logits": x, "params": params}), given)
+    assert_same(want, given["out"])
     with jax.set_mesh(mesh):
         with pytest.raises(ValueError, match=message):
-            js.categorical_sample(keys, x)
-        draw = auto_axes(js.categorical_sample, out_sharding=P("batch"))
-        np.testing.assert_array_equal(draw(keys, x), want)
+            js.sample(keys, x, params)
+        assert_same(want, bare(keys, x, params))
 
 
 def test_explicit_mesh_axes_of_parameters_are_named():
