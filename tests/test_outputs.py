@@ -173,6 +173,16 @@ def test_greedy_rows_of_temperatures_next_to_zero():
 
 
 @pytest.mark.exhaustive
+def test_rows_under_vmap():
+    x = rows_of("bfloat16")
+    params, keys = params_of(len(x), **CUTS), keys_of(x)
+    step = functools.partial(sample, logprob_token_ids=IDS, **OPTIONS)
+    want, got = step(keys, x, params), jax.vmap(step)(keys, x, params)
+    for a, b in zip(jax.tree.leaves(want), jax.tree.leaves(got), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.exhaustive
 def test_a_vocabulary_of_one_token():
     out = sample(
         jax.random.key(0), jnp.zeros((2, 1)), SamplingParams(), **OPTIONS | {"num_kept_ids": 1}
