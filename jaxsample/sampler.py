@@ -121,22 +121,16 @@ def sample(
     >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
     >>> keys = jax.vmap(jax.random.key)(jnp.array([1, 2]))
     >>> params = SamplingParams(temperature=jnp.array([1.0, 0.0]), top_p=0.7)
-    >>> out = sample(keys, logits, params)
+    >>> out = sample(keys, logits, params, num_kept_ids=2, return_kept_mass=True)
     >>> print(out.num_kept, out.tokens[1], out.logprobs[1])
     [2 1] 2 0.0
+    >>> print(out.kept_ids[0], jnp.exp(out.log_kept_mass[0]))
+    [0 1] 0.8
     """
     x = opened(logits, axis_name, implementation)
     bad_token = _checks.static_integer("bad_token", bad_token, -1, x.vocab - 1)
-    options = Options(
-        order,
-        num_logprobs,
-        logprobs_mode,
-        return_kept,
-        num_kept_ids,
-        return_kept_mass,
-        return_entropy,
-        return_logits,
-    )
+    asked = (return_kept, num_kept_ids, return_kept_mass, return_entropy, return_logits)
+    options = Options(order, num_logprobs, logprobs_mode, *asked)
     token_ids: Any = logprob_token_ids
     out = sample_rows(jnp.asarray(key), x, params, state, options, token_ids)
     if bad_token < 0:

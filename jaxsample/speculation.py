@@ -340,16 +340,8 @@ def speculative_sample(
     [ 1 0 -1] 1
     """
     x = opened(logits, axis_name, implementation)
-    options = Options(
-        order,
-        num_logprobs,
-        logprobs_mode,
-        return_kept,
-        num_kept_ids,
-        return_kept_mass,
-        return_entropy,
-        return_logits,
-    )
+    asked = (return_kept, num_kept_ids, return_kept_mass, return_entropy, return_logits)
+    options = Options(order, num_logprobs, logprobs_mode, *asked)
     token_ids: Any = logprob_token_ids
     drafts, tree = jnp.asarray(draft_tokens), None if parents is None else jnp.asarray(parents)
     of_depths = jnp.asarray(keys)
