@@ -317,15 +317,6 @@ def speculation() -> dict[str, Callable[[], Any]]:
         "speculative_sample, a tree": lambda: js.speculative_sample(
             here[:, :2], *given, params, start, parents=np.array([-1, -1])
         ),
-        "speculative_sample, outputs": lambda: js.speculative_sample(
-            *(here, *given, only(params, "temperature", "top_p")),
-            logprob_token_ids=(0, 7, -1),
-            return_kept=True,
-            num_kept_ids=5,
-            return_kept_mass=True,
-            return_entropy=True,
-            return_logits=True,
-        ),
         "rejection_sample": lambda: js.rejection_sample(*rejected),
         "rejection_sample, block": lambda: js.rejection_sample(*rejected, method="block"),
     }
