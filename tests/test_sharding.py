@@ -109,7 +109,7 @@ def test_explicit_mesh_axes_are_named_and_the_call_that_works():
     x = jax.device_put(x, NamedSharding(mesh, P("batch", "vocab")))
     keys = jax.device_put(keys, NamedSharding(mesh, P("batch")))
     bare = auto_axes(functools.partial(js.sample, num_logprobs=5), out_sharding=P("batch"))
-    message = r"logits .*P\('batch', 'vocab'\).* axes \('batch', 'vocab'\).*mesh, P\('batch',?\)\)"
+    message = r"logits .* axes \('batch', 'vocab'\).*NamedSharding\(mesh, \w+\('batch',?\)\)"
     for call in (js.sample, bare):
         with pytest.raises(ValueError, match=message):
             call(keys, x, params)
@@ -128,7 +128,7 @@ def test_explicit_mesh_axes_of_parameters_are_named():
     mesh = mesh_of(2, 4, AxisType.Explicit)
     p = jax.device_put(jnp.full(4, 0.9), NamedSharding(mesh, P("batch")))
     allowed = jax.device_put(jnp.ones((4, 8), bool), NamedSharding(mesh, P("batch", "vocab")))
-    message = r"must not be sharded over explicit mesh axes.*mesh, P\('batch',?\)\)"
+    message = r"must not be sharded over explicit mesh axes.*mesh, \w+\('batch',?\)\)"
     for call in (
         lambda: js.top_p_logits(jnp.zeros((4, 8)), p),
         lambda: js.sample(jax.random.key(0), jnp.zeros((4, 8)), js.SamplingParams(top_p=p)),
