@@ -38,6 +38,7 @@ from jaxsample.orders import (
     Order,
     Rule,
 )
+from jaxsample.outputs import SampleOutput
 from jaxsample.params import NEUTRAL, SamplingParams, set_rows
 from jaxsample.penalties import (
     dry_penalized_logits,
@@ -48,7 +49,7 @@ from jaxsample.penalties import (
 )
 from jaxsample.rejection import rejection_sample
 from jaxsample.reranking import BestOf, best_of
-from jaxsample.sampler import SampleOutput, process_logits, sample
+from jaxsample.sampler import process_logits, sample
 from jaxsample.sampling import categorical_sample, greedy_sample
 from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
 from jaxsample.sequences import bad_words_logits, sequence_biased_logits

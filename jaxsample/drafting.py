@@ -9,9 +9,10 @@ from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._chunks import Implementation, opened
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._shards import AxisName
+from jaxsample.drawing import processed_rows
 from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.params import SamplingParams, converted
-from jaxsample.sampler import processed_rows, state_of_rows
+from jaxsample.sampler import state_of_rows
 from jaxsample.state import SamplerState
 
 

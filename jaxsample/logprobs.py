@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._core import _bits, _checks, _chunks, _normalizer, _ranking, _scan, _shards
+from jaxsample._core import _checks, _chunks, _normalizer, _ranking, _scan, _shards
 from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._chunks import Implementation, Source, opened
 from jaxsample._core._parameters import BITMASK
@@ -50,18 +50,15 @@ def token_logprobs(
     >>> print(token_logprobs(jnp.array([1.0, 2.0]), 1))
     -0.313
     """
-    return _logprobs(opened(logits, axis_name, implementation), jnp.asarray(tokens), None)
+    x = opened(logits, axis_name, implementation)
+    return logprobs_of(x, jnp.asarray(tokens)[..., None])[..., 0]
 
 
-def _logprobs(x: Source, tokens: Array, kept_mask: Array | None) -> Array:
-    """Returns the log-probabilities of tokens `[...]`, of a packed mask's tokens or of all."""
+def logprobs_of(x: Source, tokens: Array) -> Array:
+    """Returns the log-probabilities of tokens `[..., n]` under the softmax of what is allowed."""
     rows, scale, (sums,) = _scan.scan_and_weigh(x)
-    mass, ids = _chunks.added_up(sums, scale), tokens[..., None]
-    chosen = _shards.take(x.logits, ids, x.shards)
-    if kept_mask is not None:
-        words = _shards.take(kept_mask, ids // _bits.WORD, x.shards)
-        chosen = jnp.where(_bits.is_set(words, ids % _bits.WORD), chosen, -jnp.inf)
-    logprobs = _normalizer.logprobs(rows, mass, x.masked(), chosen)[..., 0]
+    mass = _chunks.added_up(sums, scale)
+    logprobs = _normalizer.logprobs(rows, mass, x.masked(), x.take(tokens))
     inside = (tokens >= 0) & (tokens < rows.vocab)
     return jnp.where(inside, logprobs, jnp.nan)
 
@@ -148,6 +145,5 @@ def replay_logprobs(
     >>> print(replay_logprobs(jnp.array([1.0, 2.0, 3.0]), 1, jnp.array([0b011])))
     -0.313
     """
-    mask = jnp.asarray(kept_mask)
-    x = opened(logits, axis_name, implementation, mask)
-    return _logprobs(x, jnp.asarray(tokens), mask)
+    x = opened(logits, axis_name, implementation, jnp.asarray(kept_mask))
+    return logprobs_of(x, jnp.asarray(tokens)[..., None])[..., 0]

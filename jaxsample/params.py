@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from jaxsample import requests as _requests
@@ -44,15 +45,20 @@ def _field(parameter: Parameter, neutral: Any, rule: str | None = None) -> Any:
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SamplingParams:
     """Parameters of each row of a batch; a stage whose fields are None is not compiled.
 
     A field is a scalar or an array that broadcasts to `logits.shape[:-1]`, or a list of such
     scalars along a last axis: `[..., n]`, where token ids are padded with -1, or `[..., vocab]`.
-    All are traced: a new value never compiles anew, only another set of fields or other shapes do.
+    In place of `[...]` a scalar field may have the axes `[..., 1]`, of a column of the batch. All
+    are traced: a new value never compiles anew, only another set of fields or other shapes do.
     Each is explained by the function of its rule. In every list of token ids an id at or above the
     vocabulary, however large, makes its row a bad row.
+
+    Params are equal if their fields have the same dtypes, shapes and values. Those of Python
+    numbers and NumPy arrays have a hash, so that they may be a static argument of `jax.jit`, which
+    compiles anew for each value. The hash of params with a JAX array raises TypeError.
 
     Attributes:
       unconditional_logits: `[..., vocab]`, of `guided_logits`, with `guidance_scale`; neutral 1.
@@ -149,6 +155,14 @@ class SamplingParams:
     xtc_threshold: ArrayLike | None = _field(SHARE, 0.1, "xtc")
     custom: dict[str, Any] | None = None
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SamplingParams):
+            return NotImplemented
+        return self is other or _on_host(self, Tracer) == _on_host(other, Tracer)
+
+    def __hash__(self) -> int:
+        return hash(_on_host(self, Array))
+
     def validate(self) -> None:
         """Checks the values on the host, which traced code cannot do.
 
@@ -241,6 +255,23 @@ class SamplingParams:
             "sequence_bias": (max_sequences,),
         }
         return cls(**_requests.columns(FIELDS, requests, rules, widths, vocab_size, handled))
+
+
+def _on_host(params: SamplingParams, refused: type) -> tuple[Any, ...]:
+    """Returns what tells params apart, in values that have a hash."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(params)
+    values = []
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path).removeprefix(".")
+        if isinstance(leaf, refused):
+            raise TypeError(
+                f"{name} must be a number or a NumPy array where params are hashed or compared, "
+                f"got a JAX array {jax.typeof(leaf)}: as an argument of jit that is not static it "
+                "may be one"
+            )
+        array = np.asarray(_checks.to_array(name, leaf))
+        values.append((array.dtype, array.shape, array.tobytes()))
+    return structure, tuple(values)
 
 
 def _fields() -> dict[str, Field]:
@@ -346,11 +377,17 @@ def of_positions(params: Any, rows: int) -> Any:
     """
     if not isinstance(params, SamplingParams):
         return params
-    changes: dict[str, Any] = {}
-    for field, parameter, value in given(params):
-        array = value if isinstance(value, Array) else np.asarray(value)
-        axes = array.ndim - len(parameter.axes)
-        if 0 < axes <= rows:
-            shape = array.shape
-            changes[field] = array.reshape(*shape[:axes], 1, *shape[axes:])
+    changes: dict[str, Any] = {
+        field: with_positions(field, value, len(parameter.axes), rows)
+        for field, parameter, value in given(params)
+    }
     return dataclasses.replace(params, **changes)
+
+
+def with_positions(name: str, value: ArrayLike, behind: int, rows: int) -> ArrayLike:
+    """Returns a value of rows with an axis for positions between those of the rows and `behind`."""
+    array = _checks.to_array(name, value)
+    axes = array.ndim - behind
+    if not 0 < axes <= rows:
+        return value
+    return array.reshape(*array.shape[:axes], 1, *array.shape[axes:])

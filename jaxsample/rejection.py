@@ -13,9 +13,9 @@ from jaxsample._core._chunks import Implementation, Source, opened
 from jaxsample._core._public import public
 from jaxsample._core._residual import Distribution
 from jaxsample._core._shards import AxisName
+from jaxsample.drawing import Choice, chosen
 from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.params import SamplingParams
-from jaxsample.sampler import Choice, chosen
 from jaxsample.speculation import (
     SpeculativeOutput,
     paths,

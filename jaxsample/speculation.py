@@ -18,8 +18,9 @@ from jaxsample._core._lookup import take
 from jaxsample._core._public import public
 from jaxsample._core._shards import AxisName
 from jaxsample.orders import DEFAULT_ORDER, Order
-from jaxsample.params import SamplingParams, converted, of_positions
-from jaxsample.sampler import OPTION_CONVERTERS, Options, SampleOutput, checked_state, sample_rows
+from jaxsample.outputs import OPTION_CONVERTERS, Options, SampleOutput, sample_rows
+from jaxsample.params import SamplingParams, converted, of_positions, with_positions
+from jaxsample.sampler import checked_state, token_ids_of_rows
 from jaxsample.state import SamplerState, behind_drafts
 
 
@@ -52,7 +53,12 @@ class SpeculativeOutput(NamedTuple):
       ranks: int32 `[..., depth + 1]`, as in `SampleOutput`; then -1.
       top_logprobs: `(logprobs, tokens)`, `[..., depth + 1, num_logprobs]`, as in `SampleOutput`;
         then NaN and -1.
+      token_id_logprobs: float32 `[..., depth + 1, n]`, as in `SampleOutput`; then NaN.
       kept_mask: int32 `[..., depth + 1, ceil(vocab / 32)]`, as in `SampleOutput`; then 0.
+      kept_ids: int32 `[..., depth + 1, num_kept_ids]`, as in `SampleOutput`; then -1.
+      log_kept_mass: float32 `[..., depth + 1]`, as in `SampleOutput`; then NaN.
+      entropy: float32 `[..., depth + 1]`, as in `SampleOutput`; then NaN.
+      logits: `[..., depth + 1, vocab]`, as in `SampleOutput`; then NaN.
     """
 
     tokens: Array
@@ -62,7 +68,12 @@ class SpeculativeOutput(NamedTuple):
     num_kept: Array
     ranks: Any = None
     top_logprobs: Any = None
+    token_id_logprobs: Any = None
     kept_mask: Array | None = None
+    kept_ids: Array | None = None
+    log_kept_mass: Array | None = None
+    entropy: Array | None = None
+    logits: Array | None = None
 
 
 def _drafts(name: str, value: ArrayLike, sampled: Array) -> Array:
@@ -212,6 +223,13 @@ def positioned_params(name: str, value: Any, logits: Array) -> SamplingParams:
     return converted(name, of_positions(value, logits.ndim - 2), logits)
 
 
+def _token_ids(name: str, value: Any, logits: Array) -> Array | None:
+    """Returns token ids `[..., drafts + 1, n]`, of each position, or None."""
+    if value is not None:
+        value = with_positions(name, value, 1, logits.ndim - 2)
+    return token_ids_of_rows(name, value, logits)
+
+
 def positioned_state(name: str, value: Any, logits: Array) -> SamplerState | None:
     """Returns the state in front of the positions of logits `[..., drafts + 1, vocab]`."""
     return checked_state(name, value, (*logits.shape[:-2], logits.shape[-1]))
@@ -219,9 +237,8 @@ def positioned_state(name: str, value: Any, logits: Array) -> SamplerState | Non
 
 def _keys(name: str, value: Any, logits: Array) -> Array:
     """Returns a key of each position, `[..., depth + 1]`."""
-    keys = jnp.asarray(value)
-    typed = jnp.issubdtype(keys.dtype, jax.dtypes.prng_key)
-    shape = keys.shape if typed else keys.shape[:-1]
+    keys = _checks.key_array(name, value)
+    shape = keys.shape
     *lead, rows = logits.shape[:-1]
     if shape[:-1] != tuple(lead) or not 1 <= (shape or (0,))[-1] <= rows:
         raise ValueError(
@@ -238,6 +255,7 @@ def _keys(name: str, value: Any, logits: Array) -> Array:
     params=positioned_params,
     state=positioned_state,
     parents=lambda name, value, logits: _parents(name, value, logits[..., 0]),
+    logprob_token_ids=_token_ids,
     static=("order", *OPTION_CONVERTERS, "axis_name", "implementation"),
     **OPTION_CONVERTERS,
 )
@@ -252,7 +270,12 @@ def speculative_sample(
     order: Order = DEFAULT_ORDER,
     num_logprobs: int = 0,
     logprobs_mode: str | tuple[str, ...] = "processed_logprobs",
+    logprob_token_ids: ArrayLike | None = None,
     return_kept: bool = False,
+    num_kept_ids: int = 0,
+    return_kept_mass: bool = False,
+    return_entropy: bool = False,
+    return_logits: bool = False,
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> SpeculativeOutput:
@@ -285,7 +308,14 @@ def speculative_sample(
       num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the token's rank.
       logprobs_mode: static, "processed_logprobs", "raw_logprobs", "scaled_logprobs" or a tuple of
         them, as in `sample`.
-      return_kept: static, also return which tokens each draw chose from.
+      logprob_token_ids: integers `[..., n]` of the rows, or `[..., positions, n]`: also return the
+        log-probabilities of these tokens. -1 is padding.
+      return_kept: static, also return which tokens each draw chose from, as a packed mask.
+      num_kept_ids: static, in [0, vocab]: also return the first of these tokens as a list of ids.
+      return_kept_mass: static, also return the log of the probability that these tokens have
+        before the cuts.
+      return_entropy: static, also return the entropy of each distribution that was drawn from.
+      return_logits: static, also return the logits after the rules.
 
     Returns:
       `SpeculativeOutput`, of which `num_accepted + 1` tokens are new. A bad row (as in `sample`)
@@ -310,6 +340,9 @@ def speculative_sample(
     [ 1 0 -1] 1
     """
     x = opened(logits, axis_name, implementation)
+    asked = (return_kept, num_kept_ids, return_kept_mass, return_entropy, return_logits)
+    options = Options(order, num_logprobs, logprobs_mode, *asked)
+    token_ids: Any = logprob_token_ids
     drafts, tree = jnp.asarray(draft_tokens), None if parents is None else jnp.asarray(parents)
     of_depths = jnp.asarray(keys)
     depth = of_depths.shape[-1] - 1
@@ -319,7 +352,8 @@ def speculative_sample(
         x,
         params,
         None if state is None else behind_drafts(state, texts, is_chain=tree is None),
-        Options(order, num_logprobs, logprobs_mode, return_kept),
+        options,
+        token_ids,
     )
     accepted = _accepted(out.tokens, drafts, tree, depth)
     return SpeculativeOutput(*accepted, **_on_path(out, accepted.nodes))
@@ -344,10 +378,9 @@ def _on_path(out: SampleOutput, nodes: Array) -> dict[str, Any]:
 
         return jax.tree.map(of_leaf, of_rows)
 
+    behind = {"num_kept": 0, "kept_mask": 0}
     return {
-        "logprobs": at_nodes(out.logprobs, -1),
-        "num_kept": at_nodes(out.num_kept, 0),
-        "ranks": at_nodes(out.ranks, -1),
-        "top_logprobs": at_nodes(out.top_logprobs, -1),
-        "kept_mask": at_nodes(out.kept_mask, 0),
+        name: at_nodes(getattr(out, name), behind.get(name, -1))
+        for name in out._fields
+        if name != "tokens"
     }

@@ -154,7 +154,12 @@ def test_a_lone_bad_row_and_a_batch_of_them():
         (lambda x: js.greedy_sample(x[0, 0]), ValueError, r"logits must have shape \[..., vocab\]"),
         (lambda x: js.greedy_sample(x[:, :0]), ValueError, r"vocab in \[1, .*got \(2, 0\)"),
         (lambda x: js.scaled_logits(x, np.ones(3)), ValueError, "temperature must be a scalar or"),
-        (lambda x: js.scaled_logits(x, np.ones((2, 1))), ValueError, "temperature must be"),
+        (
+            lambda x: js.scaled_logits(x, np.ones((2, 2))),
+            ValueError,
+            r"temperature.*, got \(2, 2\)",
+        ),
+        (lambda x: js.scaled_logits(x, np.ones((2, 1, 1))), ValueError, "temperature must be a sc"),
         (lambda x: js.scaled_logits(x, 1j), TypeError, "temperature must be a real number"),
         (lambda x: js.top_k_logits(x, 2.0), TypeError, "k must be an integer, .*got float64"),
         (lambda x: js.top_k_logits(x, True), TypeError, "k must be an integer, .*got bool"),
@@ -163,7 +168,12 @@ def test_a_lone_bad_row_and_a_batch_of_them():
         (lambda x: js.token_logprobs(x, np.ones(3, int)), ValueError, "tokens must be a scalar or"),
         (lambda x: js.token_logprobs(x, np.ones(2)), TypeError, "tokens must be an integer"),
         (lambda x: js.token_ranks(x, 1), ValueError, "tokens must hold one token id a row"),
+        (lambda x: js.token_logprobs(x, np.ones((2, 1), int)), ValueError, "tokens must be a sca"),
         (lambda x: js.categorical_sample(0, x), TypeError, "key must be a jax.random.key"),
+        (lambda x: sample(2**40, x, SamplingParams()), TypeError, "request_keys make keys of inte"),
+        (lambda x: sample(None, x, SamplingParams()), TypeError, "key must hold numbers, got None"),
+        (lambda x: js.greedy_sample([[1, 2], [3]]), ValueError, "logits must be an array, or a li"),
+        (lambda x: js.greedy_sample("x"), TypeError, "logits must hold numbers, got 'x'"),
         (lambda x: js.categorical_sample(jnp.zeros(3, jnp.uint32), x), TypeError, "key must be a"),
         (lambda x: js.categorical_sample(keys_of(3), x), ValueError, r"key must be one key, or"),
         (
@@ -177,6 +187,26 @@ def test_a_lone_bad_row_and_a_batch_of_them():
             "bad_token m",
         ),
         (lambda x: sample(keys_of(2), x, {"top_p": 1}), TypeError, "params must be a SamplingPar"),
+        *(
+            (
+                lambda x, field=field: sample(keys_of(2), x, SamplingParams(**field)),
+                ValueError,
+                f"^{next(iter(field))} must be an array, or a list whose rows are of one length",
+            )
+            for field in (
+                {"stop_token_ids": [[1], [2, 3]]},
+                {"suppressed_token_ids": [[1], [2, 3]]},
+                {"bad_words": [[[1], [2, 3]]]},
+                {"temperature": [1, [2, 3]]},
+            )
+        ),
+        (
+            lambda x: sample(
+                keys_of(2), x, SamplingParams(suppressed_token_ids=np.ones((3, 1), int))
+            ),
+            ValueError,
+            r"suppressed_token_ids must have one list .* shape \(2,\), got \(3, 1\)",
+        ),
         (lambda x: sample(keys_of(2), x, SamplingParams(top_k=0.5)), TypeError, "top_k must be an"),
         (lambda x: sample(keys_of(2), x, SamplingParams(min_p=np.ones(5))), ValueError, "min_p mu"),
     ],

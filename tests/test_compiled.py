@@ -38,9 +38,13 @@ WRITERS = (
 )
 SEARCHED = (
     *("top_k_logits", "top_p_logits", "typical_p_logits", "top_h_logits", "process_logits"),
-    *("sample", "sample, masks"),
+    *("sample", "sample, masks", "sample, outputs"),
 )
-NAMES = tuple(name for name in catalogue.NAMES if name not in WRITERS)
+NAMES = [
+    exhaustive(name) if name == "sample, outputs" else name
+    for name in catalogue.NAMES
+    if name not in WRITERS
+]
 
 
 @pytest.fixture(scope="module")

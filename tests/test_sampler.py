@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,8 @@ import pytest
 import reference
 from rows import make, slow
 
-from jaxsample import SamplingParams, sample
+from jaxsample import SamplingParams, sample, scaled_logits
+from jaxsample.params import converted
 
 KEY = jax.random.key(0)
 
@@ -76,6 +79,54 @@ def test_params_are_a_pytree_whose_missing_fields_have_no_leaves():
     second = jax.tree.map(lambda x: jnp.broadcast_to(x, 2)[1], params)
     assert second.top_k is None
     assert second.top_p == jnp.float32(0.9)
+
+
+def test_params_of_values_on_the_host_are_hashed_and_compared_by_them():
+    """And may be a static argument of jit."""
+    fields = {"temperature": 0.7, "top_p": np.nan, "stop_token_ids": [[1, 2]], "min_tokens": 3}
+    params, same = (
+        SamplingParams(**fields, allowed=np.array([True, False]), custom={"x": np.arange(3)})
+        for _ in range(2)
+    )
+    assert params == same
+    assert hash(params) == hash(same)
+    for change in (
+        {"temperature": np.float32(0.7)},
+        {"temperature": None},
+        {"allowed": np.array([True, True])},
+        {"allowed": np.array([[True, False]])},
+        {"custom": {"y": np.arange(3)}},
+        {"top_k": 3},
+    ):
+        assert params != dataclasses.replace(params, **change)
+    assert params != 3
+    kept = jax.jit(lambda params: params.min_tokens + 1, static_argnums=0)(params)
+    assert kept == 4
+
+
+def test_params_of_arrays_of_jax_are_compared_and_name_the_field_that_has_no_hash():
+    params = SamplingParams(top_p=jnp.array([0.5, 0.9]), top_k=3)
+    assert params == SamplingParams(top_p=jnp.array([0.5, 0.9]), top_k=3)
+    assert params != SamplingParams(top_p=jnp.array([0.5, 0.8]), top_k=3)
+    with pytest.raises(TypeError, match=r"top_p must be a number or a NumPy array.*float32\[2\]"):
+        hash(params)
+    with pytest.raises(TypeError, match=r"custom\['x'\] must be a number or a NumPy array"):
+        hash(SamplingParams(custom={"x": jnp.zeros(3)}))
+    with pytest.raises(TypeError, match="top_k must be a number or a NumPy array where params"):
+        jax.jit(lambda k: SamplingParams(top_k=k) == params)(3)
+
+
+@pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
+def test_a_column_of_parameters_is_one_a_row(shape):
+    """`[..., 1]` in place of `[...]`, for `sample` and the functions of rules."""
+    x = jnp.zeros((*shape, 40))
+    values = {"temperature": np.float32(0.7), "top_k": 5, "p_less": True}
+    rows = {name: np.full(shape, value) for name, value in values.items()}
+    columns = SamplingParams(**{name: value[..., None] for name, value in rows.items()})
+    for name, value in rows.items():
+        np.testing.assert_array_equal(getattr(converted("params", columns, x), name), value)
+    got = scaled_logits(x + 1, columns.temperature)
+    np.testing.assert_array_equal(got, scaled_logits(x + 1, rows["temperature"]))
 
 
 @pytest.mark.slow

@@ -24,6 +24,15 @@ pytestmark = [several_devices, pytest.mark.slow]
 
 SEARCHED = ("top_p_logits", "sample", "mirostat_v2_sample")
 RESCALED = ("top_k", "xtc", "temperature")
+OPTIONS = {
+    "num_logprobs": 5,
+    "logprobs_mode": ("raw_logprobs", "scaled_logprobs"),
+    "logprob_token_ids": (3, 5000, -1),
+    "num_kept_ids": 3,
+    "return_kept_mass": True,
+    "return_entropy": True,
+    "return_logits": True,
+}
 
 
 def inside(function, x, arguments, shape, **spec):
@@ -73,7 +82,7 @@ def test_in_every_dtype(name, dtype):
     ("order", "options"),
     [
         exhaustive(js.DEFAULT_ORDER, {}),
-        (RESCALED, {"num_logprobs": 5, "logprobs_mode": ("raw_logprobs", "scaled_logprobs")}),
+        (RESCALED, OPTIONS),
     ],
 )
 def test_every_stage_of_sample(order, options):

@@ -1,6 +1,7 @@
 """Speculative decoding gives the tokens of plain decoding, bit for bit, whatever the drafts."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from jaxsample import (
     speculative_sample,
     update_state,
 )
+from jaxsample.speculation import positioned_params
 
 LOOK_BACK = (
     *("bad_words", "min_tokens", "no_repeat_ngram", "repetition_penalty", "frequency_penalty"),
@@ -161,6 +163,15 @@ def test_accept_drafts_follows_its_definition():
         np.testing.assert_array_equal(a, b)
 
 
+def test_columns_of_parameters_are_of_rows_or_of_positions():
+    """`[batch, 1]` is of the rows, where there are as many rows as positions, too."""
+    rows, each = np.float32([0.5, 0.7, 0.9]), np.linspace(0.4, 1, 9, dtype=np.float32).reshape(3, 3)
+    positioned = functools.partial(positioned_params, "params", logits=jnp.zeros((3, 3, 10)))
+    for given, wanted in ((rows[:, None], rows), (each[..., None], each)):
+        got, want = (positioned(SamplingParams(temperature=t)).temperature for t in (given, wanted))
+        np.testing.assert_array_equal(*(np.broadcast_to(x, (3, 3)) for x in (got, want)))
+
+
 @pytest.mark.slow
 def test_without_drafts_it_is_sample():
     x, keys = logits_of(3, 1), keys_of(3, 1)
@@ -201,6 +212,8 @@ X = np.zeros((2, 4, 10), np.float32)
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
+        ({"keys": 0}, TypeError, "keys must be a jax.random.key .* request_keys make keys of int"),
+        ({"params": SamplingParams(top_k=[[1], [2, 3]])}, ValueError, "top_k must be an array, or"),
         ({"keys": jax.random.key(0)}, ValueError, r"keys must be keys of shape \(2, 'n'\)"),
         ({"keys": keys_of(2, 5)}, ValueError, r"keys must .* n in \[1, 4\], got shape \(2, 5\)"),
         ({"logits": X[0, 0]}, ValueError, "logits must have shape"),
@@ -240,7 +253,17 @@ def test_every_rule_in_its_order(order, dtype, shape, mode):
         if (value := getattr(each, field)) is not None:
             split = value.reshape(batch, positions, *value.shape[1:])
             params = dataclasses.replace(params, **{field: split})
-    options = {"order": order, "num_logprobs": 5, "logprobs_mode": mode, "return_kept": True}
+    options = {
+        "order": order,
+        "num_logprobs": 5,
+        "logprobs_mode": mode,
+        "logprob_token_ids": (3, -1, VOCAB - 1),
+        "return_kept": True,
+        "num_kept_ids": 2,
+        "return_kept_mass": True,
+        "return_entropy": True,
+        "return_logits": True,
+    }
     parents = None
     if shape == "tree":
         parents = plain.random_tree(np.random.default_rng(0), batch, positions - 1)

@@ -373,7 +373,11 @@ def test_gradients_of_synthid_are_those_of_the_tournament():
         (lambda x: last_tokens([1, 2], 1, width=0), ValueError, "width must be in"),
         (lambda x: last_tokens([1.0], 1, width=1), TypeError, "tokens must hold integers"),
         (lambda x: last_tokens(3, 1, width=1), ValueError, r"tokens must have shape \[..., L"),
-        (lambda x: context_repeated([1], [1], width=1), ValueError, "length must be a scalar or"),
+        (
+            lambda x: context_repeated([1], [1, 1], width=1),
+            ValueError,
+            "length must be a scalar or",
+        ),
         (lambda x: detect_gumbel(KEY, [1], 0.5, width=1), TypeError, "length must be an integer"),
         (
             lambda x: detect_green_list(KEY, [1], 1, width=1, scheme="x"),

@@ -8,7 +8,6 @@ asserted and never a fixed rank, so that the same functions run on one row, on a
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,20 +34,54 @@ _KINDS = {
 
 def logits(name: str, value: ArrayLike) -> Array:
     """Returns logits `[..., vocab]`, float32, bfloat16 or float16."""
-    array = jnp.asarray(value)
+    array = to_jax(name, value)
     if array.dtype not in FLOATS:
         raise TypeError(f"{name} must be float32, bfloat16 or float16, got {array.dtype}")
     if array.ndim < 1 or not 1 <= array.shape[-1] <= MAX_VOCAB:
         raise ValueError(
             f"{name} must have shape [..., vocab] with vocab in [1, {MAX_VOCAB}], got {array.shape}"
         )
-    spec = jax.typeof(array).sharding.spec
-    if any(axis is not None for axis in spec):
-        raise ValueError(
-            f"{name} must not be sharded explicitly, got {spec}: wrap the call in "
-            "jax.sharding.auto_axes(function, out_sharding=...)"
-        )
+    not_explicit(name, array, array.ndim - 1)
     return array
+
+
+def not_explicit(name: str, value: Array | np.ndarray, rows: int) -> None:
+    """Raises for an array, whose first axes are those of the rows, with explicit mesh axes."""
+    if not isinstance(value, Array):
+        return
+    sharding = jax.typeof(value).sharding
+    if any(axis is not None for axis in sharding.spec):
+        spec = jax.sharding.PartitionSpec(*sharding.spec[:rows])
+        raise ValueError(
+            f"{name} must not be sharded over explicit mesh axes, got {sharding.spec} over a mesh "
+            f"with axes {sharding.mesh.axis_names}: call jax.sharding.auto_axes(function, "
+            f"out_sharding=jax.sharding.NamedSharding(mesh, {spec}))(...), with the mesh and the "
+            f"axes of the results; inside jax.set_mesh(mesh) also out_sharding={spec}"
+        )
+
+
+def to_array(name: str, value: Any) -> Array | np.ndarray:
+    """Returns the array of a value that is one, or a list of numbers or arrays."""
+    if isinstance(value, Array):
+        return value
+    of_jax = any(isinstance(leaf, Array) for leaf in jax.tree.leaves(value))
+    try:
+        if of_jax or hasattr(value, "__jax_array__"):
+            return jnp.asarray(value)
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} must be an array, or a list whose rows are of one length; token ids are "
+            "padded with -1"
+        ) from error
+
+
+def to_jax(name: str, value: Any) -> Array:
+    """Returns the JAX array of a value, as `to_array`."""
+    array = to_array(name, value)
+    if isinstance(array, np.ndarray) and array.dtype.kind in "OSU":
+        raise TypeError(f"{name} must hold numbers, got {value!r:.60}")
+    return jnp.asarray(array)
 
 
 def real(name: str, value: ArrayLike, rows: Array) -> Array:
@@ -64,12 +97,10 @@ def integer(name: str, value: ArrayLike, rows: Array) -> Array:
 def tokens(name: str, value: ArrayLike, rows: Array) -> Array:
     """Returns token ids, int32, one a row of `rows [..., vocab]`."""
     array = integer(name, value, rows)
-    chex.assert_shape(
-        array,
-        rows.shape[:-1],
-        custom_message=f"{name} must hold one token id a row",
-        exception_type=ValueError,
-    )
+    if array.shape != rows.shape[:-1]:
+        raise ValueError(
+            f"{name} must hold one token id a row, of shape {rows.shape[:-1]}, got {array.shape}"
+        )
     return array
 
 
@@ -129,18 +160,17 @@ def per_item(
     if array.ndim < 1 or (width is not None and array.shape[-1] != width):
         wanted = "n" if width is None else width
         raise ValueError(f"{name} must have shape [..., {wanted}], got {array.shape}")
-    chex.assert_is_broadcastable(
-        array.shape[:-1],
-        lead,
-        custom_message=f"{name} must have one list for all rows or one a row",
-        exception_type=ValueError,
-    )
+    if not _broadcasts(array.shape[:-1], lead):
+        raise ValueError(
+            f"{name} must have one list for all rows or one a row of shape {lead}, got "
+            f"{array.shape}"
+        )
     return jnp.broadcast_to(narrowed(array), (*lead, array.shape[-1]))
 
 
 def per_list(name: str, value: ArrayLike, rows: Array, kinds: str) -> Array:
     """Returns an array `[..., lists, n]`, broadcast to the rows of `rows`, as `per_item`."""
-    array = value if isinstance(value, Array) else np.asarray(value)
+    array = to_array(name, value)
     if array.ndim < 2:
         raise ValueError(f"{name} must have shape [..., {name}, n], got {array.shape}")
     *lead, count, longest = array.shape
@@ -154,22 +184,28 @@ def bitmask(name: str, value: ArrayLike, rows: Array) -> Array:
     return per_item(name, words.view(np.int32), rows, "i", -(-rows.shape[-1] // WORD))
 
 
+def key_array(name: str, value: Any) -> Array:
+    """Returns typed keys, of typed or raw ones."""
+    array = to_jax(name, value)
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return array
+    words = jax.random.key_data(jax.random.key(0)).shape[-1]
+    if array.dtype != jnp.uint32 or array.shape[-1:] != (words,):
+        raise TypeError(
+            f"{name} must be a jax.random.key or raw uint32 keys of shape [..., {words}], "
+            f"got {array.dtype} of shape {array.shape}; jax.random.key and request_keys make keys "
+            "of integer seeds"
+        )
+    return jax.random.wrap_key_data(array)
+
+
 def keys(name: str, value: Any, rows: Array) -> Array:
     """Returns threefry keys, one a row: one key is split over the rows, an array of keys is kept.
 
     Only threefry makes the bits of a key the same alone and under `vmap`, so a key of another
     implementation is converted to a threefry key made of its first two words.
     """
-    shape = rows.shape[:-1]
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        words = jax.random.key_data(jax.random.key(0)).shape[-1]
-        if array.dtype != jnp.uint32 or array.shape[-1:] != (words,):
-            raise TypeError(
-                f"{name} must be a jax.random.key or raw uint32 keys of shape [..., {words}], "
-                f"got {array.dtype} of shape {array.shape}"
-            )
-        array = jax.random.wrap_key_data(array)
+    shape, array = rows.shape[:-1], key_array(name, value)
     if array.shape not in ((), shape):
         raise ValueError(
             f"{name} must be one key, or keys of shape {shape}, one a row; got shape {array.shape}"
@@ -208,7 +244,7 @@ def held(name: str, value: ArrayLike, kinds: str) -> Array | np.ndarray:
 
     `kinds` are NumPy's letters: b for bool, i and u for integers, f for real numbers; or `WORDS`.
     """
-    array = value if isinstance(value, Array) else np.asarray(value)
+    array = to_array(name, value)
     is_word = array.dtype in (np.int32, np.uint32)
     if not (is_word if kinds == WORDS else kind(array) in kinds):
         letters = "f" if kinds == "iuf" else kinds
@@ -244,16 +280,20 @@ def to_elements(value: Array, x: Array) -> Array:
 def _parameter(
     name: str, value: ArrayLike, rows: Array, kinds: str, dtype: Any, expected: str
 ) -> Array:
-    array = value if isinstance(value, Array) else np.asarray(value)
+    array = to_array(name, value)
     if kind(array) not in kinds:
         raise TypeError(f"{name} must be {expected}, a scalar or one a row, got {array.dtype}")
-    chex.assert_is_broadcastable(
-        array.shape,
-        rows.shape[:-1],
-        custom_message=f"{name} must be a scalar or broadcast to one value a row",
-        exception_type=ValueError,
-    )
+    if not _broadcasts(array.shape, rows.shape[:-1]):
+        raise ValueError(
+            f"{name} must be a scalar or broadcast to one value a row, to shape {rows.shape[:-1]}, "
+            f"got {array.shape}"
+        )
     return _narrow(array, dtype)
+
+
+def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    pairs = zip(reversed(shape), reversed(wanted), strict=False)
+    return len(shape) <= len(wanted) and all(n in (1, m) for n, m in pairs)
 
 
 def _narrow(array: Array | np.ndarray, dtype: Any) -> Array:

@@ -80,6 +80,14 @@ class Source:
             return self.logits
         return _bits.masked(self.logits, _bits.unpacked(self.mask, self.logits.shape[-1]))
 
+    def take(self, tokens: Array) -> Array:
+        """Returns the raw values of tokens `[..., n]`, -inf for those that are not allowed."""
+        raw = _shards.take(self.logits, tokens, self.shards)
+        if self.mask is None:
+            return raw
+        words = _shards.take(self.mask, tokens // WORD, self.shards)
+        return _bits.masked(raw, _bits.is_set(words, tokens % WORD))
+
     def whole(self) -> Array:
         """Returns `masked` of the whole row, from all devices."""
         x = self.masked()

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsample._core import _chunks, _mass
+from jaxsample._core import _chunks, _elementary, _mass, _ranking
 from jaxsample._core._checks import to_elements
 from jaxsample._core._chunks import Rows
 from jaxsample._core._mass import Mass, Scale
+from jaxsample._core._ranking import Cut
 
 _LN_2 = 0.6931471805599453
 _STEPS = 2**20
@@ -28,19 +29,36 @@ def log_sum(mass: Mass) -> Array:
     return _chunks.rounded(_mass.log(mass))
 
 
-def entropy(rows: Rows, scale: Scale, sums: Array) -> tuple[Array, Array]:
-    """Returns the entropy in nats, `[...]`, and `log_sum`, of rows that were weighed.
+def log_ratio(part: Mass, whole: Mass) -> Array:
+    """Returns `log(part / whole)`, `[...]`, precise where nearly all of the whole is there, too."""
+    inside = _mass.reaches(whole, part)  # else they are counted from other maxima
+    missing = _mass.subtract(whole, _mass.select(inside, part, whole))
+    share, rest = (_mass.to_float(of) / _mass.to_float(whole) for of in (part, missing))
+    most = inside & (rest > 0) & (rest < 0.5)
+    precise = _elementary.log1m(jnp.where(most, rest, 0))
+    return _chunks.rounded(jnp.where(most, precise, _elementary.log(share)))
 
-    The entropy is the mean distance below the maximum plus `log_sum`.
+
+def entropy(rows: Rows, scale: Scale, sums: Array, cut: Cut | None = None) -> tuple[Array, Array]:
+    """Returns the entropy in nats, `[...]`, and `log_sum`, of the tokens up to a cut, or of all.
+
+    The entropy is the mean distance below the maximum plus `log_sum`. `sums` are the weights of
+    these tokens by chunk.
     """
+    keep, *ends = (None,) if cut is None else _ranking.up_to(rows, cut)
     rows, sums = _chunks.read_again(rows, sums)
 
-    def distance(raw: Array, ids: Array, places: np.ndarray, shift: Array) -> Array:
+    def distance(raw: Array, ids: Array, places: np.ndarray, shift: Array, *end: Array) -> Array:
         row_max = rows.row_max[..., None, None]
-        return _mass.weighted_octaves(rows.read(raw), places, row_max, shift)
+        octaves = _mass.weighted_octaves(rows.read(raw), places, row_max, shift)
+        return (
+            octaves
+            if keep is None
+            else jnp.where(keep(rows.read_to_cut(raw), places, *end), octaves, 0)
+        )
 
     # Distances within a chunk are measured from its shift, which is added here.
-    distances = _chunks.chunk_sums(rows.source, distance, scale.shifts)
+    distances = _chunks.chunk_sums(rows.source, distance, scale.shifts, *ends)
     further = _mass.place(distances, scale.shifts)
     weights = _mass.place(sums, scale.shifts)
     total = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))

@@ -33,22 +33,27 @@ class Parameter:
 
     def __call__(self, name: str, value: ArrayLike, logits: Array) -> Array:
         """Returns the array that programs take."""
+        array = _checks.to_array(name, value)
+        _checks.not_explicit(name, array, array.ndim - len(self.axes))
         if self.kinds == _checks.WORDS:
-            return _checks.bitmask(name, value, logits)
+            return _checks.bitmask(name, array, logits)
         if "vocab" in self.axes:
-            return _checks.per_token(name, value, logits, self.kinds)
+            return _checks.per_token(name, array, logits, self.kinds)
         if len(self.axes) == 2:
-            return _checks.per_list(name, value, logits, self.kinds)
+            return _checks.per_list(name, array, logits, self.kinds)
         if self.axes:
-            return _checks.per_item(name, value, logits, self.kinds)
+            return _checks.per_item(name, array, logits, self.kinds)
+        if array.ndim == logits.ndim and array.shape[-1] == 1:  # a column, of one value a row
+            array = array.reshape(array.shape[:-1])
         checks = {"b": _checks.flags, "iu": _checks.integer, "iuf": _checks.real}
-        return checks[self.kinds](name, value, logits)
+        return checks[self.kinds](name, array, logits)
 
     def narrowed(self, name: str, value: ArrayLike, logits: Array) -> Any:
         """Returns the array of a field of `SamplingParams`; rules check the shapes of lists."""
         if not self.axes:
             return self(name, value, logits)
         array = _checks.held(name, value, self.kinds)
+        _checks.not_explicit(name, array, array.ndim - len(self.axes))
         return array if self.kinds in ("f", _checks.WORDS) else _checks.narrowed(array)
 
     def validate(self, name: str, value: ArrayLike) -> None:

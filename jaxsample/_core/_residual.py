@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _bits, _chunks, _draw, _elementary, _mass, _ranking, _scan, _shards
+from jaxsample._core import _chunks, _draw, _elementary, _mass, _ranking, _scan
 from jaxsample._core._checks import to_elements
 from jaxsample._core._chunks import Rows, Source
 from jaxsample._core._elementary import LOG2_E, product
@@ -39,12 +39,7 @@ class Distribution(NamedTuple):
 
     def logprobs(self, tokens: Array) -> Array:
         """Returns the log-probabilities of tokens of each row, float32 `[..., n]`."""
-        source = self.rows.source
-        raw = _shards.take(source.logits, tokens, source.shards)
-        if source.mask is not None:
-            words = _shards.take(source.mask, tokens // _bits.WORD, source.shards)
-            raw = _bits.masked(raw, _bits.is_set(words, tokens % _bits.WORD))
-        return self.normalised(raw, tokens)
+        return self.normalised(self.rows.source.take(tokens), tokens)
 
     def all_logprobs(self) -> Array:
         """Returns the log-probabilities of all tokens, float32 `[..., vocab]`."""

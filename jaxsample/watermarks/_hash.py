@@ -31,11 +31,9 @@ class Seed(NamedTuple):
 
 def keys(name: str, value: Any, rows: Array) -> Array:
     """Returns threefry keys, one a row: one key serves all rows, an array of keys is kept."""
-    array = jnp.asarray(value)
-    typed = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
-    single = array.ndim == (0 if typed else 1)
+    array = _checks.key_array(name, value)
     lone = jnp.zeros(1)  # over one row `[vocab]` a single key is not split
-    keys = _checks.keys(name, value, lone if single else rows)
+    keys = _checks.keys(name, array, rows if array.ndim else lone)
     return jnp.broadcast_to(keys, rows.shape[:-1])
 
 

@@ -34,6 +34,10 @@ def every():
     return [name if name in VARIED else exhaustive(name) for name in NAMES]
 
 
+def with_token_ids(keys, x, params, ids, **options):
+    return js.sample(keys, x, params, logprob_token_ids=ids, **options)
+
+
 def calls(x, scalars=False):
     """By name, a function and its arguments, of which those of the rows lead with their axis.
 
@@ -126,6 +130,12 @@ def calls(x, scalars=False):
         "sample, masks": (
             js.sample,
             (keys, x, dataclasses.replace(params, bitmask=words, suppressed_token_ids=few)),
+        ),
+        "sample, outputs": (
+            functools.partial(
+                with_token_ids, num_kept_ids=3, return_kept_mass=True, return_entropy=True
+            ),
+            (keys, x, params, few),
         ),
     }
 

@@ -191,6 +191,21 @@ def samples() -> dict[str, Callable[[], Any]]:
     cases["sample, raw"] = functools.partial(
         _sample, raw, 1000, "bfloat16", logprobs_mode="raw_logprobs"
     )
+    outputs = {
+        "num_logprobs": 0,
+        "logprobs_mode": ("processed_logprobs", "raw_logprobs", "scaled_logprobs"),
+        "logprob_token_ids": (0, 7, -1, 299, 300),
+        "num_kept_ids": 5,
+        "return_kept_mass": True,
+        "return_entropy": True,
+        "return_logits": True,
+    }
+    order = ("typical_p", "temperature", "xtc", "top_k")
+    cut = only(every_param(300), *_fields(order))
+    cases["sample, outputs"] = functools.partial(_sample, joint(), 300, "bfloat16", **outputs)
+    cases["sample, outputs, cuts first"] = functools.partial(
+        _sample, cut, 300, "float32", order=order, **outputs
+    )
     return cases
 
 

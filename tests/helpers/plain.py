@@ -80,15 +80,11 @@ def _output(out, nodes):
 
         return jax.tree.map(of_leaf, tree)
 
+    behind = {"num_kept": 0, "kept_mask": 0}
     return SpeculativeOutput(
-        tokens=kept(out.tokens, -1),
         num_accepted=np.zeros(len(nodes), int),
         nodes=nodes,
-        logprobs=kept(out.logprobs, -1),
-        num_kept=kept(out.num_kept, 0),
-        ranks=kept(out.ranks, -1),
-        top_logprobs=kept(out.top_logprobs, -1),
-        kept_mask=kept(out.kept_mask, 0),
+        **{name: kept(field, behind.get(name, -1)) for name, field in out._asdict().items()},
     )
 
 

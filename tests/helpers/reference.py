@@ -52,6 +52,13 @@ def entropy(row: np.ndarray) -> float:
     return float(np.sum(p[p > 0] * surprise(row)[p > 0]))
 
 
+def log_kept_mass(row: np.ndarray, kept: np.ndarray) -> float:
+    """The log of the probability of the kept tokens, from that of the others where it is small."""
+    p = softmax(row)
+    dropped = p[~kept].sum()
+    return float(np.log1p(-dropped) if dropped < 0.5 else np.log(p[kept].sum()))
+
+
 def typical_p(row: np.ndarray, p: float) -> tuple[np.ndarray, float]:
     """Returns each token's distance from the typical surprise, and that of the last kept one."""
     away = np.abs(surprise(row) - entropy(row))

@@ -34,6 +34,7 @@ CHEAP = ("greedy_sample", "categorical_sample")
 MOST = {
     "sample": 2,
     "sample, masks": 6,
+    "sample, outputs": 2,
     "sample, full call": 9,
     "synthid_logits": 5,
     "mirostat_v1_sample": 5,
