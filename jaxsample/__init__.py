@@ -1,6 +1,14 @@
 """Token sampling for JAX decoding loops: pure functions over logits `[..., vocab]`."""
 
 from jaxsample.adaptive_p import AdaptivePParams, AdaptivePState, adaptive_p_sample, init_adaptive_p
+from jaxsample.beams import (
+    BeamState,
+    Hypotheses,
+    beam_step,
+    finalize_beams,
+    init_beams,
+    take_beams,
+)
 from jaxsample.constraints import (
     allowed_logits,
     bad_words_logits,
@@ -99,7 +107,9 @@ __all__ = [
     "AcceptedDrafts",
     "AdaptivePParams",
     "AdaptivePState",
+    "BeamState",
     "GreenListDetection",
+    "Hypotheses",
     "MirostatParams",
     "MirostatState",
     "Order",
@@ -115,6 +125,7 @@ __all__ = [
     "adaptive_p_sample",
     "allowed_logits",
     "bad_words_logits",
+    "beam_step",
     "biased_logits",
     "bitmask_logits",
     "categorical_sample",
@@ -126,12 +137,14 @@ __all__ = [
     "entropy_scaled_logits",
     "epsilon_logits",
     "eta_logits",
+    "finalize_beams",
     "frequency_penalized_logits",
     "greedy_sample",
     "green_list_logits",
     "guided_logits",
     "gumbel_watermark_sample",
     "init_adaptive_p",
+    "init_beams",
     "init_mirostat",
     "init_state",
     "last_tokens",
@@ -160,6 +173,7 @@ __all__ = [
     "suppressed_logits",
     "synthid_logits",
     "tail_free_logits",
+    "take_beams",
     "token_logprobs",
     "token_ranks",
     "top_a_logits",
