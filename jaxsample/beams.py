@@ -413,6 +413,13 @@ def finalize_beams(state: BeamState, *, num_return: int = 1) -> Hypotheses:
     )
 
 
+def _parents(name: str, value: ArrayLike) -> Array:
+    array = _checks.integers(name, value)
+    if array.ndim == 0:
+        raise ValueError(f"{name} must have shape [..., beams], got ()")
+    return array
+
+
 def _tree(name: str, value: Any, parents: Array) -> Any:
     for path, leaf in jax.tree_util.tree_leaves_with_path(value):
         if jnp.shape(leaf)[: parents.ndim] != parents.shape:
@@ -423,7 +430,7 @@ def _tree(name: str, value: Any, parents: Array) -> Any:
     return value
 
 
-@public(first="parents", convert_first=_checks.text, tree=_tree)
+@public(first="parents", convert_first=_parents, tree=_tree)
 def take_beams(tree: Any, parents: ArrayLike) -> Any:
     """Reorders what belongs to beams, such as the KV cache: `x[..., parents, *]` of each array.
 

@@ -113,11 +113,28 @@ def calls(x, scalars=False):
             js.adaptive_p_sample,
             (keys, x, adaptive_p, js.init_adaptive_p(adaptive_p, rows)),
         ),
+        "beam_step": (_beam_step, (*_beams(rows, real, few), x)),
         "sample, masks": (
             js.sample,
             (keys, x, dataclasses.replace(params, bitmask=words, suppressed_token_ids=few)),
         ),
     }
+
+
+def _beams(rows, real, stops):
+    """Searches of one beam for each row, and what a step needs beside the logits."""
+    return js.init_beams(1, 4, rows), stops, real, real
+
+
+def _beam_step(state, stops, length_penalty, diversity_penalty, x, **options):
+    return js.beam_step(
+        state,
+        x[..., None, :],
+        stop_token_ids=stops,
+        length_penalty=length_penalty,
+        diversity_penalty=diversity_penalty,
+        **options,
+    )
 
 
 def shapes(name, x, scalars=False):

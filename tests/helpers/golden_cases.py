@@ -307,7 +307,36 @@ def speculation() -> dict[str, Callable[[], Any]]:
     }
 
 
+def beams() -> dict[str, Callable[[], Any]]:
+    """Steps of beam search, three searches of four beams in two groups, and their hypotheses."""
+    stream = Stream(6)
+    x = logits(300, "float32").reshape(3, 4, 300)
+    settings = {
+        "stop_token_ids": np.array([150, -1]),
+        "length_penalty": np.array([-1, 0, 0.7], np.float32),
+        "diversity_penalty": np.array([0, 0.5, 2], np.float32),
+    }
+    start = js.init_beams(4, 4, (3,), num_groups=2)
+
+    @functools.cache
+    def searched() -> tuple[Any, ...]:
+        state, found = start, []
+        for shift in range(3):
+            step = js.beam_step(state, np.roll(x, 50 * shift, axis=-1), **settings)
+            state = step[0]
+            found.append(step)
+        return tuple(found)
+
+    return {
+        "init_beams": lambda: start,
+        "beam_step": searched,
+        "finalize_beams": lambda: js.finalize_beams(searched()[-1][0], num_return=4),
+        "take_beams": lambda: js.take_beams(x, stream.integers(0, 4, 3, 4)),
+    }
+
+
 GROUPS = {
+    "beams": beams,
     "samples": samples,
     "speculation": speculation,
     **{f"functions-{dtype}": functools.partial(functions, dtype) for dtype in DTYPES[:2]},

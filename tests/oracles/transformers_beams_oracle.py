@@ -9,6 +9,7 @@ PROMPTS = ([5, 9, 17], [23], [8, 8, 31, 2, 39], [12, 30])
 
 
 def model() -> GPT2LMHeadModel:
+    torch.set_num_threads(1)  # so small a model is not worth more
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=VOCAB,
@@ -35,15 +36,14 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def logits_behind(model: GPT2LMHeadModel, written: np.ndarray) -> np.ndarray:
-    """Logits `[prompts, beams, vocab]` behind the prompts and what the beams have written."""
-    ids, mask = (x[:, None].expand(-1, written.shape[1], -1) for x in padded())
-    ids = torch.cat([ids, torch.tensor(written, dtype=torch.long).clamp(min=0)], dim=-1).flatten(
-        0, 1
-    )
-    mask = torch.cat([mask, torch.ones(written.shape, dtype=torch.long)], dim=-1).flatten(0, 1)
+    """Logits `[..., prompts, beams, vocab]` behind the prompts and what the beams have written."""
+    new = torch.tensor(written, dtype=torch.long).clamp(min=0)
+    ids, mask = (x[:, None].expand(*new.shape[:-1], -1) for x in padded())
+    ids = torch.cat([ids, new], dim=-1).flatten(0, -2)
+    mask = torch.cat([mask, torch.ones_like(new)], dim=-1).flatten(0, -2)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     logits = model(input_ids=ids, attention_mask=mask, position_ids=positions).logits[:, -1]
-    return logits.reshape(*written.shape[:2], -1).numpy()
+    return logits.reshape(*new.shape[:-1], -1).numpy()
 
 
 def generated(model: GPT2LMHeadModel, **settings) -> tuple[np.ndarray, np.ndarray]:
