@@ -55,6 +55,7 @@ from jaxsample.penalties import (
     repetition_penalized_logits,
 )
 from jaxsample.rejection import rejection_sample
+from jaxsample.reranking import BestOf, best_of
 from jaxsample.sampler import SampleOutput, process_logits, sample
 from jaxsample.sampling import categorical_sample, greedy_sample
 from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_logits
@@ -65,6 +66,11 @@ from jaxsample.speculation import (
     speculative_sample,
 )
 from jaxsample.state import SamplerState, init_state, reset_rows, update_state
+from jaxsample.stochastic_beams import (
+    StochasticBeamState,
+    init_stochastic_beams,
+    stochastic_beam_step,
+)
 from jaxsample.stopping import StopReason, stop_reason
 from jaxsample.truncation import (
     epsilon_logits,
@@ -92,6 +98,7 @@ from jaxsample.watermarks import (
     last_tokens,
     synthid_logits,
 )
+from jaxsample.without_replacement import WithoutReplacement, without_replacement_sample
 
 __version__ = "0.2.0"
 
@@ -108,6 +115,7 @@ __all__ = [
     "AdaptivePParams",
     "AdaptivePState",
     "BeamState",
+    "BestOf",
     "GreenListDetection",
     "Hypotheses",
     "MirostatParams",
@@ -119,13 +127,16 @@ __all__ = [
     "SamplingParams",
     "ScoreDetection",
     "SpeculativeOutput",
+    "StochasticBeamState",
     "StopReason",
     "TopLogprobs",
+    "WithoutReplacement",
     "accept_drafts",
     "adaptive_p_sample",
     "allowed_logits",
     "bad_words_logits",
     "beam_step",
+    "best_of",
     "biased_logits",
     "bitmask_logits",
     "categorical_sample",
@@ -147,6 +158,7 @@ __all__ = [
     "init_beams",
     "init_mirostat",
     "init_state",
+    "init_stochastic_beams",
     "last_tokens",
     "min_p_logits",
     "min_tokens_logits",
@@ -169,6 +181,7 @@ __all__ = [
     "set_rows",
     "smoothed_logits",
     "speculative_sample",
+    "stochastic_beam_step",
     "stop_reason",
     "suppressed_logits",
     "synthid_logits",
@@ -184,5 +197,6 @@ __all__ = [
     "top_p_logits",
     "typical_p_logits",
     "update_state",
+    "without_replacement_sample",
     "xtc_logits",
 ]

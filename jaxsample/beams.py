@@ -116,12 +116,13 @@ def _per_search(convert: Converter) -> Converter:
     return lambda name, value, state: value if value is None else convert(name, value, state.scores)
 
 
-def _of_beams(name: str, value: ArrayLike, state: BeamState) -> Array:
+def logits_of_beams(name: str, value: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """Returns logits `[..., beams, vocab]` of beams of a shape."""
     logits = _checks.logits(name, value)
-    if logits.shape[:-1] != state.scores.shape:
+    if logits.shape[:-1] != shape:
         raise ValueError(
-            f"{name} must have shape [..., beams, vocab] with the leading axes "
-            f"{state.scores.shape} of the state, got {logits.shape}"
+            f"{name} must have shape [..., beams, vocab] with the leading axes {shape} of the "
+            f"state, got {logits.shape}"
         )
     return logits
 
@@ -136,7 +137,7 @@ def _early_stopping(name: str, value: Any, _: BeamState) -> EarlyStopping:
     first="state",
     convert_first=_state,
     static=("early_stopping", "normalize", "axis_name"),
-    logits=_of_beams,
+    logits=lambda name, value, state: logits_of_beams(name, value, state.scores.shape),
     stop_token_ids=_per_search(IDS),
     length_penalty=_per_search(FINITE),
     diversity_penalty=_per_search(NOT_NEGATIVE),
@@ -317,14 +318,14 @@ def _continued(
     alive = (best.scores > -jnp.inf) & ~over
     tokens = jnp.where(alive, best.tokens, -1)
     parents = jnp.where(alive, best.parents, _chunks.positions(best.parents))
-    texts = _extended(search.tokens, parents, tokens, lengths)
+    texts = extended(search.tokens, parents, tokens, lengths[..., None])
     return _Search(texts, jnp.where(alive, best.scores, -jnp.inf), finished), tokens, parents
 
 
 def _finished(search: _Search, first: _Children, lengths: Array, rule: _Rule) -> Hypotheses:
     """Returns the best finished hypotheses with those of the first continuations that end."""
     scores = jnp.where(first.ends, _penalized(first.scores, lengths, rule), -jnp.inf)
-    texts = _extended(search.tokens, first.parents, first.tokens, lengths - 1)
+    texts = extended(search.tokens, first.parents, first.tokens, lengths[..., None] - 1)
     new = Hypotheses(texts, jnp.broadcast_to(lengths[..., None], scores.shape), scores)
     axis = lengths.ndim
     both = jax.tree.map(lambda *x: jnp.concatenate(x, axis=axis), search.finished, new)
@@ -339,10 +340,17 @@ def _penalized(scores: Array, lengths: Array, rule: _Rule) -> Array:
     return jnp.where(scores > -jnp.inf, penalized, -jnp.inf)
 
 
-def _extended(texts: Array, parents: Array, tokens: Array, lengths: Array) -> Array:
-    """Returns the texts `[..., beams, max_length]` of parents, with a token behind each."""
-    texts = _taken(texts, parents)
-    new = (_chunks.positions(texts) == lengths[..., None, None]) & (tokens >= 0)[..., None]
+def extended(texts: Array, parents: Array, tokens: Array, lengths: Array) -> Array:
+    """Returns the texts `[..., beams, max_length]` of parents, each with a token behind it.
+
+    Args:
+      texts: of all beams.
+      parents: int32 `[..., beams]`.
+      tokens: int32 `[..., beams]`; a negative one is not written.
+      lengths: int32, of the parents, broadcastable to `[..., beams]`.
+    """
+    texts = taken(texts, parents)
+    new = (_chunks.positions(texts) == lengths[..., None]) & (tokens >= 0)[..., None]
     return jnp.where(new, tokens[..., None], texts)
 
 
@@ -355,7 +363,7 @@ def _first(children: _Children, number: int) -> _Children:
 def _best(hypotheses: Hypotheses, number: int) -> Hypotheses:
     """Returns the best hypotheses in order of score, of equal scores those found earlier."""
     places = _order(hypotheses.scores, number)
-    return jax.tree.map(lambda x: _taken(x, places), hypotheses)
+    return jax.tree.map(lambda x: taken(x, places), hypotheses)
 
 
 def _order(scores: Array, number: int) -> Array:
@@ -368,7 +376,7 @@ def _part(tree: Any, start: int, size: int, axis: int) -> Any:
     return jax.tree.map(lambda x: lax.slice_in_dim(x, start, start + size, axis=axis), tree)
 
 
-def _taken(x: Array, index: Array) -> Array:
+def taken(x: Array, index: Array) -> Array:
     """Returns elements `[..., m, *]` of `x [..., n, *]` at indices `[..., m]`."""
 
     def take(x: Array, index: Array) -> Array:
@@ -452,4 +460,4 @@ def take_beams(tree: Any, parents: ArrayLike) -> Any:
     {'keys': Array([[5, 6], [1, 2], [1, 2]], dtype=int32)}
     """
     index = jnp.asarray(parents)
-    return jax.tree.map(lambda x: _taken(jnp.asarray(x), index), tree)
+    return jax.tree.map(lambda x: taken(jnp.asarray(x), index), tree)

@@ -66,6 +66,6 @@ def test_a_minimum_is_found_though_it_could_be_rounded_in_two_ways():
     x = np.random.default_rng(4).random((4096, 4)).astype(np.float32)
     ids = np.broadcast_to(np.arange(4, dtype=np.int32), x.shape)
     race = jax.jit(
-        lambda x: _draw._winner(_elementary._polynomial(_elementary._LOG, x), jnp.asarray(ids))
+        lambda x: _draw.winner(_elementary._polynomial(_elementary._LOG, x), jnp.asarray(ids))
     )
     assert (race(x) < 4).all()

@@ -55,12 +55,12 @@ def draw(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array
     chunks = _chunks.positions(rates)
     places = jnp.broadcast_to(np.arange(CHUNK, dtype=np.int32), (*rates.shape[:-1], CHUNK))
     chunk_times, token_times = _exponentials(noise, chunks, places)
-    chunk = _winner(chunk_times / rates, chunks)
+    chunk = winner(chunk_times / rates, chunks)
     raw, ids = take_chunk(rows, chunk)
     # Below the maximum, where float32 is finest: far from 0 it would swallow the noise.
     below = rows.read(raw) - rows.row_max[..., None]
     below = jnp.where(_ranking.is_kept(rows.read_to_cut(raw), ids, cut), below, -jnp.inf)
-    return chunk * CHUNK + _winner(_elementary.log(token_times) - below, places)
+    return chunk * CHUNK + winner(_elementary.log(token_times) - below, places)
 
 
 def nearest(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut, number: int) -> Array:
@@ -181,6 +181,11 @@ def uniforms(noise: Array, index: Array, stream: Array) -> Array:
     return jnp.minimum(high * 2.0**-32 + (low + 0.5) * 2.0**-64, np.float32(1 - 2.0**-24))
 
 
+def exponentials(noise: Array, index: Array, stream: Array) -> Array:
+    """Returns exponential noise of mean 1; the arguments are those of `uniforms`."""
+    return _to_exponential(uniforms(noise, index, stream))
+
+
 def _exponentials(noise: Array, chunks: Array, places: Array) -> list[Array]:
     """Returns the exponential noise of chunks `[..., n]` and of places in a chunk `[..., m]`."""
     streams = [jnp.zeros_like(chunks), jnp.ones_like(places)]
@@ -194,11 +199,15 @@ def _exponentials(noise: Array, chunks: Array, places: Array) -> list[Array]:
         return [uniforms(noise, *of) for of in zip(index, streams, strict=True)]
 
     found = lax.platform_dependent(noise, chunks, places, tpu=apart, default=together)
+    return [_to_exponential(x) for x in found]
+
+
+def _to_exponential(uniform: Array) -> Array:
     # A uniform whose small values are precise makes exponentials whose small values are.
-    return [-_elementary.log1m(x) for x in found]
+    return -_elementary.log1m(uniform)
 
 
-def _winner(times: Array, ids: Array) -> Array:
+def winner(times: Array, ids: Array) -> Array:
     """Returns the id of each row's least time, of equal times the lowest; `argmin` takes longer."""
     # As integers: a minimum of floats may go to a library, with the sums and products in front of
     # it, which rounds them in its own way. Then none would be equal to the minimum.

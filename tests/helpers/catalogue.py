@@ -14,7 +14,7 @@ from jaxsample import SamplingParams
 # Between them they take every way through the library.
 VARIED = (
     *("greedy_sample", "categorical_sample", "token_logprobs", "top_p_logits", "top_logprobs"),
-    *("sample", "sample, full call", "sample, masks"),
+    *("sample", "sample, full call", "sample, masks", "without_replacement_sample"),
     *("typical_p_logits", "top_h_logits", "xtc_logits", "tail_free_logits", "dry_penalized_logits"),
     *("biased_logits", "mirostat_v1_sample", "gumbel_watermark_sample", "synthid_logits"),
 )
@@ -57,6 +57,10 @@ def calls(x, scalars=False):
         "greedy_sample": (js.greedy_sample, (x,)),
         "categorical_sample": (js.categorical_sample, (keys, x)),
         "nearest_draws": (functools.partial(js.nearest_draws, num=3), (keys, x)),
+        "without_replacement_sample": (
+            functools.partial(js.without_replacement_sample, num=5),
+            (keys, x),
+        ),
         "process_logits": (js.process_logits, (x, cut)),
         "token_logprobs": (js.token_logprobs, (x, token)),
         "token_ranks": (js.token_ranks, (x, token)),

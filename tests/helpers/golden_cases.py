@@ -309,7 +309,7 @@ def speculation() -> dict[str, Callable[[], Any]]:
 
 def beams() -> dict[str, Callable[[], Any]]:
     """Steps of beam search, three searches of four beams in two groups, and their hypotheses."""
-    stream = Stream(6)
+    parents = Stream(6).integers(0, 4, 3, 4)
     x = logits(300, "float32").reshape(3, 4, 300)
     settings = {
         "stop_token_ids": np.array([150, -1]),
@@ -331,7 +331,21 @@ def beams() -> dict[str, Callable[[], Any]]:
         "init_beams": lambda: start,
         "beam_step": searched,
         "finalize_beams": lambda: js.finalize_beams(searched()[-1][0], num_return=4),
-        "take_beams": lambda: js.take_beams(x, stream.integers(0, 4, 3, 4)),
+        "take_beams": lambda: js.take_beams(x, parents),
+    }
+
+
+def several() -> dict[str, Callable[[], Any]]:
+    """Calls of the functions for several tokens or texts of a row."""
+    stream = Stream(6)
+    x = np.concatenate([logits(300, dtype).astype(np.float32) for dtype in DTYPES])
+    logprobs = -10 * stream.uniform(ROWS, 5, LENGTH).astype(np.float32)
+    lengths = stream.integers(0, LENGTH + 1, ROWS, 5)
+    return {
+        "without_replacement_sample": lambda: js.without_replacement_sample(
+            jax.random.key(7), x, num=40
+        ),
+        "best_of": lambda: js.best_of(logprobs, lengths, num=4),
     }
 
 
@@ -339,6 +353,7 @@ GROUPS = {
     "beams": beams,
     "samples": samples,
     "speculation": speculation,
+    "several": several,
     **{f"functions-{dtype}": functools.partial(functions, dtype) for dtype in DTYPES[:2]},
     "texts": texts,
 }
