@@ -142,9 +142,9 @@ def stochastic_beam_step(
 
     References:
       Kool, van Hoof and Welling, "Stochastic beams and where to find them: the Gumbel-top-k trick
-      for sampling sequences without replacement", arXiv 1903.06059. Times here are what is `exp(-G)`
-      there, and the condition that the first child has the value of its parent is kept by letting
-      the race of the children begin with it.
+      for sampling sequences without replacement", arXiv 1903.06059, whose perturbed log-probs have
+      the same law. There, noise for all tokens is made to fit the largest afterwards; here, the
+      race of the children goes on from the time of the first, and makes noise for few of them.
 
     >>> import jax, jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
@@ -152,6 +152,7 @@ def stochastic_beam_step(
     >>> for key in jax.random.split(jax.random.key(0)):
     ...     state, *_ = stochastic_beam_step(key, state, jnp.tile(logits, (4, 1)))
     >>> print(state.tokens.tolist(), jnp.exp(state.logprobs))
+    [[0, 1], [1, 0], [0, 0], [0, 2]] [0.15 0.15 0.25 0.1]
     """
     num_beams, x = state.active.shape[-1], opened(logits, axis_name)
     each = jax.vmap(lambda key: jax.random.split(key, num_beams))(jnp.asarray(keys).reshape(-1))
@@ -180,7 +181,7 @@ def stochastic_beam_step(
     threshold = jnp.maximum(state.threshold, perturbed[..., -1])
     after = StochasticBeamState(
         tokens=jnp.where(there[..., None], texts, -1),
-        lengths=lengths + (tokens >= 0),
+        lengths=jnp.where(tokens >= 0, lengths + 1, lengths),
         logprobs=jnp.where(there, best.logprobs, -jnp.inf),
         perturbed=best.perturbed,
         active=there & ~ends,

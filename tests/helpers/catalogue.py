@@ -117,7 +117,11 @@ def calls(x, scalars=False):
             js.adaptive_p_sample,
             (keys, x, adaptive_p, js.init_adaptive_p(adaptive_p, rows)),
         ),
-        "beam_step": (_beam_step, (*_beams(rows, real, few), x)),
+        "beam_step": (_beam_step, (js.init_beams(1, 4, rows), few, real, real, x)),
+        "stochastic_beam_step": (
+            _stochastic_beam_step,
+            (keys, js.init_stochastic_beams(1, 4, rows), few, x),
+        ),
         "sample, masks": (
             js.sample,
             (keys, x, dataclasses.replace(params, bitmask=words, suppressed_token_ids=few)),
@@ -125,12 +129,8 @@ def calls(x, scalars=False):
     }
 
 
-def _beams(rows, real, stops):
-    """Searches of one beam for each row, and what a step needs beside the logits."""
-    return js.init_beams(1, 4, rows), stops, real, real
-
-
 def _beam_step(state, stops, length_penalty, diversity_penalty, x, **options):
+    """Each row is a search of one beam."""
     return js.beam_step(
         state,
         x[..., None, :],
@@ -139,6 +139,11 @@ def _beam_step(state, stops, length_penalty, diversity_penalty, x, **options):
         diversity_penalty=diversity_penalty,
         **options,
     )
+
+
+def _stochastic_beam_step(keys, state, stops, x, **options):
+    x = x[..., None, :]
+    return js.stochastic_beam_step(keys, state, x, stop_token_ids=stops, **options)
 
 
 def shapes(name, x, scalars=False):

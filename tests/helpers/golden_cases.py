@@ -308,7 +308,7 @@ def speculation() -> dict[str, Callable[[], Any]]:
 
 
 def beams() -> dict[str, Callable[[], Any]]:
-    """Steps of beam search, three searches of four beams in two groups, and their hypotheses."""
+    """Steps of three searches with four beams each, in two groups or stochastic."""
     parents = Stream(6).integers(0, 4, 3, 4)
     x = logits(300, "float32").reshape(3, 4, 300)
     settings = {
@@ -327,11 +327,23 @@ def beams() -> dict[str, Callable[[], Any]]:
             found.append(step)
         return tuple(found)
 
+    def drawn() -> list[Any]:
+        state, found = js.init_stochastic_beams(4, 4, (3,)), []
+        for position in range(3):
+            shifted = np.roll(x, 50 * position, axis=-1)
+            key = jax.random.key(position)
+            step = js.stochastic_beam_step(key, state, shifted, stop_token_ids=[150])
+            state = step[0]
+            found.append(step)
+        return found
+
     return {
         "init_beams": lambda: start,
         "beam_step": searched,
         "finalize_beams": lambda: js.finalize_beams(searched()[-1][0], num_return=4),
         "take_beams": lambda: js.take_beams(x, parents),
+        "init_stochastic_beams": lambda: js.init_stochastic_beams(4, 4, (3,)),
+        "stochastic_beam_step": drawn,
     }
 
 
