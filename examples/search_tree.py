@@ -21,6 +21,8 @@ from jaxsample import beam_step, init_beams, top_logprobs
 
 TEXT = "def test_open(self):\n    self."
 BEAMS, STEPS = 3, 4
+LABEL = 0.62
+"""The width of a label, of which a step is 1."""
 
 
 class Child(NamedTuple):
@@ -73,7 +75,8 @@ def draw(steps: list[list[Child]], texts: list[str]) -> None:
         children.sort(key=lambda child: (-heights[child.parent], -child.score))
         places = np.linspace(1, -1, len(children)) * (0.5 if not step else 1)
         for child, y in zip(children, places, strict=True):
-            draw_child(panel, child, (step, heights[child.parent]), (step + 1, y), texts)
+            start = step + (LABEL if step else 0), heights[child.parent]
+            draw_child(panel, child, start, (step + 1, y), texts)
         heights = {c.beam: y for c, y in zip(children, places, strict=True) if c.beam >= 0}
     panel.plot(0, 0, "o", color=AFTER, markersize=5)
     panel.text(
@@ -91,7 +94,7 @@ def draw_child(
     end: tuple[float, float],
     texts: list[str],
 ) -> None:
-    """Draws a continuation and the line from its beam."""
+    """Draws a continuation and the line from its beam, behind whose label it begins."""
     kept = child.beam >= 0
     color, order = (AFTER, 2) if kept else (BEFORE, 1)
     panel.plot(

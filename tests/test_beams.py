@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import reference_beams as reference
 from rows import slow, traces
+from unoptimised import to_read
 
 import jaxsample as js
 
@@ -290,6 +291,21 @@ def test_values_compile_once():
         if not i:
             before = traces(js.beam_step)
     assert traces(js.beam_step) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["beam_step", "stochastic_beam_step"])
+def test_nothing_of_the_size_of_the_logits_is_written(name):
+    x = jax.ShapeDtypeStruct((8, 4, 128256), jnp.float32)
+    stops = jnp.array([2])
+    if name == "beam_step":
+        program = jax.jit(functools.partial(js.beam_step, stop_token_ids=stops))
+        given = js.init_beams(4, 8, (8,)), x
+    else:
+        program = jax.jit(functools.partial(js.stochastic_beam_step, stop_token_ids=stops))
+        given = jax.random.key(0), js.init_stochastic_beams(4, 8, (8,)), x
+    memory = to_read(program, given).memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * x.size / 8
 
 
 @pytest.mark.slow
