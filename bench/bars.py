@@ -17,11 +17,13 @@ from jaxsample import (
     SamplerState,
     SamplingParams,
     TopLogprobs,
+    WithoutReplacement,
     categorical_sample,
     greedy_sample,
     sample,
     top_logprobs,
     top_p_logits,
+    without_replacement_sample,
 )
 
 
@@ -72,6 +74,7 @@ def lines(timings: Mapping[str, Timing], seconds: float, sizes: Sizes) -> list[L
     return [
         part("greedy", 0.12, 0.08),
         faster("categorical", "random.categorical", 60, 100),
+        part("without replacement, 8", 2, 1.5, "categorical"),
         *map(per_token, sizes.odd_vocabs),
         faster("sample, top-k 64, bfloat16", "lax.top_k, bfloat16", 60, 100),
         faster("top_logprobs, 64, bfloat16", "lax.top_k, bfloat16", 60, 100),
@@ -105,6 +108,10 @@ def _likeliest_64(x: Array) -> TopLogprobs:
     return top_logprobs(x, num=64)
 
 
+def _eight_tokens(keys: Array, x: Array) -> WithoutReplacement:
+    return without_replacement_sample(keys, x, num=8)
+
+
 def _float32(sizes: Sizes) -> dict[str, Work]:
     shape = (sizes.batch, sizes.vocab)
     peaked, flat, mixed = (
@@ -117,6 +124,7 @@ def _float32(sizes: Sizes) -> dict[str, Work]:
     return {
         "greedy": Work(greedy_sample, (peaked,)),
         "categorical": Work(categorical_sample, (keys, peaked)),
+        "without replacement, 8": Work(_eight_tokens, (keys, peaked)),
         "joint": Work(sample, (keys, peaked, joint)),
         "joint, vmap over rows": Work(_over_rows, (keys, peaked, joint)),
         "top_p_logits, peaked rows": Work(top_p_logits, (peaked, p)),

@@ -45,7 +45,8 @@ def without_replacement_sample(
 
     Let kappa be the last of the arrival times. Given kappa, token i is among the `num` with
     probability `q_i = 1 - exp(-p_i * kappa)`, and `sum(p_i / q_i * f(i))` over the tokens drawn is
-    an unbiased estimate of the mean of f under the softmax.
+    an unbiased estimate of the mean of f under the softmax. With q held constant, its gradient is
+    one of the gradient.
 
     A stochastic beam search needs no more than these times. If a text of log-probability phi
     arrives at time t, its children arrive at `t + (arrival_times - arrival_times[0]) / exp(phi)`:

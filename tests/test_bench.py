@@ -235,7 +235,7 @@ def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, capsys):
 
 def check_report(document):
     assert "jaxsample" in document["versions"]
-    assert len(document["bars"]) == 14 + len(QUICK.odd_vocabs)
+    assert len(document["bars"]) == 15 + len(QUICK.odd_vocabs)
     for line in document["bars"]:
         assert line["value"] > 0
         assert line["bar"] > 0

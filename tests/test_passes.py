@@ -61,6 +61,12 @@ def works():
     return {
         "greedy": (1, js.greedy_sample, x),
         "categorical": (2, js.categorical_sample, keys, x),
+        "without replacement": (
+            2,
+            functools.partial(js.without_replacement_sample, num=8),
+            keys,
+            x,
+        ),
         "temperature": (2 if ON_GPU else 3, js.sample, keys, x, SamplingParams(**hot)),
         "top-k": (1, js.sample, keys, x, SamplingParams(top_k=each(50))),
         "joint": (1, js.sample, keys, x, SamplingParams(**joint)),

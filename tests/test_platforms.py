@@ -70,7 +70,7 @@ def catalogue():
     return calls(logits(24, 8192))
 
 
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.parametrize("name", [*SOME, exhaustive("without_replacement_sample")])
 def test_functions(monkeypatch, name):
     function, arguments = catalogue()[name]
     found, ways = on_tpu(monkeypatch, function, *arguments)
