@@ -31,8 +31,8 @@ class StochasticBeamState:
       perturbed: float32 `[..., beams]`, G, minus the logarithm of the time at which the beam
         arrived: a Gumbel variable with location phi. -inf where there is no beam.
       active: bool `[..., beams]`, whether the beam has not ended.
-      threshold: float32 `[...]`, kappa, the largest G of what was left out; -inf where nothing was.
-        NaN if a beam was lost by a bad row, since no estimate is unbiased then.
+      threshold: float32 `[...]`, the largest G of what was left out; -inf where nothing was. NaN if
+        a beam was lost by a bad row, since no estimate is unbiased then.
     """
 
     tokens: Array
@@ -116,9 +116,9 @@ def stochastic_beam_step(
     `max_length`, keeps its time. Of all of these the first `beams` are the next beams. In the end
     they are what `beams` draws without replacement of whole texts would be, in their order.
 
-    With kappa the threshold of the last state, a text is among them with probability
+    Given the threshold of the last state, a text is among them with probability
 
-        q = 1 - exp(-exp(phi - kappa))
+        q = 1 - exp(-exp(phi - threshold))
 
     and the sum of `exp(phi) / q * f(text)` over the beams is an unbiased estimate of the mean of f
     over the texts of the model.
