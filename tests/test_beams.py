@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference_beams as reference
-from rows import slow, traces
+from rows import exhaustive, slow, traces
 from unoptimised import to_read
 
 import jaxsample as js
@@ -104,7 +104,9 @@ def test_a_search_is_the_one_defined(early_stopping):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("num_beams", "early_stopping"), [(1, False), (2, True), (8, "never")])
+@pytest.mark.parametrize(
+    ("num_beams", "early_stopping"), [exhaustive(1, False), (2, True), (8, "never")]
+)
 def test_numbers_of_beams(num_beams, early_stopping):
     """Also more beams than tokens."""
     for seed in range(4):
@@ -114,7 +116,7 @@ def test_numbers_of_beams(num_beams, early_stopping):
 
 
 @pytest.mark.parametrize(
-    ("num_groups", "early_stopping"), [(2, False), slow(4, "never"), slow(2, True)]
+    ("num_groups", "early_stopping"), [slow(2, False), slow(4, "never"), exhaustive(2, True)]
 )
 def test_groups_are_those_defined(num_groups, early_stopping):
     options = {"num_groups": num_groups, "early_stopping": early_stopping}
@@ -184,15 +186,14 @@ def test_neither_batch_nor_slot_nor_vmap_matter(num_groups):
     assert_equal(alone, jax.tree.map(lambda a: a[1], want))
 
 
-def a_state(batch=(3,), **options):
-    """The state behind a first step: all beams are there."""
-    state = js.init_beams(BEAMS, LENGTH, batch, **options)
-    x = jnp.broadcast_to(jnp.asarray(tables(1)[0, 0, 0]), (*batch, BEAMS, VOCAB))
-    return js.beam_step(state, x)[0]
-
-
 def stepped(state, x, **options):
     return js.beam_step(state, jnp.asarray(x), stop_token_ids=jnp.array([2]), **options)
+
+
+def a_state(batch=(3,)):
+    """The state behind a first step: all beams are there."""
+    x = jnp.broadcast_to(jnp.asarray(tables(1)[0, 0, 0]), (*batch, BEAMS, VOCAB))
+    return stepped(js.init_beams(BEAMS, LENGTH, batch), x)[0]
 
 
 @pytest.mark.parametrize("bad", [np.nan, slow(np.inf), slow(-np.inf)])
@@ -266,7 +267,7 @@ def test_one_token():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", exhaustive("float16")])
 def test_narrow_logits_are_read_as_they_are(dtype):
     x = jnp.asarray(tables(2)[0, 0, :BEAMS], dtype)
     got, want = (js.beam_step(a_state(()), y) for y in (x, x.astype(jnp.float32)))

@@ -130,6 +130,7 @@ def test_long_texts_have_finite_times():
     assert len(np.unique(state.tokens.reshape(6, -1), axis=0)) == 6
 
 
+@pytest.mark.slow
 def test_bad_beams_end_and_touch_no_other_search():
     x = np.tile(TABLE[0, 0], (3, BEAMS, 1))
     key, start = jax.random.key(3), js.init_stochastic_beams(BEAMS, LENGTH, (3,))
