@@ -217,32 +217,22 @@ def beam_step(
     >>> print(state.done, out.tokens, jnp.exp(out.scores))  # .4 * .9, where .6 * .5 is greedy
     True [[1 1]] [0.36]
     """
-    batch, num_beams = state.lengths.shape, state.scores.shape[-1]
+    axis, num_beams = state.lengths.ndim, state.scores.shape[-1]
     penalty, diversity = (
         _checks.to_rows(jnp.asarray(x), state.scores) for x in (length_penalty, diversity_penalty)
     )
     bad = ~(FINITE.inside(penalty) & NOT_NEGATIVE.inside(diversity))
-    rule = _Rule(jnp.where(bad, 0, penalty), early_stopping)
-    stops = jnp.zeros((*batch, 0), jnp.int32) if stop_token_ids is None else stop_token_ids
-    stops = jnp.asarray(stops)
-    before = jnp.where(bad[..., None], -jnp.inf, state.scores)
-
+    penalty, diversity = (jnp.where(bad, 0, x) for x in (penalty, diversity))
+    rule, size = _Rule(penalty, early_stopping), num_beams // state.num_groups
+    none = jnp.zeros((*bad.shape, 0), jnp.int32)
+    stops = none if stop_token_ids is None else jnp.asarray(stop_token_ids)
     # Of the continuations of a beam, one for each stop token may stand before those that go on.
     number = num_beams + stops.shape[-1]
     found = _first_tokens(lax.stop_gradient(jnp.asarray(logits)), number, normalize, axis_name)
-    scores = before[..., None] + found.logprobs
-    ends = jnp.any(found.tokens[..., None] == stops[..., None, None, :], axis=-1)
-    full = state.lengths + 1 >= state.tokens.shape[-1]
-    size, axis = num_beams // state.num_groups, len(batch)
-    children = _Children(
-        scores=jnp.where(jnp.isnan(scores), -jnp.inf, scores),
-        tokens=found.tokens,
-        parents=lax.broadcasted_iota(jnp.int32, scores.shape, axis) % size,
-        ends=ends | full[..., None, None],
-    )
+    children = _children(state, found, stops, bad)
 
     whole = _Search(state.tokens, state.scores, state.finished)
-    groups, chosen = [], jnp.zeros((*batch, 0), jnp.int32)
+    groups, chosen = [], none
     for start in range(0, num_beams, size):
         search, own = _part((whole, children), start, size, axis)
         own = jax.tree.map(lambda x: x.reshape(*x.shape[:axis], -1), own)
@@ -298,6 +288,21 @@ def _first_tokens(logits: Array, number: int, normalize: bool, axis_name: AxisNa
     first = _ranking.candidates(rows, number)
     logprobs = jnp.where(rows.bad[..., None], jnp.nan, first.logit)
     return TopLogprobs(logprobs, jnp.where(logprobs > -jnp.inf, first.token, -1))
+
+
+def _children(state: BeamState, found: TopLogprobs, stops: Array, bad: Array) -> _Children:
+    """Returns the first continuations of each beam, `[..., beams, n]`; of bad searches none."""
+    before = jnp.where(bad[..., None], -jnp.inf, state.scores)
+    scores = before[..., None] + found.logprobs
+    ends = jnp.any(found.tokens[..., None] == stops[..., None, None, :], axis=-1)
+    full = state.lengths + 1 >= state.tokens.shape[-1]
+    size = state.scores.shape[-1] // state.num_groups
+    return _Children(
+        scores=jnp.where(jnp.isnan(scores), -jnp.inf, scores),
+        tokens=found.tokens,
+        parents=lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 2) % size,
+        ends=ends | full[..., None, None],
+    )
 
 
 def _continued(
