@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rows import exhaustive, traces
+from rows import exhaustive, slow, traces
 
 from jaxsample import best_of
 
@@ -42,7 +42,7 @@ def definition(logprobs, lengths, num, by):
     return tuple(map(np.array, zip(*of_all, strict=True)))
 
 
-@pytest.mark.parametrize("by", ["mean", "sum"])
+@pytest.mark.parametrize("by", ["mean", slow("sum")])
 def test_the_best_are_those_of_the_definition(by):
     logprobs, lengths = texts()
     indices, scores = best_of(logprobs, lengths, num=4, by=by)

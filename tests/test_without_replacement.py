@@ -70,7 +70,7 @@ def test_a_row_does_not_depend_on_the_number_of_tokens_or_on_the_other_rows():
         np.testing.assert_array_equal(got[::-1], full[:, : got.shape[-1]])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_neither_on_vmap_masked_columns_or_the_dtype():
     keys, x, want = some_rows("bfloat16")
     draw = functools.partial(without_replacement_sample, num=NUM)
@@ -115,6 +115,7 @@ def many():
     return np.argsort(IDS)[np.searchsorted(np.sort(IDS), tokens)], times.astype(np.float64)
 
 
+@pytest.mark.slow
 def test_the_order_follows_its_law():
     tokens, _ = many()
     law, orders = arrivals.order_law(P, 5)
@@ -122,6 +123,7 @@ def test_the_order_follows_its_law():
     assert stats.chisquare(observed, law * NUMBER).pvalue > ERROR_RATE
 
 
+@pytest.mark.slow
 def test_another_law_of_the_order_would_be_seen():
     tokens, _ = many()
     law, orders = arrivals.order_law(P[[0, 1, 3, 2, 4]], 5)
@@ -129,6 +131,7 @@ def test_another_law_of_the_order_would_be_seen():
     assert stats.chisquare(observed, law * NUMBER).pvalue < ERROR_RATE
 
 
+@pytest.mark.slow
 def test_arrival_times_are_exponential_and_independent():
     tokens, times = many()
     assert (times[:, 5] == np.inf).all()
@@ -140,6 +143,7 @@ def test_arrival_times_are_exponential_and_independent():
     assert stats.kstest(times[:, 0], "expon").pvalue > ERROR_RATE
 
 
+@pytest.mark.slow
 def test_inclusion_probabilities_and_the_estimate_are_unbiased():
     """Of two tokens and the arrival of the third, which is told by fewer tokens alone."""
     tokens, times = many()

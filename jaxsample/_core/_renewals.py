@@ -1,10 +1,11 @@
 """Draws without replacement: the race of `_draw`, in which the clock of a winning chunk is renewed.
 
 Token i of a row arrives at an exponential time of rate p_i, and the order of the arrivals is that
-of draws without replacement. A chunk is as fast as its tokens that have not arrived are together.
-After one has, the time to the chunk's next arrival is exponential again, of the rate that is left,
-and the other chunks go on as before: an exponential time has no memory. So each further token takes
-one chunk of logits and `vocab / 256 + 256` steps of arithmetic.
+of draws without replacement. The rate of a chunk is the sum of the rates of its tokens that have
+not arrived. After one has, the time to the chunk's next arrival is exponential again, with the rate
+that is left, and the other chunks go on as before: an exponential time has no memory. So each
+further token reads one chunk of logits, and looks through the times of the chunks and of the tokens
+in it.
 """
 
 import jax.numpy as jnp
