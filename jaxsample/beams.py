@@ -171,7 +171,7 @@ def beam_step(
     - `early_stopping=False`: the score of the best beam, finished at its present length, would not
       be above the least of theirs;
     - `early_stopping="never"`: nor would it be above, finished at `max_length`, if the length
-      penalty is positive. So no better hypothesis can be found by going on, if it is at least 0.
+      penalty is positive. So no better hypothesis can be found from this beam.
 
     With groups (diverse beam search), each group is a search of its own among `beams / num_groups`
     beams. They choose one after the other: for every beam of an earlier group that is continued by
