@@ -1,6 +1,14 @@
 """Token sampling for JAX decoding loops: pure functions over logits `[..., vocab]`."""
 
 from jaxsample.adaptive_p import AdaptivePParams, AdaptivePState, adaptive_p_sample, init_adaptive_p
+from jaxsample.beams import (
+    BeamState,
+    Hypotheses,
+    beam_step,
+    finalize_beams,
+    init_beams,
+    take_beams,
+)
 from jaxsample.constraints import (
     allowed_logits,
     biased_logits,
@@ -60,6 +68,11 @@ from jaxsample.speculation import (
     speculative_sample,
 )
 from jaxsample.state import SamplerState, init_state, reset_rows, update_state
+from jaxsample.stochastic_beams import (
+    StochasticBeamState,
+    init_stochastic_beams,
+    stochastic_beam_step,
+)
 from jaxsample.stopping import StopReason, stop_reason
 from jaxsample.truncation import (
     epsilon_logits,
@@ -103,8 +116,10 @@ __all__ = [
     "AcceptedDrafts",
     "AdaptivePParams",
     "AdaptivePState",
+    "BeamState",
     "BestOf",
     "GreenListDetection",
+    "Hypotheses",
     "MirostatParams",
     "MirostatState",
     "Order",
@@ -114,6 +129,7 @@ __all__ = [
     "SamplingParams",
     "ScoreDetection",
     "SpeculativeOutput",
+    "StochasticBeamState",
     "StopReason",
     "TopLogprobs",
     "WithoutReplacement",
@@ -121,6 +137,7 @@ __all__ = [
     "adaptive_p_sample",
     "allowed_logits",
     "bad_words_logits",
+    "beam_step",
     "best_of",
     "biased_logits",
     "bitmask_logits",
@@ -133,6 +150,7 @@ __all__ = [
     "entropy_scaled_logits",
     "epsilon_logits",
     "eta_logits",
+    "finalize_beams",
     "forced_logits",
     "frequency_penalized_logits",
     "greedy_sample",
@@ -140,8 +158,10 @@ __all__ = [
     "guided_logits",
     "gumbel_watermark_sample",
     "init_adaptive_p",
+    "init_beams",
     "init_mirostat",
     "init_state",
+    "init_stochastic_beams",
     "last_tokens",
     "min_p_logits",
     "min_tokens_logits",
@@ -165,10 +185,12 @@ __all__ = [
     "set_rows",
     "smoothed_logits",
     "speculative_sample",
+    "stochastic_beam_step",
     "stop_reason",
     "suppressed_logits",
     "synthid_logits",
     "tail_free_logits",
+    "take_beams",
     "token_logprobs",
     "token_ranks",
     "top_a_logits",

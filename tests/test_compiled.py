@@ -92,6 +92,8 @@ WRITE_BFLOAT16 = (
 def test_temporaries_are_a_fraction_of_the_logits(compiled, name, dtype):
     if jax.__version_info__ < (0, 10):
         pytest.skip("the CPU compiler before 0.10 does not fuse the passes")
+    if name.endswith("beam_step"):
+        pytest.skip("the CPU compiler copies logits [rows, 1, vocab]; test_beams has more beams")
     if dtype == "bfloat16" and name in WRITE_BFLOAT16:
         pytest.skip("XLA's scatter on the CPU is of float32")
     # Rows that are searched are copied, four at once whatever the batch, with their weights.

@@ -21,6 +21,7 @@ sys.path.append(str(EXAMPLES))
 
 pytest.importorskip("tokenizers")
 import batching  # noqa: E402
+import beam  # noqa: E402
 import decode  # noqa: E402
 import gallery  # noqa: E402
 import jobs  # noqa: E402
@@ -28,7 +29,7 @@ import model  # noqa: E402
 import speculative  # noqa: E402
 from request import DEMO, KINDS, NEUTRAL, Request  # noqa: E402
 
-from jaxsample import SamplingParams  # noqa: E402
+from jaxsample import SamplingParams, init_stochastic_beams, stochastic_beam_step  # noqa: E402
 from jaxsample.params import FIELDS  # noqa: E402
 
 CONFIG, TOKENIZER, WEIGHTS = decode.open_model(decode.MODEL)
@@ -97,6 +98,23 @@ def test_decoding_a_token_at_a_time_gives_the_logits_of_the_whole_text():
         positions = lengths + step
         logits, cache = decode_step(WEIGHTS, cache, tokens[rows, positions], positions)
         chex.assert_trees_all_close(logits, expected[rows, positions], atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_cache_follows_the_beams():
+    """The log-probs of a search are those of the model that reads the texts anew."""
+    prompts, lengths = (x[:2] for x in beam.encoded(TOKENIZER, CONFIG))
+
+    def step(state, logits, position):
+        key = jax.random.key(position)
+        return stochastic_beam_step(key, state, logits, stop_token_ids=[model.END])
+
+    start = init_stochastic_beams(4, 8, (2,))
+    found = jax.jit(lambda *args: beam.loop(*args, start, step))(WEIGHTS, prompts, lengths)
+    texts = beam.Texts(found.tokens, found.lengths)
+    anew = beam.logprobs_of(WEIGHTS, prompts, lengths, texts)
+    chex.assert_trees_all_close(found.logprobs, anew, atol=1e-3)
+    assert beam.distinct(texts, 8) == 1
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 
 ROUNDED = (
     *("detect_green_list", "detect_synthid", "detect_gumbel", "synthid_logits"),
-    "without_replacement_sample",
+    *("without_replacement_sample", "stochastic_beam_step"),
 )
 """Special functions of XLA promise no last bit; a tournament of 30 layers adds its roundings up,
 and so do the arrival times of one chunk."""

@@ -127,6 +127,11 @@ def calls(x, scalars=False):
             js.adaptive_p_sample,
             (keys, x, adaptive_p, js.init_adaptive_p(adaptive_p, rows)),
         ),
+        "beam_step": (_beam_step, (js.init_beams(1, 4, rows), few, real, real, x)),
+        "stochastic_beam_step": (
+            _stochastic_beam_step,
+            (keys, js.init_stochastic_beams(1, 4, rows), few, x),
+        ),
         "sample, masks": (
             js.sample,
             (keys, x, dataclasses.replace(params, bitmask=words, suppressed_token_ids=few)),
@@ -138,6 +143,23 @@ def calls(x, scalars=False):
             (keys, x, params, few),
         ),
     }
+
+
+def _beam_step(state, stops, length_penalty, diversity_penalty, x, **options):
+    """Each row is a search of one beam."""
+    return js.beam_step(
+        state,
+        x[..., None, :],
+        stop_token_ids=stops,
+        length_penalty=length_penalty,
+        diversity_penalty=diversity_penalty,
+        **options,
+    )
+
+
+def _stochastic_beam_step(keys, state, stops, x, **options):
+    x = x[..., None, :]
+    return js.stochastic_beam_step(keys, state, x, stop_token_ids=stops, **options)
 
 
 def shapes(name, x, scalars=False):

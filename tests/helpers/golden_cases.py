@@ -367,6 +367,46 @@ def speculation() -> dict[str, Callable[[], Any]]:
     }
 
 
+def beams() -> dict[str, Callable[[], Any]]:
+    """Steps of three searches with four beams each, in two groups or stochastic."""
+    parents = Stream(6).integers(0, 4, 3, 4)
+    x = logits(300, "float32").reshape(3, 4, 300)
+    settings = {
+        "stop_token_ids": np.array([150, -1]),
+        "length_penalty": np.array([-1, 0, 0.7], np.float32),
+        "diversity_penalty": np.array([0, 0.5, 2], np.float32),
+    }
+    start = js.init_beams(4, 4, (3,), num_groups=2)
+
+    @functools.cache
+    def searched() -> tuple[Any, ...]:
+        state, found = start, []
+        for shift in range(3):
+            step = js.beam_step(state, np.roll(x, 50 * shift, axis=-1), **settings)
+            state = step[0]
+            found.append(step)
+        return tuple(found)
+
+    def drawn() -> list[Any]:
+        state, found = js.init_stochastic_beams(4, 4, (3,)), []
+        for position in range(3):
+            shifted = np.roll(x, 50 * position, axis=-1)
+            key = jax.random.key(position)
+            step = js.stochastic_beam_step(key, state, shifted, stop_token_ids=[150])
+            state = step[0]
+            found.append(step)
+        return found
+
+    return {
+        "init_beams": lambda: start,
+        "beam_step": searched,
+        "finalize_beams": lambda: js.finalize_beams(searched()[-1][0], num_return=4),
+        "take_beams": lambda: js.take_beams(x, parents),
+        "init_stochastic_beams": lambda: js.init_stochastic_beams(4, 4, (3,)),
+        "stochastic_beam_step": drawn,
+    }
+
+
 def several() -> dict[str, Callable[[], Any]]:
     """Calls of the functions for several tokens or texts of a row."""
     stream = Stream(6)
@@ -382,6 +422,7 @@ def several() -> dict[str, Callable[[], Any]]:
 
 
 GROUPS = {
+    "beams": beams,
     "samples": samples,
     "speculation": speculation,
     "several": several,

@@ -40,7 +40,7 @@ MOST = {
     "mirostat_v1_sample": 5,
 }
 MOST |= dict.fromkeys(["typical_p_logits", "top_h_logits", "tail_free_logits"], 5)
-MOST |= dict.fromkeys(["top_k_logits", "top_p_logits", "process_logits"], 1)
+MOST |= dict.fromkeys(["top_k_logits", "top_p_logits", "process_logits", "beam_step"], 1)
 LISTS = ("dry_penalized_logits", "no_repeat_ngram_logits", "suppressed_logits")
 LISTS += ("min_tokens_logits", "bad_words_logits")
 
