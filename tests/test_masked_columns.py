@@ -77,6 +77,7 @@ def calls(x, at):
         "sequence_biased": lambda: js.sequence_biased_logits(
             x, text, 9, words, lengths, np.float32([1, -2])
         ),
+        "forced": lambda: js.forced_logits(x, ids[:, 0]),
         "min_tokens": lambda: js.min_tokens_logits(x, ids, 0, 3),
         "guided": lambda: js.guided_logits(x, other, 1.5),
     }

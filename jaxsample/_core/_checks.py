@@ -8,6 +8,7 @@ asserted and never a fixed rank, so that the same functions run on one row, on a
 from collections.abc import Callable
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,10 +98,13 @@ def integer(name: str, value: ArrayLike, rows: Array) -> Array:
 def tokens(name: str, value: ArrayLike, rows: Array) -> Array:
     """Returns token ids, int32, one a row of `rows [..., vocab]`."""
     array = integer(name, value, rows)
-    if array.shape != rows.shape[:-1]:
-        raise ValueError(
-            f"{name} must hold one token id a row, of shape {rows.shape[:-1]}, got {array.shape}"
-        )
+    shape = rows.shape[:-1]
+    chex.assert_shape(
+        array,
+        shape,
+        custom_message=f"{name} must hold one token id a row, of shape {shape}, got {array.shape}",
+        exception_type=ValueError,
+    )
     return array
 
 
@@ -160,11 +164,15 @@ def per_item(
     if array.ndim < 1 or (width is not None and array.shape[-1] != width):
         wanted = "n" if width is None else width
         raise ValueError(f"{name} must have shape [..., {wanted}], got {array.shape}")
-    if not _broadcasts(array.shape[:-1], lead):
-        raise ValueError(
+    chex.assert_is_broadcastable(
+        array.shape[:-1],
+        lead,
+        custom_message=(
             f"{name} must have one list for all rows or one a row of shape {lead}, got "
             f"{array.shape}"
-        )
+        ),
+        exception_type=ValueError,
+    )
     return jnp.broadcast_to(narrowed(array), (*lead, array.shape[-1]))
 
 
@@ -283,17 +291,16 @@ def _parameter(
     array = to_array(name, value)
     if kind(array) not in kinds:
         raise TypeError(f"{name} must be {expected}, a scalar or one a row, got {array.dtype}")
-    if not _broadcasts(array.shape, rows.shape[:-1]):
-        raise ValueError(
+    chex.assert_is_broadcastable(
+        array.shape,
+        rows.shape[:-1],
+        custom_message=(
             f"{name} must be a scalar or broadcast to one value a row, to shape {rows.shape[:-1]}, "
             f"got {array.shape}"
-        )
+        ),
+        exception_type=ValueError,
+    )
     return _narrow(array, dtype)
-
-
-def _broadcasts(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    pairs = zip(reversed(shape), reversed(wanted), strict=False)
-    return len(shape) <= len(wanted) and all(n in (1, m) for n, m in pairs)
 
 
 def _narrow(array: Array | np.ndarray, dtype: Any) -> Array:
