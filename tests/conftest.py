@@ -52,9 +52,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The code of the guides is for continuous integration, beyond README's and the tutorial's."""
+    """The code of the pages of the documentation is for continuous integration."""
     for item in items:
-        if item.path.parent.name == "guides":
+        if item.path.suffix == ".md" and "docs" in item.path.parts:
             item.add_marker("slow")
 
 

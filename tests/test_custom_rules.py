@@ -85,6 +85,7 @@ def test_new_parameters_compile_nothing_and_rows_stay_alone():
     np.testing.assert_array_equal(nothing.tokens, js.categorical_sample(key, x))
 
 
+@pytest.mark.slow
 def test_its_gradient_passes():
     order = (Rule("doubled", lambda x, params, state: 2 * x), "temperature")
     x, params = jnp.arange(6.0), SamplingParams(temperature=0.7)

@@ -21,6 +21,7 @@ def keys_of(batch):
     return jax.vmap(jax.random.key)(np.arange(batch, dtype=np.int32))
 
 
+@pytest.mark.slow
 def test_the_first_is_the_draw_and_the_others_do_not_depend_on_their_number():
     x = every_kind(3, VOCAB)
     x[1, 3] = np.nan
@@ -99,6 +100,7 @@ def test_coupled_drafts_are_accepted_as_by_the_law_on_a_dozen_pairs():
         assert_agreement(x, y, 10000)
 
 
+@pytest.mark.slow
 def test_noise_that_is_not_shared_fails_the_same_test():
     x, y = next(coupling.pairs(1, VOCAB))
     number = 4000

@@ -30,6 +30,7 @@ def test_rules_that_compute_return_float32_and_rules_that_mask_their_input(dtype
         assert jax.eval_shape(function, *arguments).dtype == expected, name
 
 
+@pytest.mark.slow
 def test_the_temperature_does_not_round():
     x = jnp.array([20, 19.5, 19, 18], jnp.bfloat16)
     want = [-0.5063, -1.3396, -2.1730, -3.8396]

@@ -91,7 +91,7 @@ def assert_bad(out, i):
 @pytest.mark.parametrize(
     ("order", "dtype", "values"),
     [
-        (("temperature",), "float32", {}),
+        slow(("temperature",), "float32", {}),
         slow(DEFAULT_ORDER, "float32", CUTS),
         exhaustive(("top_k", "min_p", "top_p", "temperature"), "bfloat16", CUTS),
         exhaustive(("typical_p", "temperature", "xtc", "top_k"), "float32", {**MORE, "top_k": [5]}),

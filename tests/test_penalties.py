@@ -170,6 +170,7 @@ def test_the_published_figures_of_dry():
         np.testing.assert_allclose(jax.nn.softmax(y), want, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_dry_of_a_long_loop_ends_at_the_largest_float():
     loop = np.full(3000, 7, np.int32)
     y = dry_penalized_logits(jnp.zeros((3, 10)), loop, 3000, 0.5, np.float32([1, 1.001, 30]), 2)

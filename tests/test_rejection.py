@@ -73,7 +73,8 @@ def test_decisions_are_their_definition(method):
     np.testing.assert_array_equal(out.nodes, np.where(tokens >= 0, place, -1))
 
 
-@pytest.mark.parametrize("method", ["chain", slow("block")])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["chain", "block"])
 def test_drafts_of_the_target_itself_are_all_accepted_and_of_others_none(method):
     """p = q divides nothing by zero; tokens that the target never writes are never accepted."""
     x, _, _ = rows_of()

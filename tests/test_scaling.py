@@ -88,6 +88,7 @@ def test_a_temperature_under_which_a_logit_overflows_is_greedy(dtype):
         assert out.num_kept[-1] == (3 if params else 4)
 
 
+@pytest.mark.slow
 def test_where_the_largest_logit_overflows():
     x = jnp.array([[1.0, 9.0], [1.0, 9.0]])
     y = scaled_logits(x, jnp.array([2e-38, 2e-37]))
@@ -147,7 +148,8 @@ def test_smoothing_bends_by_the_distance_from_the_largest(vocab, dtype):
         assert ((y == -np.inf) == ~finite).all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", slow("bfloat16"), slow("float16")])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_neutral_values_of_dynamic_scaling(dtype):
     x = every_kind(3, 300, dtype)
     for y in (entropy_scaled_logits(x, 1.0, 1.0, 2.0), smoothed_logits(x, 0.0, 3.0)):

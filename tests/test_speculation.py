@@ -88,6 +88,7 @@ def test_a_chain_is_plain_decoding():
     assert traces(speculative_sample) == traced
 
 
+@pytest.mark.slow
 def test_a_tree_is_plain_decoding():
     """A chain, equal siblings, and branches that are deeper than what is accepted."""
     number = 7
@@ -399,6 +400,7 @@ def test_no_logits_are_written_without_penalties_and_one_array_with_them():
         assert compiled.memory_analysis().temp_size_in_bytes < most * size
 
 
+@pytest.mark.slow
 def test_the_text_of_a_chain_is_written_once():
     """And not for each position."""
     batch, positions, vocab, length = 2, 5, 40, 2**16

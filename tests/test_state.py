@@ -51,6 +51,7 @@ def test_steps_append_and_count_active_rows_only():
     np.testing.assert_array_equal(state.counts, want)
 
 
+@pytest.mark.slow
 def test_a_row_that_outgrows_its_room_is_bad():
     state = init_state(PROMPTS, LENGTHS, 10, 4)
     params = SamplingParams(frequency_penalty=0.5)

@@ -33,7 +33,7 @@ SHAPES = {
     "large 151936": make("normal", 1, 151936)[0],
     "far from 0": 1e7 + np.arange(4.0),
 }
-FIRST = ("ties", "masked", "far from 0")
+FIRST = ("ties", "masked")
 
 
 @pytest.mark.parametrize("name", [name if name in FIRST else slow(name) for name in SHAPES])
@@ -75,6 +75,7 @@ def test_bfloat16_draws_are_as_good_as_float32():
     assert abs(np.unique(tokens).size - distinct) < 4 * np.sqrt(vocab)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("logit", "temperature"), [(20.0, 1e-6), (1e30, 1.0), (-1e30, 1.0)])
 def test_ties_of_large_logits_are_drawn_alike(logit, temperature):
     tokens = draw(jnp.full(4, logit), 20_000, temperature=temperature)

@@ -178,6 +178,7 @@ def test_neutral_values_are_the_identity(dtype):
         np.testing.assert_array_equal(bits(y), bits(x.astype(np.float32)))
 
 
+@pytest.mark.slow
 def test_bad_rows_stay_bad_and_alone():
     good, context = make("normal", 4, 300), contexts(4, 3)
     want = marks(good, context)
@@ -450,6 +451,7 @@ def test_unbiased_on_average_over_keys(name):
     assert stats.chisquare(counts, softmax(x) * counts.sum()).pvalue > ERROR_RATE
 
 
+@pytest.mark.slow
 def test_gumbel_over_contexts_is_a_draw():
     x = np.log(np.arange(1, 21, dtype=np.float32))
     context = np.arange(20_000, dtype=np.int32).reshape(-1, 1)

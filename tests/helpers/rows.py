@@ -41,7 +41,7 @@ SIZES = (
     exhaustive(256, "float32"),
     (257, "float16"),
     exhaustive(4096, "bfloat16"),
-    (5003, "float32"),
+    slow(5003, "float32"),
     slow(5003, "bfloat16"),
 )
 
