@@ -180,7 +180,7 @@ def test_vmap_scan_and_jit_do_not_matter(batch):
         assert_same({name: tokens.reshape(64) for name, tokens in got.items()}, want)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_jit_can_be_disabled(batch):
     keys, x, params, want = batch
     some = np.arange(0, 64, 8)

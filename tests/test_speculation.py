@@ -11,7 +11,7 @@ import plain
 import pytest
 from composed import LENGTH, VOCAB, a_state, every_param, only
 from jax import export
-from rows import every_kind, several_devices, traces
+from rows import every_kind, exhaustive, several_devices, traces
 
 import jaxsample as js
 from jaxsample import (
@@ -241,8 +241,9 @@ def test_what_does_not_fit_is_named(change, error, match):
 @pytest.mark.parametrize(
     ("order", "dtype", "shape", "mode"),
     [
-        (DEFAULT_ORDER, "bfloat16", "chain", "processed_logprobs"),
-        (VLLM_ORDER, "float32", "tree", ("raw_logprobs", "scaled_logprobs")),
+        exhaustive(DEFAULT_ORDER, "bfloat16", "chain", "processed_logprobs"),
+        (VLLM_ORDER, "float32", "chain", ("raw_logprobs", "scaled_logprobs")),
+        exhaustive(VLLM_ORDER, "float32", "tree", ("raw_logprobs", "scaled_logprobs")),
     ],
 )
 def test_every_rule_in_its_order(order, dtype, shape, mode):
