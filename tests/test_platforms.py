@@ -40,12 +40,13 @@ def on_tpu(monkeypatch, function, *arguments):
     """Returns the results of the branches that are meant for a TPU, and how many it took."""
     ways = []
 
-    def tpu(*arguments, tpu, **_):
-        ways.append(tpu)
-        return tpu(*arguments)
+    def way_on_tpu(*arguments, default, **branches):
+        way = branches.get("tpu", default)
+        ways.append(way)
+        return way(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(lax, "platform_dependent", tpu)
+        patch.setattr(lax, "platform_dependent", way_on_tpu)
         jax.clear_caches()
         found = compiled(function)(*arguments)
     jax.clear_caches()
