@@ -36,7 +36,7 @@ from jaxsample import min_p_logits, scaled_logits, top_k_logits, top_p_logits
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_prints_a_table_and_writes_what_it_measured(tmp_path):
     path = tmp_path / "times.json"
     sizes = ["--batch", "1", "--vocab", "1000", "--dtype", "bfloat16", "--repeats", "1"]

@@ -179,7 +179,7 @@ def test_vmap_does_not_matter():
     assert_same(jax.vmap(everything)(keys, jnp.asarray(x), jnp.asarray(values)), want)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_batch_does_not_matter():
     keys, x, values, want = batch()
     assert_same(everything(keys[:5], x[:5], values[:5]), want, slice(5))

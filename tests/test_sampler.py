@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from rows import make, slow
+from rows import exhaustive, make, slow
 
 from jaxsample import SamplingParams, sample, scaled_logits
 from jaxsample.params import converted
@@ -152,8 +152,15 @@ def test_num_kept_counts_the_tokens_that_can_be_drawn():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short_turns")
-@pytest.mark.parametrize("implementation", ["xla", slow("pallas")])
-@pytest.mark.parametrize("order", [("temperature", "top_k"), ("top_k", "temperature")])
+@pytest.mark.parametrize(
+    ("order", "implementation"),
+    [
+        (("temperature", "top_k"), "xla"),
+        (("top_k", "temperature"), "xla"),
+        exhaustive(("temperature", "top_k"), "pallas"),
+        slow(("top_k", "temperature"), "pallas"),
+    ],
+)
 def test_what_the_temperature_takes_out_of_range_is_not_kept(order, implementation):
     """Some mask with the least float32 number, which a low temperature makes -inf."""
     x = make("normal", 2, 300)

@@ -109,7 +109,7 @@ MASKS = ("suppressed", "bitmask", "bad_words", "allowed", "min_tokens")
     [
         (("bitmask",), ("temperature",), 5003, "bfloat16"),
         slow(("bitmask",), ("temperature", "top_k", "top_p", "min_p"), 5003, "float32"),
-        slow(("allowed", "suppressed"), ("top_p", "temperature"), 4096, "float16"),
+        exhaustive(("allowed", "suppressed"), ("top_p", "temperature"), 4096, "float16"),
         slow(MASKS, ("min_p", ("top_k", "top_p")), 5003, "bfloat16"),
         slow(MASKS, (), 300, "float32"),
         slow(("suppressed",), ("temperature",), 33, "float32"),
@@ -269,7 +269,7 @@ def test_an_unused_field_costs_nothing():
     assert len(lowered(SamplingParams())) < len(lowered(params))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_log_probs_and_ranks_of_each_mode():
     x = every_kind(3, VOCAB)
     keys, state = jax.random.split(jax.random.key(1), len(x)), a_state(len(x))
