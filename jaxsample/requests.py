@@ -194,8 +194,8 @@ def _row(
             _check_neutral(source, value, REFUSED[name])
             continue
         field = TRANSLATED.get(name, name)
-        if field == "penalty_window" != name:
-            # Of llama.cpp: 0 is no token, and -1 the whole text. The range is that of top-k.
+        if TRANSLATED.get(name) == "penalty_window":
+            # In llama.cpp 0 is no token and -1 the whole text: integers from -1 up, as of top-k.
             TOP_K.validate(source, np.asarray(value))
             off = _OF_WINDOW if value == 0 else ()
             value = 0 if value == -1 else value

@@ -51,11 +51,9 @@ def entropy(rows: Rows, scale: Scale, sums: Array, cut: Cut | None = None) -> tu
     def distance(raw: Array, ids: Array, places: np.ndarray, shift: Array, *end: Array) -> Array:
         row_max = rows.row_max[..., None, None]
         octaves = _mass.weighted_octaves(rows.read(raw), places, row_max, shift)
-        return (
-            octaves
-            if keep is None
-            else jnp.where(keep(rows.read_to_cut(raw), places, *end), octaves, 0)
-        )
+        if keep is None:
+            return octaves
+        return jnp.where(keep(rows.read_to_cut(raw), places, *end), octaves, 0)
 
     # Distances within a chunk are measured from its shift, which is added here.
     distances = _chunks.chunk_sums(rows.source, distance, scale.shifts, *ends)

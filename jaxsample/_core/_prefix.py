@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from jaxsample._core import _chunks, _mass, _ranking, _search
 from jaxsample._core._chunks import CHUNK, Rows
-from jaxsample._core._lookup import sums
+from jaxsample._core._lookup import sums_by_index
 from jaxsample._core._mass import Mass
 from jaxsample._core._parameters import SHARE, TOP_K
 from jaxsample._core._ranking import Cut
@@ -96,8 +96,8 @@ def weigh_prefix(rows: Rows, top: Cut, length: Array) -> Kept:
     chosen = (_chunks.positions(x) < length[..., None]) & (x > -jnp.inf)
     weights, _ = _ranking.weigh_first(rows, Cut(x, top.token))
     chunks = -(-rows.vocab // CHUNK)
-    by_chunk = sums(jnp.where(chosen, weights, 0), top.token // CHUNK, chunks)
-    return Kept(by_chunk, jnp.sum(chosen, axis=-1, dtype=jnp.int32))
+    sums = sums_by_index(jnp.where(chosen, weights, 0), top.token // CHUNK, chunks)
+    return Kept(sums, jnp.sum(chosen, axis=-1, dtype=jnp.int32))
 
 
 def _length(rows: Rows, rules: Rules, top: Cut) -> Array:
