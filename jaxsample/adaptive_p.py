@@ -21,6 +21,7 @@ from jaxsample._core._chunks import Implementation, opened
 from jaxsample._core._elementary import LOG2_E
 from jaxsample._core._parameters import FINITE, NOT_NEGATIVE, Parameter
 from jaxsample._core._public import public
+from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
 from jaxsample.sampling import categorical_sample
 
@@ -32,7 +33,7 @@ _TARGET = Parameter("iuf", "at most 1", lambda target: target <= 1)
 _PEAK, _SHARPNESS, _WIDTH = 5, 10, 0.3
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdaptivePParams:
     """Parameters of adaptive-p; each field is a scalar or broadcasts to `logits.shape[:-1]`.
@@ -61,6 +62,7 @@ class AdaptivePParams:
         _DECAY.validate("decay", self.decay)
 
 
+@pytree
 class AdaptivePState(NamedTuple):
     """The state of adaptive-p: a decaying mean of the probabilities of the drawn tokens.
 

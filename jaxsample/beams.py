@@ -14,6 +14,7 @@ from jaxsample._core._chunks import opened
 from jaxsample._core._elementary import LOG2_E, product
 from jaxsample._core._parameters import FINITE, IDS, NOT_NEGATIVE
 from jaxsample._core._public import Converter, public
+from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
 from jaxsample.logprobs import TopLogprobs, top_logprobs
 
@@ -21,6 +22,7 @@ EarlyStopping = bool | Literal["never"]
 """When a search ends that has a finished hypothesis for each beam; see `beam_step`."""
 
 
+@pytree
 class Hypotheses(NamedTuple):
     """Finished texts of a search.
 
@@ -36,7 +38,7 @@ class Hypotheses(NamedTuple):
     scores: Array
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BeamState:
     """The beams of a search and its best finished hypotheses, each group's in order of score.

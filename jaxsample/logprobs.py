@@ -11,9 +11,11 @@ from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._chunks import Implementation, Source, opened
 from jaxsample._core._parameters import BITMASK
 from jaxsample._core._public import public, static_integer
+from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
 
 
+@pytree
 class TopLogprobs(NamedTuple):
     """The likeliest tokens, in the order of the ranking.
 

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
@@ -27,6 +26,7 @@ from jaxsample._core._elementary import LOG2_E
 from jaxsample._core._parameters import FINITE, NOT_NEGATIVE
 from jaxsample._core._prefix import Candidates
 from jaxsample._core._public import public
+from jaxsample._core._pytrees import pytree
 from jaxsample._core._ranking import Cut
 from jaxsample._core._search import Rules
 from jaxsample._core._shards import AxisName
@@ -40,7 +40,7 @@ _FLATTEST = 1e-6
 _Keep = Callable[[Source, Array], tuple[Rows, Cut]]
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MirostatParams:
     """Parameters of mirostat; each field is a scalar or broadcasts to `logits.shape[:-1]`.
@@ -69,6 +69,7 @@ class MirostatParams:
         NOT_NEGATIVE.validate("eta", self.eta)
 
 
+@pytree
 class MirostatState(NamedTuple):
     """The state of mirostat.
 

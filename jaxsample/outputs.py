@@ -9,6 +9,7 @@ from jaxsample._core import _bits, _checks, _ranking
 from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._chunks import Source
 from jaxsample._core._public import static_integer
+from jaxsample._core._pytrees import pytree
 from jaxsample.drawing import Choice, chosen, log_kept_mass, processed_rows, uncut
 from jaxsample.logprobs import TopLogprobs, logprobs_of, token_ranks, top_logprobs
 from jaxsample.orders import Order
@@ -18,6 +19,7 @@ from jaxsample.state import SamplerState
 _MODES = ("processed_logprobs", "raw_logprobs", "scaled_logprobs")
 
 
+@pytree
 class SampleOutput(NamedTuple):
     """The output of `sample`.
 

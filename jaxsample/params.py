@@ -37,6 +37,7 @@ from jaxsample._core._parameters import (
     Parameter,
 )
 from jaxsample._core._public import public
+from jaxsample._core._pytrees import pytree
 
 
 def _field(parameter: Parameter, neutral: Any, rule: str | None = None) -> Any:
@@ -44,7 +45,7 @@ def _field(parameter: Parameter, neutral: Any, rule: str | None = None) -> Any:
     return dataclasses.field(default=None, metadata=metadata)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class SamplingParams:
     """Parameters of each row of a batch; a stage whose fields are None is not compiled.

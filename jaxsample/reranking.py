@@ -9,8 +9,10 @@ from jax.typing import ArrayLike
 from jaxsample._core import _checks, _chunks, _lookup, _ranking
 from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._public import public, static_integer
+from jaxsample._core._pytrees import pytree
 
 
+@pytree
 class BestOf(NamedTuple):
     """The best texts of each group, the best first.
 

@@ -16,6 +16,7 @@ from jaxsample._core import _checks, _chunks
 from jaxsample._core._chunks import Implementation, opened
 from jaxsample._core._lookup import take
 from jaxsample._core._public import public
+from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
 from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.outputs import OPTION_CONVERTERS, Options, SampleOutput, sample_rows
@@ -24,6 +25,7 @@ from jaxsample.sampler import checked_state, token_ids_of_rows
 from jaxsample.state import SamplerState, behind_drafts
 
 
+@pytree
 class AcceptedDrafts(NamedTuple):
     """The output of `accept_drafts`.
 
@@ -39,6 +41,7 @@ class AcceptedDrafts(NamedTuple):
     nodes: Array
 
 
+@pytree
 class SpeculativeOutput(NamedTuple):
     """The output of `speculative_sample` and `rejection_sample`.
 

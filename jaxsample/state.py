@@ -10,11 +10,12 @@ from jax.typing import ArrayLike
 
 from jaxsample._core import _bits, _checks, _chunks, _shards
 from jaxsample._core._public import public, static_integer
+from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName, Shards
 from jaxsample.constraints import packed_bitmask
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplerState:
     """The texts of a batch, and the counts of their tokens.

@@ -13,12 +13,13 @@ from jaxsample._core._chunks import Implementation, opened
 from jaxsample._core._elementary import LOG2_E, product
 from jaxsample._core._parameters import IDS
 from jaxsample._core._public import public
+from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
 from jaxsample.beams import extended, logits_of_beams
 from jaxsample.without_replacement import without_replacement_sample
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StochasticBeamState:
     """The beams of a stochastic search, those that have ended too, in the order of their arrival.

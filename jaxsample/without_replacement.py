@@ -10,9 +10,11 @@ from jaxsample._core import _checks, _chunks, _draw, _mass, _normalizer, _renewa
 from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._chunks import Implementation, opened
 from jaxsample._core._public import public, static_integer
+from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
 
 
+@pytree
 class WithoutReplacement(NamedTuple):
     """Distinct tokens in the order in which they were drawn.
 

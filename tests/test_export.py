@@ -1,6 +1,8 @@
 """A program that is exported for other platforms, with any number of rows, is the same program."""
 
+import dataclasses
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +11,15 @@ import pytest
 from jax import export
 from rows import every_kind
 
-from jaxsample import SamplingParams, sample
-
-pytestmark = pytest.mark.slow
+import jaxsample
+from jaxsample import SamplingParams, beam_step, init_beams, sample
 
 # Of whole tiles of a TPU, which rows of any number are not held to, and not.
 VOCABS = (1000, 8192)
 
 
 def draw(keys, logits, params):
-    return sample(jax.random.wrap_key_data(keys), logits, params)[:3]
+    return sample(jax.random.wrap_key_data(keys), logits, params)
 
 
 def arguments(batch, vocab):
@@ -33,16 +34,6 @@ def arguments(batch, vocab):
     return keys, jax.ShapeDtypeStruct((batch, vocab), jnp.float32), params
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _serializable():
-    export.register_pytree_node_serialization(
-        SamplingParams,
-        serialized_name="jaxsample.SamplingParams",
-        serialize_auxdata=lambda _: b"",
-        deserialize_auxdata=lambda _: (),
-    )
-
-
 @functools.cache
 def exported(vocab):
     (batch,) = export.symbolic_shape("batch")
@@ -50,6 +41,7 @@ def exported(vocab):
     return export.deserialize(program(*arguments(batch, vocab)).serialize())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocab", VOCABS)
 def test_it_is_for_every_platform(vocab):
     assert exported(vocab).platforms == ("cpu", "cuda", "tpu")
@@ -71,8 +63,42 @@ def drawn(vocab):
     return given, draw(*given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("vocab", "batch"), [(1000, 1), (1000, 90), (8192, 9)])
 def test_the_tokens_are_the_same(vocab, batch):
     given, want = jax.tree.map(lambda a: a[:batch], drawn(vocab))
-    for got, expected in zip(exported(vocab).call(*given), want, strict=True):
-        np.testing.assert_array_equal(got, expected)
+    jax.tree.map(np.testing.assert_array_equal, exported(vocab).call(*given), want)
+
+
+CLASSES = [kind for name in jaxsample.__all__ if inspect.isclass(kind := getattr(jaxsample, name))]
+STATIC = {jaxsample.Rule, jaxsample.StopReason}
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in CLASSES if kind not in STATIC], ids=lambda kind: kind.__name__
+)
+def test_every_type_of_arguments_and_results_is_serialized(kind):
+    names = getattr(kind, "_fields", None) or [field.name for field in dataclasses.fields(kind)]
+    value = kind(**dict.fromkeys(names, 2))
+    program = export.export(jax.jit(lambda value: value))(value)
+    got = export.deserialize(program.serialize()).call(value)
+    jax.tree.map(np.testing.assert_array_equal, got, value)
+
+
+def search(state, logits):
+    return beam_step(state, logits, stop_token_ids=[3])
+
+
+@pytest.mark.slow
+def test_a_step_of_beams_is_the_same():
+    batch, vocab = 3, 1000
+    rows = jnp.asarray(every_kind(1, vocab)[:8]).reshape(2, 4, vocab)
+    steps = [jnp.tile(rows, (2, 1, 1))[start : start + batch] for start in (0, 1)]
+    state = init_beams(4, 6, (batch,), num_groups=2)
+    shapes = export.symbolic_args_specs((state, steps[0]), "batch, ...")
+    program = export.export(jax.jit(search), platforms=["cpu", "cuda", "tpu"])(*shapes)
+    called = export.deserialize(program.serialize()).call
+    for logits in steps:
+        want = search(state, logits)
+        jax.tree.map(np.testing.assert_array_equal, called(state, logits), want)
+        state, *_ = want

@@ -5,7 +5,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from jaxsample._core._pytrees import pytree
 
+
+@pytree
 class ScoreDetection(NamedTuple):
     """The result of `detect_synthid` and `detect_gumbel`.
 

@@ -11,10 +11,12 @@ from jaxsample._core import _checks, _chunks
 from jaxsample._core._chunks import opened
 from jaxsample._core._parameters import COUNT, INSIDE_0_1, NOT_NEGATIVE
 from jaxsample._core._public import public
+from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
 from jaxsample.watermarks import _hash, _scoring, _texts
 
 
+@pytree
 class GreenListDetection(NamedTuple):
     """The result of `detect_green_list`.
 
