@@ -9,20 +9,13 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample._core import (
-    _checks,
-    _chunks,
-    _elementary,
-    _normalizer,
-    _scan,
-    _shards,
-)
-from jaxsample._core._chunks import Implementation, opened
-from jaxsample._core._elementary import LOG2_E
+from jaxsample._core import _checks, _chunks, _elementary, _normalizer, _scan, _shards
+from jaxsample._core._elementary import LOG2_E, rounded
 from jaxsample._core._parameters import FINITE, NOT_NEGATIVE, Parameter
 from jaxsample._core._public import public
 from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, opened
 from jaxsample.sampling import categorical_sample
 
 _MAX_DECAY = np.float32(0.99)
@@ -171,10 +164,10 @@ def adaptive_p_sample(
     goal = jnp.where(state.total_weight > 0, 2 * target - average, target)
     goal = lax.optimization_barrier(jnp.clip(goal, 0, 1))
     logprobs = _normalizer.logprobs(rows, mass, x.logits, x.logits)
-    distance = _chunks.rounded(
+    distance = rounded(
         jnp.abs(_elementary.exp2(logprobs * LOG2_E) - goal[..., None]) * (1 / _WIDTH)
     )
-    adapted = _PEAK - _chunks.rounded(_SHARPNESS * distance * distance / (1 + distance))
+    adapted = _PEAK - rounded(_SHARPNESS * distance * distance / (1 + distance))
     adapted = jnp.where(x.logits == -jnp.inf, -jnp.inf, adapted)
     adapted = jnp.where((target < 0)[..., None], x.logits.astype(jnp.float32), adapted)
     adapted = jnp.where(bad[..., None], jnp.nan, adapted)
@@ -183,8 +176,8 @@ def adaptive_p_sample(
 
     chosen = _shards.take(x.logits, tokens[..., None], x.shards)
     chosen = _normalizer.logprobs(rows, mass, x.logits, chosen)[..., 0]
-    p = _chunks.rounded(_elementary.exp2(chosen * LOG2_E))
-    weighted_sum, total_weight = (_chunks.rounded(decay * past) for past in state)
+    p = rounded(_elementary.exp2(chosen * LOG2_E))
+    weighted_sum, total_weight = (rounded(decay * past) for past in state)
     following = AdaptivePState(p + weighted_sum, 1 + total_weight)
     stays = (tokens < 0) | (target < 0)
     return tokens, jax.tree.map(lambda old, new: jnp.where(stays, old, new), state, following)

@@ -9,13 +9,13 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample._core import _checks, _chunks, _elementary, _lookup, _ranking, _scan, _selection
-from jaxsample._core._chunks import opened
+from jaxsample._core import _checks, _elementary, _lookup, _ranking, _scan, _selection
 from jaxsample._core._elementary import LOG2_E, product
 from jaxsample._core._parameters import FINITE, IDS, NOT_NEGATIVE
 from jaxsample._core._public import Converter, public
 from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import opened
 from jaxsample.logprobs import TopLogprobs, top_logprobs
 
 EarlyStopping = bool | Literal["never"]
@@ -324,7 +324,7 @@ def _continued(
 
     alive = (best.scores > -jnp.inf) & ~over
     tokens = jnp.where(alive, best.tokens, -1)
-    parents = jnp.where(alive, best.parents, _chunks.positions(best.parents))
+    parents = jnp.where(alive, best.parents, _lookup.positions(best.parents))
     texts = extended(search.tokens, parents, tokens, lengths[..., None])
     return _Search(texts, jnp.where(alive, best.scores, -jnp.inf), finished), tokens, parents
 
@@ -357,7 +357,7 @@ def extended(texts: Array, parents: Array, tokens: Array, lengths: Array) -> Arr
       lengths: int32, of the parents, broadcastable to `[..., beams]`.
     """
     texts = taken(texts, parents)
-    new = (_chunks.positions(texts) == lengths[..., None]) & (tokens >= 0)[..., None]
+    new = (_lookup.positions(texts) == lengths[..., None]) & (tokens >= 0)[..., None]
     return jnp.where(new, tokens[..., None], texts)
 
 

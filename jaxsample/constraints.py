@@ -7,7 +7,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsample._core import _bits, _checks, _chunks, _normalizer, _scan, _shards, _sparse
-from jaxsample._core._chunks import Implementation, Source, opened
+from jaxsample._core._elementary import rounded
 from jaxsample._core._parameters import (
     BIAS,
     BITMASK,
@@ -20,6 +20,7 @@ from jaxsample._core._parameters import (
 )
 from jaxsample._core._public import public
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, Source, opened
 
 
 class Banned(NamedTuple):
@@ -75,7 +76,7 @@ def biased(x: Source, ids: Array, bias: Array, bad: Array) -> Array:
     wide = jnp.where(bad[..., None], jnp.nan, x.logits.astype(jnp.float32))
     ids, total = _sparse.summed(jnp.where(used, ids, x.vocab), jnp.where(used, bias, 0), x.vocab)
     places = _shards.places(wide, ids, x.shards)
-    new = _chunks.rounded(_shards.take(wide, places) + total)
+    new = rounded(_shards.take(wide, places) + total)
     return _sparse.replace(wide, jnp.where(total == 0, x.vocab, places), new)
 
 
@@ -281,8 +282,8 @@ def guided_logits(
     # A log-probability may lie beyond float32, and 0 times -inf is NaN.
     lowest = jnp.finfo(jnp.float32).min
     c, u = (jnp.where(masked | bad, 0, jnp.maximum(part, lowest)) for part in parts)
-    step = _chunks.rounded(jnp.where(bad, 1, weight) * (c - u))
-    guided = _chunks.rounded(u + step)
+    step = rounded(jnp.where(bad, 1, weight) * (c - u))
+    guided = rounded(u + step)
     guided = jnp.where(bad, jnp.nan, jnp.where(masked, -jnp.inf, guided))
     return jnp.where(weight == 1, jnp.asarray(conditional).astype(jnp.float32), guided)
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsample._core import _bits, _chunks, _history, _shards, _sparse
-from jaxsample._core._chunks import Source
+from jaxsample._core import _bits, _history, _lookup, _shards, _sparse
 from jaxsample._core._parameters import COUNT, IDS
+from jaxsample._core._source import Source
 from jaxsample.params import SamplingParams
 from jaxsample.state import DraftedState, SamplerState
 
@@ -67,7 +67,7 @@ def _of_window(
 ) -> Source:
     """Returns the logits after penalties by the counts of the last `window [...]` tokens."""
     tokens, length = state.tokens, state.lengths
-    place = _chunks.positions(tokens)
+    place = _lookup.positions(tokens)
     start = jnp.where(window > 0, length - window, 0)
     counted = (place >= start[..., None]) & (place < length[..., None])
     counted &= (tokens >= 0) & (tokens < x.vocab)

@@ -6,9 +6,9 @@ from jax.typing import ArrayLike
 
 from jaxsample._core import _checks, _draw, _ranking, _scan
 from jaxsample._core._checks import MAX_VOCAB
-from jaxsample._core._chunks import Implementation, opened
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, opened
 from jaxsample.drawing import processed_rows
 from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.params import SamplingParams, converted

@@ -14,14 +14,16 @@ from jaxsample._core import (
     _normalizer,
     _prefix,
     _ranking,
+    _rows,
     _scan,
 )
-from jaxsample._core._chunks import Rows, Source, opened
 from jaxsample._core._draw import Drawn
 from jaxsample._core._mass import Mass
 from jaxsample._core._prefix import Candidates
 from jaxsample._core._ranking import Cut
+from jaxsample._core._rows import Rows
 from jaxsample._core._search import Kept, Rules
+from jaxsample._core._source import Source, opened
 from jaxsample.orders import Order
 from jaxsample.params import SamplingParams
 from jaxsample.scaling import divisor_of
@@ -150,7 +152,7 @@ def _drawn(
     noise = _draw.random_words(keys)
     if rules.values:
         rows, top = _scan.scan_and_rank(x, None if scales_after else beta)
-        scaled = _chunks.scaled_after(rows, beta) if scales_after else rows
+        scaled = _rows.scaled_after(rows, beta) if scales_after else rows
         if temperature is not None:
             greedy |= scaled.overflows
         bad |= outside

@@ -8,11 +8,11 @@ from jax.typing import ArrayLike
 
 from jaxsample._core import _checks, _chunks, _normalizer, _ranking, _scan, _shards
 from jaxsample._core._checks import MAX_VOCAB
-from jaxsample._core._chunks import Implementation, Source, opened
 from jaxsample._core._parameters import BITMASK
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, Source, opened
 
 
 @pytree

@@ -18,18 +18,20 @@ from jaxsample._core import (
     _normalizer,
     _prefix,
     _ranking,
+    _rows,
     _scan,
     _shards,
 )
-from jaxsample._core._chunks import Implementation, Rows, Source, opened
-from jaxsample._core._elementary import LOG2_E
+from jaxsample._core._elementary import LOG2_E, rounded
 from jaxsample._core._parameters import FINITE, NOT_NEGATIVE
 from jaxsample._core._prefix import Candidates
 from jaxsample._core._public import public
 from jaxsample._core._pytrees import pytree
 from jaxsample._core._ranking import Cut
+from jaxsample._core._rows import Rows
 from jaxsample._core._search import Rules
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, Source, opened
 
 _ZIPF_TOKENS = 100
 _STEEPEST = 1e6
@@ -211,14 +213,14 @@ def _mirostat(
     x = lax.stop_gradient(x)
     tau, eta, mu = map(x.per_row, lax.stop_gradient((params.tau, params.eta, state.mu)))
     bad = ~(NOT_NEGATIVE.inside(tau) & NOT_NEGATIVE.inside(eta) & jnp.isfinite(mu))
-    rows, cut = _chunks.read_again(*keep(x, jnp.where(bad, 0, mu)))
+    rows, cut = _rows.read_again(*keep(x, jnp.where(bad, 0, mu)))
     bad |= rows.bad
     tokens, mass, _ = _draw.draw_to(_draw.random_words(jnp.asarray(key)), rows, cut)
 
     chosen = _shards.take(x.logits, tokens[..., None], x.shards)
     logprobs = _normalizer.logprobs(rows, mass, x.logits, chosen)[..., 0]
-    surprise = _chunks.rounded(-logprobs * LOG2_E)
-    next_mu = mu - _chunks.rounded(eta * (surprise - tau))
+    surprise = rounded(-logprobs * LOG2_E)
+    next_mu = mu - rounded(eta * (surprise - tau))
     return jnp.where(bad, -1, tokens), MirostatState(jnp.where(bad, mu, next_mu))
 
 
@@ -226,7 +228,7 @@ def _unsurprising(x: Source, mu: Array) -> tuple[Rows, Cut]:
     """Returns the rows, and the cut behind the last token of a surprise of at most mu bits."""
     rows, scale, (sums,) = _scan.scan_and_weigh(x)
     log_mass = _mass.log(_chunks.added_up(sums, scale))
-    floor = rows.row_max + log_mass - _chunks.rounded(mu / LOG2_E)
+    floor = rows.row_max + log_mass - rounded(mu / LOG2_E)
     likely = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
     return rows, _ranking.select(floor > rows.row_max, _ranking.best(rows), likely)
 
@@ -242,11 +244,11 @@ def _zipf_prefix(x: Source, mu: Array) -> tuple[Rows, Cut]:
     top = _ranking.candidates(rows, _ZIPF_TOKENS)
     s = _zipf_exponent(top.logit)
     e = s - 1
-    power = -_chunks.rounded(e * log_vocab)
+    power = -rounded(e * log_vocab)
     # e / (1 - N^-e), of which the limit at e = 0 is 1 / log N.
     inverse = _elementary.exp2(power * LOG2_E)
     share = jnp.where(inverse == 1, 1, _elementary.log(inverse) / (inverse - 1)) / log_vocab
-    log2_k = (mu + _chunks.rounded(_elementary.log(share) * LOG2_E)) / s
+    log2_k = (mu + rounded(_elementary.log(share) * LOG2_E)) / s
     k = jnp.clip(_elementary.exp2(log2_k), 1, rows.vocab).astype(jnp.int32)
     rules = Rules({"top_k": lax.optimization_barrier(k)}, (("top_k",),))
     return rows, _prefix.cut_of(rows, Candidates(top, jnp.full(k.shape, True)), rules)
@@ -259,7 +261,7 @@ def _zipf_exponent(logits: Array) -> Array:
     masked = logits[..., 1:] == -jnp.inf
     gaps = jnp.where(masked, 0, jnp.minimum(logits[..., :-1] - logits[..., 1:], _STEEPEST))
     squares = jnp.where(masked, 0, t * t)
-    s = _tree_sum(_chunks.rounded(gaps * t)) / jnp.maximum(_tree_sum(squares), np.float32(1e-30))
+    s = _tree_sum(rounded(gaps * t)) / jnp.maximum(_tree_sum(squares), np.float32(1e-30))
     return jnp.maximum(s, _FLATTEST)
 
 

@@ -7,9 +7,9 @@ from jax import Array
 
 from jaxsample._core import _bits, _checks, _ranking
 from jaxsample._core._checks import MAX_VOCAB
-from jaxsample._core._chunks import Source
 from jaxsample._core._public import static_integer
 from jaxsample._core._pytrees import pytree
+from jaxsample._core._source import Source
 from jaxsample.drawing import Choice, chosen, log_kept_mass, processed_rows, uncut
 from jaxsample.logprobs import TopLogprobs, logprobs_of, token_ranks, top_logprobs
 from jaxsample.orders import Order

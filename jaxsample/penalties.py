@@ -9,8 +9,8 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample._core import _chunks, _history, _shards, _sparse
-from jaxsample._core._chunks import Source, opened
+from jaxsample._core import _history, _lookup, _shards, _sparse
+from jaxsample._core._elementary import rounded
 from jaxsample._core._parameters import (
     COUNT,
     COUNT_FROM_1,
@@ -25,6 +25,7 @@ from jaxsample._core._parameters import (
 )
 from jaxsample._core._public import public
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Source, opened
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -61,7 +62,7 @@ def repetition_penalized_logits(
     wide = x.logits.astype(jnp.float32)
     touched = jnp.asarray(seen) & jnp.isfinite(wide) & (penalty != 1)[..., None]
     some = jnp.where(touched, wide, 0)
-    moved = _chunks.rounded(some * jnp.where(some < 0, penalty[..., None], rate))
+    moved = rounded(some * jnp.where(some < 0, penalty[..., None], rate))
     return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, moved, wide))
 
 
@@ -122,8 +123,8 @@ def _counted_less(x: Source, counts: Array, penalty: Array) -> Array:
     penalty = jnp.where(bad, 0, penalty)[..., None]
     touched = (counts > 0) & (penalty != 0)
     wide = x.logits.astype(jnp.float32)
-    amount = _chunks.rounded(penalty * counts)  # kept from contraction with the sum
-    less = _chunks.rounded(wide - amount)
+    amount = rounded(penalty * counts)  # kept from contraction with the sum
+    less = rounded(wide - amount)
     return jnp.where(bad[..., None], jnp.nan, jnp.where(touched, less, wide))
 
 
@@ -183,7 +184,7 @@ def dry_penalized_logits(
     breaking, exempt = jnp.asarray(sequence_breakers), jnp.asarray(exempt_token_ids)
     length, multiplier, base, allowed = map(x.per_row, (length, multiplier, base, allowed_length))
     vocab, size = x.vocab, text.shape[-1]
-    place = _chunks.positions(text)
+    place = _lookup.positions(text)
     bad = _history.is_bad(text, length)
     bad |= jnp.any(breaking >= vocab, axis=-1) | jnp.any(exempt >= vocab, axis=-1)
     bad |= ~(NOT_NEGATIVE.inside(multiplier) & FROM_1.inside(base) & COUNT_FROM_1.inside(allowed))
@@ -204,7 +205,7 @@ def dry_penalized_logits(
     wide = jnp.where(bad[..., None], jnp.nan, x.logits.astype(jnp.float32))
     ids = jnp.where(repeats & (text >= 0), text, vocab)
     places = _shards.places(wide, ids, x.shards)
-    return _sparse.lower(wide, places, _chunks.rounded(_shards.take(wide, places) - amount))
+    return _sparse.lower(wide, places, rounded(_shards.take(wide, places) - amount))
 
 
 def _power(base: Array, exponent: Array, largest: int) -> Array:
@@ -251,7 +252,7 @@ def no_repeat_ngram_logits(
     length, n = x.per_row(length), x.per_row(n)
     bad = _history.is_bad(text, length) | ~COUNT.inside(n)
     matches = _history.matches(text, length, jnp.where(bad, 0, n - 1))
-    repeats = (matches >= (n - 1)[..., None]) & (_chunks.positions(text) < length[..., None])
+    repeats = (matches >= (n - 1)[..., None]) & (_lookup.positions(text) < length[..., None])
     wide = jnp.where(bad[..., None], jnp.nan, x.logits)
     places = _shards.places(wide, text, x.shards)
     return _sparse.ban(wide, places, repeats & (n > 0)[..., None])

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._core import _checks, _chunks, _draw, _residual
-from jaxsample._core._chunks import Implementation, Source, opened
+from jaxsample._core import _checks, _draw, _lookup, _residual
 from jaxsample._core._public import public
 from jaxsample._core._residual import Distribution
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, Source, opened
 from jaxsample.drawing import Choice, chosen
 from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.params import SamplingParams
@@ -162,7 +162,7 @@ def _verified(
     of_q = q.logprobs(drafts[..., None])[..., 0]
     known = (drafts >= 0) & (drafts < p.rows.vocab) & ~p.rows.bad[..., :-1] & ~q.rows.bad
     length = _leading(known & (of_q > -jnp.inf))
-    place = _chunks.positions(drafts)
+    place = _lookup.positions(drafts)
     ratios = _residual.exp(jnp.where(place < length[..., None], of_p - of_q, -jnp.inf))
     uniforms = _uniforms(noise, drafts)
     if method == "chain":
@@ -172,18 +172,18 @@ def _verified(
     chances = jnp.where(place + 1 < length[..., None], _chances(p, q, factors), factors[..., 1:])
     accepts = (uniforms < chances) & (place < length[..., None])
     number = jnp.max(jnp.where(accepts, place + 1, 0), axis=-1)
-    return _Verified(number, length, _chunks.at(factors, number))
+    return _Verified(number, length, _lookup.at(factors, number))
 
 
 def _uniforms(noise: Array, drafts: Array) -> Array:
     """Returns the uniform noise that accepts each draft, in [0, 1), from 64 random bits."""
-    place = _chunks.positions(drafts)
+    place = _lookup.positions(drafts)
     return _draw.uniforms(noise, place, jnp.full_like(place, _ACCEPTANCE))
 
 
 def _leading(flags: Array) -> Array:
     """Returns how many of the flags `[..., n]` in front of the first False one are True."""
-    return _chunks.first_true(~flags)
+    return _lookup.first_true(~flags)
 
 
 def _factors(ratios: Array) -> Array:
@@ -217,14 +217,14 @@ def _behind(
     rest = jnp.where(rejected[..., None], over, of_p)
     # Of p, too, where the residual rounds to nothing.
     token = _residual.drawn(noise, dataclasses.replace(q.rows.source, logits=rest), of_p)
-    unknown = ~rejected & (number < drafts.shape[-1]) & (_chunks.at(drafts, place) >= 0)
+    unknown = ~rejected & (number < drafts.shape[-1]) & (_lookup.at(drafts, place) >= 0)
     return jnp.where(unknown, -1, token)
 
 
 def _output(target: Choice, drafts: Array, number: Array, last: Array) -> SpeculativeOutput:
     wide = [(0, 0)] * (drafts.ndim - 1) + [(0, 1)]
     tokens = jnp.pad(drafts, wide)
-    place, end = _chunks.positions(tokens), number[..., None]
+    place, end = _lookup.positions(tokens), number[..., None]
     tokens = jnp.where(place < end, tokens, jnp.where(place == end, last[..., None], -1))
     logprobs = target.logprobs(jnp.maximum(tokens, 0)[..., None])[..., 0]
     return SpeculativeOutput(
@@ -255,6 +255,6 @@ def _target(
     if state is not None:
         texts, _ = paths(drafts, None, drafts.shape[-1])
         state = behind_drafts(state, texts, is_chain=True)
-    places = _chunks.positions(x.logits[..., 0])
+    places = _lookup.positions(x.logits[..., 0])
     each = _folded(_folded(keys, jnp.int32(_RULES))[..., None], places)
     return chosen(each, x, params, state, order)

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample._core import _checks, _chunks, _lookup, _ranking
+from jaxsample._core import _checks, _lookup, _ranking
 from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._pytrees import pytree
+from jaxsample._core._sortable import to_sortable
 
 
 @pytree
@@ -88,12 +89,12 @@ def best_of(
     x, length = jnp.asarray(logprobs), jnp.asarray(lengths)
     num = _checks.static_integer("num", num, 1, x.shape[-2])
     length = jnp.broadcast_to(length, x.shape[:-1])
-    scores = _sum(jnp.where(_chunks.positions(x) < length[..., None], x, 0))
+    scores = _sum(jnp.where(_lookup.positions(x) < length[..., None], x, 0))
     if by == "mean":
         scores = scores / jnp.maximum(length, 1).astype(jnp.float32)
     has_score = (length >= 1) & (length <= x.shape[-1]) & (scores < jnp.inf)
     lowest = jnp.iinfo(jnp.int32).min  # below -inf
-    sortable = _chunks.to_sortable(_ranking.unsigned_zero(scores))
+    sortable = to_sortable(_ranking.unsigned_zero(scores))
     ranked, indices = lax.top_k(jnp.where(has_score, sortable, lowest), num)
     missing = ranked == lowest
     scores = jnp.where(missing, jnp.nan, _lookup.take(scores, indices))

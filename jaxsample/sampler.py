@@ -8,10 +8,10 @@ from jax.typing import ArrayLike
 
 from jaxsample._core import _checks
 from jaxsample._core._checks import MAX_VOCAB
-from jaxsample._core._chunks import Implementation, opened
 from jaxsample._core._parameters import IDS
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, opened
 from jaxsample.drawing import processed_rows
 from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.outputs import OPTION_CONVERTERS, Options, SampleOutput, sample_rows

@@ -5,9 +5,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from jaxsample._core import _checks, _draw, _ranking, _scan
-from jaxsample._core._chunks import Implementation, opened
 from jaxsample._core._public import public
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, opened
 
 
 @public()

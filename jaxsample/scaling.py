@@ -7,12 +7,13 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample._core import _chunks, _elementary, _moments, _ranking, _scan, _shards
-from jaxsample._core._chunks import Implementation, Rows, Source, opened
-from jaxsample._core._elementary import product
+from jaxsample._core import _elementary, _moments, _ranking, _rows, _scan, _shards
+from jaxsample._core._elementary import product, rounded
 from jaxsample._core._parameters import FROM_1, NOT_NEGATIVE
 from jaxsample._core._public import public
+from jaxsample._core._rows import Rows
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, Source, opened
 
 
 @public(temperature=NOT_NEGATIVE)
@@ -54,7 +55,7 @@ def scaled_logits(
 def _scaled(x: Source, rows: Rows, temperature: Array) -> Array:
     """Returns the logits of scanned rows, divided by one temperature per row."""
     divisor, greedy, bad = divisor_of(temperature)
-    rows = _chunks.scaled_after(rows, 1 / lax.stop_gradient(divisor))
+    rows = _rows.scaled_after(rows, 1 / lax.stop_gradient(divisor))
     best = rows.ids == _ranking.best(rows).token[..., None]
     keep = ~(greedy | rows.overflows)[..., None] | best
     bad = (bad | rows.bad)[..., None]
@@ -106,7 +107,7 @@ def entropy_scaled_logits(
     share = jnp.where(most > 0, jnp.minimum(entropy / most, 1), 0)
     power = _elementary.exp2(exponent * (_elementary.log(share) * _elementary.LOG2_E))
     share = lax.stop_gradient(jnp.where(exponent == 0, 1, power))
-    temperature = low + _chunks.rounded((high - low) * share)
+    temperature = low + rounded((high - low) * share)
     good = [NOT_NEGATIVE.inside(parameter) for parameter in (low, high, exponent)]
     return _scaled(
         x, rows, jnp.where(functools.reduce(jnp.logical_and, good), temperature, jnp.nan)
@@ -155,7 +156,7 @@ def smoothed_logits(
     bend = (3 - curve) / 2 + product((curve - 1) / 2, distance)
     # The maximum, which keeps +inf, is for the rounding, as in `product`.
     fall = jnp.maximum(factor * distance * distance * bend, np.finfo(np.float32).min)
-    smoothed = _chunks.rounded(row_max - fall)
+    smoothed = rounded(row_max - fall)
     smoothed = jnp.where(finite & (factor != 0), smoothed, wide)
     return jnp.where(bad, jnp.nan, smoothed)
 

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._core import _chunks, _history, _shards
-from jaxsample._core._chunks import Source, opened
+from jaxsample._core import _history, _lookup, _shards
 from jaxsample._core._parameters import BAD_WORDS, COUNT, TOKENS, WORD_BIAS, WORD_LENGTHS
 from jaxsample._core._public import public
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Source, opened
 from jaxsample.constraints import Banned, biased, without
 
 
@@ -128,7 +128,7 @@ def _completing(
 ) -> Banned:
     """Returns the last token of each sequence, and whether the history ends with the others."""
     count, longest = sequences.shape[-2:]
-    length, place = x.per_row(length), _chunks.positions(sequences)
+    length, place = x.per_row(length), _lookup.positions(sequences)
     unknown = (sequences < 0) | (sequences >= x.vocab)
     bad = _history.is_bad(tokens, length)
     bad |= jnp.any((lengths < 0) | (lengths > longest), axis=-1)
@@ -139,5 +139,5 @@ def _completing(
     where = (start[..., None] + place).reshape(*length.shape, count * longest)
     written = _shards.take(tokens, where).reshape(sequences.shape)
     begun = jnp.all((sequences == written) | (place >= prefix[..., None]), axis=-1)
-    last = _chunks.at(sequences, prefix)
+    last = _lookup.at(sequences, prefix)
     return Banned(last, begun & (prefix >= 0) & (start >= 0), bad)

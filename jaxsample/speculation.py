@@ -12,12 +12,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._core import _checks, _chunks
-from jaxsample._core._chunks import Implementation, opened
+from jaxsample._core import _checks, _lookup
 from jaxsample._core._lookup import take
 from jaxsample._core._public import public
 from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, opened
 from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.outputs import OPTION_CONVERTERS, Options, SampleOutput, sample_rows
 from jaxsample.params import SamplingParams, converted, of_positions, with_positions
@@ -162,13 +162,13 @@ def accept_drafts(
 
 def _accepted(sampled: Array, drafts: Array, parents: Array | None, depth: int) -> AcceptedDrafts:
     number = drafts.shape[-1]
-    before = _chunks.positions(drafts) - 1 if parents is None else parents
+    before = _lookup.positions(drafts) - 1 if parents is None else parents
     row = jnp.zeros_like(sampled[..., 0])
     rows = [row]
     for _ in range(depth):
-        token = _chunks.at(sampled, jnp.maximum(row, 0))
+        token = _lookup.at(sampled, jnp.maximum(row, 0))
         equal = (drafts == token[..., None]) & (drafts >= 0)
-        draft = _chunks.first_true(equal & (before == row[..., None] - 1) & (row >= 0)[..., None])
+        draft = _lookup.first_true(equal & (before == row[..., None] - 1) & (row >= 0)[..., None])
         row = jnp.where(draft < number, draft + 1, -1)
         rows.append(row)
     nodes = jnp.stack(rows, axis=-1)
@@ -189,18 +189,18 @@ def paths(drafts: Array, parents: Array | None, depth: int) -> tuple[Array, Arra
     """
     *lead, number = drafts.shape
     if parents is None:
-        levels = _chunks.positions(jnp.zeros((*lead, number + 1)))
+        levels = _lookup.positions(jnp.zeros((*lead, number + 1)))
         texts = jnp.broadcast_to(drafts[..., None, :depth], (*lead, number + 1, depth))
-        return jnp.where(_chunks.positions(texts) < levels[..., None], texts, -1), levels
+        return jnp.where(_lookup.positions(texts) < levels[..., None], texts, -1), levels
     if not depth:
         return jnp.full((*lead, number + 1, 0), -1), jnp.zeros((*lead, number + 1), jnp.int32)
-    node, above = _chunks.positions(drafts), []
+    node, above = _lookup.positions(drafts), []
     for _ in range(depth):
         above.append(node)
         node = jnp.where(node < 0, -1, take(parents, jnp.maximum(node, 0)))
     from_below = jnp.stack(above, axis=-1)
     levels = jnp.sum(from_below >= 0, axis=-1, dtype=jnp.int32)
-    index = levels[..., None] - 1 - _chunks.positions(from_below)
+    index = levels[..., None] - 1 - _lookup.positions(from_below)
     in_order = take(from_below, jnp.maximum(index, 0)).reshape(*lead, number * depth)
     texts = take(drafts, jnp.maximum(in_order, 0)).reshape(index.shape)
     texts = jnp.where(index >= 0, texts, -1)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsample._core import _bits, _checks, _shards
-from jaxsample._core._chunks import Source
 from jaxsample._core._parameters import BAD_WORDS, IDS, WORD_LENGTHS
 from jaxsample._core._search import Rules
+from jaxsample._core._source import Source
 from jaxsample.constraints import (
     Banned,
     allowed_logits,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._core import _bits, _checks, _chunks, _shards
+from jaxsample._core import _bits, _checks, _lookup, _shards, _source
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName, Shards
@@ -83,7 +83,7 @@ class SamplerState:
         [[3, 1, 0, 0], [5, 2, 2, 2]] [[0, 1, 0, 0, 0, 0], [0, 0, 2, 0, 0, 0]]
         """
         text = jnp.asarray(tokens)
-        place, room = _chunks.positions(text), text.shape[-1]
+        place, room = _lookup.positions(text), text.shape[-1]
         prompt, end, start = (
             _checks.to_rows(jnp.asarray(x), text) for x in (prompt_lengths, lengths, left_padding)
         )
@@ -210,9 +210,9 @@ def init_state(
         )
     lengths = _checks.to_rows(jnp.asarray(prompt_lengths), tokens)
     *lead, width = tokens.shape
-    valid = _chunks.positions(tokens) < lengths[..., None]
+    valid = _lookup.positions(tokens) < lengths[..., None]
     seen = jnp.zeros((*lead, vocab_size), bool)
-    shards = _chunks.shards(seen, axis_name)
+    shards = _source.shards(seen, axis_name)
     # Ids at or above the vocabulary of all devices are dropped.
     ids = jnp.where(valid & (tokens >= 0), tokens, _shards.vocab(seen, shards))
     seen = jnp.vectorize(lambda mask, ids: mask.at[ids].set(True), signature="(v),(n)->(v)")(
@@ -272,7 +272,7 @@ def update_state(
     >>> print(update_state(state, jnp.array([[1, 2], [1, -1]])).lengths)
     [3 1]
     """
-    shards = _chunks.shards(state.counts, axis_name)
+    shards = _source.shards(state.counts, axis_name)
     token = jnp.asarray(tokens)
     if token.ndim == state.lengths.ndim:
         token = token[..., None]

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample._core import _checks, _chunks, _elementary, _lookup, _ranking, _selection
-from jaxsample._core._chunks import Implementation, opened
+from jaxsample._core import _checks, _elementary, _lookup, _ranking, _selection
 from jaxsample._core._elementary import LOG2_E, product
 from jaxsample._core._parameters import IDS
 from jaxsample._core._public import public
 from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, opened
 from jaxsample.beams import extended, logits_of_beams
 from jaxsample.without_replacement import without_replacement_sample
 
@@ -171,7 +171,7 @@ def stochastic_beam_step(
 
     there = best.perturbed > -jnp.inf
     tokens = jnp.where(there, best.tokens, -1)
-    parents = jnp.where(there, best.parents, _chunks.positions(best.parents))
+    parents = jnp.where(there, best.parents, _lookup.positions(best.parents))
     lengths = jnp.where(there, _lookup.take(state.lengths, parents), 0)
     ends = (tokens < 0) | (lengths + 1 >= state.tokens.shape[-1])
     if stop_token_ids is not None:

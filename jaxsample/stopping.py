@@ -8,7 +8,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jaxsample._core import _checks, _chunks, _history, _lookup
+from jaxsample._core import _checks, _history, _lookup
 from jaxsample._core._parameters import BAD_WORDS, IDS
 from jaxsample._core._public import Converter, public, static_integer
 from jaxsample.state import SamplerState
@@ -120,7 +120,7 @@ def stop_reason(
 def _ends_with(state: SamplerState, sequences: Array, written: Array) -> Array:
     """Returns whether the output of each row ends with one of its sequences `[..., n, m]`."""
     lengths = jnp.sum(sequences >= 0, axis=-1, dtype=jnp.int32)
-    place = _chunks.positions(sequences)
+    place = _lookup.positions(sequences)
     index = (state.lengths[..., None] - lengths)[..., None] + place
     text = _last(state, index.reshape(*index.shape[:-2], -1))
     equal = (text.reshape(index.shape) == sequences) | (place >= lengths[..., None])
@@ -130,7 +130,7 @@ def _ends_with(state: SamplerState, sequences: Array, written: Array) -> Array:
 
 def _loops(state: SamplerState, written: Array, max_period: int, repeats: int) -> Array:
     """Returns whether the output of each row ends with copies of the same few tokens."""
-    back = _chunks.positions(jnp.empty((*written.shape, max_period * repeats)))
+    back = _lookup.positions(jnp.empty((*written.shape, max_period * repeats)))
     tail = _last(state, state.lengths[..., None] - 1 - back)
 
     def with_period(i: Array, found: Array) -> Array:

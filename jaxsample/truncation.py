@@ -23,12 +23,13 @@ from jaxsample._core import (
     _search,
     _sparse,
 )
-from jaxsample._core._chunks import Implementation, Rows, Source, opened
 from jaxsample._core._parameters import FINITE, SHARE, TOP_K, optional_ids
 from jaxsample._core._public import public
 from jaxsample._core._ranking import Cut
+from jaxsample._core._rows import Rows
 from jaxsample._core._search import Rules
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import Implementation, Source, opened
 
 
 @public(k=TOP_K)

@@ -238,11 +238,11 @@ def test_gradients_pass_to_kept_logits_only():
 
 @pytest.mark.slow
 def test_moments_are_those_of_float64():
-    from jaxsample._core import _chunks, _moments, _scan
+    from jaxsample._core import _moments, _scan, _source
 
     for vocab, dtype in ((2, "float32"), (257, "float16"), (128256, "float32")):
         x = cases(vocab, dtype) if vocab < 10**4 else make("normal", 2, vocab)
-        rows, scale, (sums,) = _scan.scan_and_weigh(_chunks.opened(x))
+        rows, scale, (sums,) = _scan.scan_and_weigh(_source.opened(x))
         entropy, log_sum = jax.jit(_moments.entropy)(rows, scale, sums)
         collision = jax.jit(_moments.log_collision)(rows, log_sum)
         deviation = jax.jit(_moments.deviation)(rows)

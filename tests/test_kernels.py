@@ -16,7 +16,7 @@ from unoptimised import compiled
 
 import jaxsample as js
 from jaxsample import SamplingParams
-from jaxsample._core import _bits, _chunks, _ranking, _scan, _search
+from jaxsample._core import _bits, _chunks, _ranking, _rows, _scan, _search, _source
 from jaxsample._core._search import Rules
 from jaxsample._tpu import masses, merging
 from jaxsample._tpu import rows as kernels
@@ -60,11 +60,11 @@ def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
 
     @compiled
     def defined(x, rate):
-        given = _chunks.opened(x)
-        found = _chunks.scanned(given, _chunks.sortable_maxima(given), rate)
+        given = _source.opened(x)
+        found = _rows.scanned(given, _chunks.sortable_maxima(given), rate)
         kept = _search.weigh_to(found, _chunks.probability(found), None)
         return (
-            _chunks.chunk_max(_scan.scan(_chunks.opened(x, implementation="xla"))),
+            _chunks.chunk_max(_scan.scan(_source.opened(x, implementation="xla"))),
             *kept,
             found.bad,
         )
@@ -240,9 +240,9 @@ def assert_searched(x, needed, order, rates=None, mask=None):
 
     @compiled
     def found(rates):
-        source = _chunks.opened(x, mask=mask)
+        source = _source.opened(x, mask=mask)
         masked = dataclasses.replace(source, logits=source.masked(), mask=None)
-        scanned = _chunks.scanned(source, _chunks.sortable_maxima(masked), rates)
+        scanned = _rows.scanned(source, _chunks.sortable_maxima(masked), rates)
         good, scale = needed & ~scanned.bad, _chunks.probability(scanned)
         values = varied(x)
         rules = Rules({name: values[name] for group in order for name in group}, order)

@@ -15,7 +15,7 @@ from rows import slow, traces
 import jaxsample as js
 from jaxsample import SamplingParams, init_state, rejection, rejection_sample
 from jaxsample._core import _draw, _residual
-from jaxsample._core._chunks import opened
+from jaxsample._core._source import opened
 from jaxsample.rejection import _uniforms
 
 METHODS = ("chain", "block")

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsample._core import _mass
-from jaxsample._core._chunks import Rows, from_sortable, mass, mean, read_again, to_sortable
+from jaxsample._core._chunks import mass
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut, select, up_to
+from jaxsample._core._rows import Rows, read_again
+from jaxsample._core._sortable import from_sortable, mean, to_sortable
 
 _INTERPOLATIONS = 16
 """Turns that interpolate between the bounds. The others halve the number of floats, or of ids,

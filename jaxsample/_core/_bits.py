@@ -121,3 +121,8 @@ def _is_bad(x: Array) -> Array:
     bits = lax.bitcast_convert_type(x, jnp.int16)
     infinity, negative = np.asarray([np.inf, -np.inf], x.dtype).view(np.int16)
     return (bits >= infinity) | ((bits < 0) & (bits > negative))
+
+
+def words_by_chunk(mask: Array, size: int) -> Array:
+    """Returns the words of a mask by chunk, `[..., chunks, words]`."""
+    return mask.reshape(*mask.shape[:-1], mask.shape[-1] * WORD // size, size // WORD)

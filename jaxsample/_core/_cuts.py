@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsample._core import _chunks, _mass, _moments, _ranking
+from jaxsample._core import _chunks, _lookup, _mass, _moments, _ranking
 from jaxsample._core._bisection import Order, by_logit, search
 from jaxsample._core._checks import to_elements
-from jaxsample._core._chunks import Rows
 from jaxsample._core._elementary import product
 from jaxsample._core._groups import update_rows
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut
+from jaxsample._core._rows import Rows
 from jaxsample._core._vmap import rowwise
 
 _TAIL_FREE_SHIFT = 7
@@ -91,10 +91,10 @@ def tail_free(rows: Rows, z: Array) -> Array:
         slopes = weights[..., :-1] - weights[..., 1:]
         bends = jnp.abs(slopes[..., :-1] - slopes[..., 1:]).astype(jnp.uint32)
         # Masked tokens, which come last, are no part of the differences before them.
-        bends = jnp.where(_chunks.positions(bends) < number[..., None] - 2, bends, 0)
+        bends = jnp.where(_lookup.positions(bends) < number[..., None] - 2, bends, 0)
         running = jnp.cumsum(bends, axis=-1, dtype=jnp.uint32)
         share = jnp.sum(bends, axis=-1, dtype=jnp.uint32).astype(jnp.float32) * z
-        length = _chunks.first_true(running.astype(jnp.float32) > share[..., None])
+        length = _lookup.first_true(running.astype(jnp.float32) > share[..., None])
         # Without such a place, among two tokens say, all are kept.
         return jnp.where(length < bends.shape[-1], jnp.maximum(length, 1), rows.vocab)
 

@@ -14,14 +14,28 @@ import numpy as np
 from jax import Array, lax
 from jax.extend.random import threefry2x32_p
 
-from jaxsample._core import _chunks, _elementary, _mass, _prefix, _ranking, _search, _selection
+from jaxsample._core import (
+    _chunks,
+    _elementary,
+    _gather,
+    _lookup,
+    _mass,
+    _prefix,
+    _ranking,
+    _rows,
+    _search,
+    _selection,
+)
 from jaxsample._core._checks import to_elements
-from jaxsample._core._chunks import CHUNK, Rows, from_sortable, take_chunk, to_sortable
+from jaxsample._core._gather import take_chunk
 from jaxsample._core._lookup import take
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._prefix import Candidates
 from jaxsample._core._ranking import Cut
+from jaxsample._core._rows import Rows
 from jaxsample._core._search import Kept, Rules, update_beyond
+from jaxsample._core._sortable import from_sortable, to_sortable
+from jaxsample._core._source import CHUNK
 
 
 class Drawn(NamedTuple):
@@ -52,7 +66,7 @@ def draw(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array
       int32 `[...]`; anything on a bad row.
     """
     rates = _mass.rates(sums, scale.shifts)
-    chunks = _chunks.positions(rates)
+    chunks = _lookup.positions(rates)
     places = jnp.broadcast_to(np.arange(CHUNK, dtype=np.int32), (*rates.shape[:-1], CHUNK))
     chunk_times, token_times = _exponentials(noise, chunks, places)
     chunk = winner(chunk_times / rates, chunks)
@@ -75,17 +89,17 @@ def nearest(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut, numbe
     """
     drawn = draw(noise, rows, scale, sums, cut)
     rates = _mass.rates(sums, scale.shifts)
-    chunks = _chunks.positions(rates)
+    chunks = _lookup.positions(rates)
     places = jnp.broadcast_to(np.arange(CHUNK, dtype=np.int32), (*rates.shape[:-1], CHUNK))
     chunk_times, token_times = _exponentials(noise, chunks, places)
     times = _elementary.log(chunk_times / rates)
     is_first = chunks == (drawn // CHUNK)[..., None]
-    behind = times - _chunks.at(times, drawn // CHUNK)[..., None]
+    behind = times - _lookup.at(times, drawn // CHUNK)[..., None]
 
     # The first token of a chunk is not behind it. So those of the `number` first chunks suffice.
     most = min(number, rates.shape[-1])
     some, _ = _selection.places_of_top_k(jnp.where(is_first, 1, -behind), most)
-    raw, ids = _chunks.take_chunks(rows, some)
+    raw, ids = _gather.take_chunks(rows, some)
     below = rows.read(raw) - to_elements(rows.row_max, raw)
     below = jnp.where(_ranking.is_kept(rows.read_to_cut(raw), ids, cut), below, -jnp.inf)
     log_times = _elementary.log(token_times)[..., None, :] - below
@@ -137,7 +151,7 @@ def draw_prefix(
     found = _prefix.prefix(rows, top, rules)
 
     def scaled(rows: Rows, beta: Array | None) -> Rows:
-        return rows if beta is None else _chunks.scaled_after(rows, beta)
+        return rows if beta is None else _rows.scaled_after(rows, beta)
 
     def weigh(rows: Rows, cut: Cut, kept: Kept | None, beta: Array | None) -> tuple[Kept, Cut]:
         if kept is None:

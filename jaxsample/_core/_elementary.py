@@ -89,3 +89,13 @@ def _polynomial(coefficients: tuple[float, ...], x: Array, multiply: Multiply = 
     for coefficient in coefficients[1:]:
         value = multiply(value, x) + coefficient
     return value
+
+
+def rounded(x: Array) -> Array:
+    """Returns computed float32 logits, rounded once, with NaN in place of +inf.
+
+    Every rule that computes new logits ends with it, so that they are the same numbers whether they
+    are materialised or fused with the next rule.
+    """
+    # The minimum, as in `product`, keeps a last product apart from what is added to the logits.
+    return jnp.where(x == jnp.inf, jnp.nan, jnp.minimum(x, np.finfo(np.float32).max))

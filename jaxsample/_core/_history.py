@@ -7,7 +7,7 @@ never used as an index, so they may be anything.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _chunks
+from jaxsample._core import _lookup
 from jaxsample._core._vmap import rowwise
 
 
@@ -35,13 +35,13 @@ def matches(tokens: Array, length: Array, limit: Array) -> Array:
     Returns:
       int32 `[..., L]`, 0 from `length` on.
     """
-    size, place = tokens.shape[-1], _chunks.positions(tokens)
+    size, place = tokens.shape[-1], _lookup.positions(tokens)
     padded = jnp.concatenate([tokens, tokens], axis=-1)  # the first half is never a match
 
     def extend(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         steps, going, count = state
         before = lax.dynamic_slice_in_dim(padded, size - 1 - steps, size, axis=-1)
-        tail = _chunks.at(tokens, length - 1 - steps)
+        tail = _lookup.at(tokens, length - 1 - steps)
         same = going & (place > steps) & (before == tail[..., None])
         steps += 1
         return steps, same & (steps < limit)[..., None], count + same.astype(jnp.int32)

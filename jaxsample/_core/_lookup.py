@@ -1,4 +1,4 @@
-"""Elements of short rows by index, and sums by index.
+"""Indices of short rows, and elements and sums by index.
 
 A TPU moves single elements one by one; there, every element is compared with every index.
 """
@@ -45,3 +45,19 @@ def sums_by_index(x: Array, index: Array, size: int) -> Array:
 
     # On a CPU the comparisons take 20 times as long; elsewhere a scatter is not fused.
     return lax.platform_dependent(x, index, cpu=scattered, default=compared)
+
+
+def at(x: Array, index: Array) -> Array:
+    """Returns the element of each row `x [..., n]` at an index `[...]`."""
+    return take(x, index[..., None])[..., 0]
+
+
+def positions(x: Array) -> Array:
+    """Returns the index of each element along the last axis, int32 in the shape of `x`."""
+    return lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+
+
+def first_true(mask: Array) -> Array:
+    """Returns the lowest True index of the last axis, int32 `[...]`; its length if none is."""
+    index = jnp.where(mask, positions(mask), mask.shape[-1])
+    return jnp.min(index, axis=-1, initial=mask.shape[-1])

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxsample._core import _chunks, _elementary, _mass, _ranking
+from jaxsample._core import _chunks, _elementary, _mass, _ranking, _rows, _source
 from jaxsample._core._checks import to_elements
-from jaxsample._core._chunks import Rows
+from jaxsample._core._elementary import rounded
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut
+from jaxsample._core._rows import Rows
+from jaxsample._core._sortable import from_sortable
 
 _LN_2 = 0.6931471805599453
 _STEPS = 2**20
@@ -26,7 +28,7 @@ def log_sum(mass: Mass) -> Array:
 
     It is minus the log-probability of the likeliest.
     """
-    return _chunks.rounded(_mass.log(mass))
+    return rounded(_mass.log(mass))
 
 
 def log_ratio(part: Mass, whole: Mass) -> Array:
@@ -36,7 +38,7 @@ def log_ratio(part: Mass, whole: Mass) -> Array:
     share, rest = (_mass.to_float(of) / _mass.to_float(whole) for of in (part, missing))
     most = inside & (rest > 0) & (rest < 0.5)
     precise = _elementary.log1m(jnp.where(most, rest, 0))
-    return _chunks.rounded(jnp.where(most, precise, _elementary.log(share)))
+    return rounded(jnp.where(most, precise, _elementary.log(share)))
 
 
 def entropy(rows: Rows, scale: Scale, sums: Array, cut: Cut | None = None) -> tuple[Array, Array]:
@@ -46,7 +48,7 @@ def entropy(rows: Rows, scale: Scale, sums: Array, cut: Cut | None = None) -> tu
     these tokens by chunk.
     """
     keep, *ends = (None,) if cut is None else _ranking.up_to(rows, cut)
-    rows, sums = _chunks.read_again(rows, sums)
+    rows, sums = _rows.read_again(rows, sums)
 
     def distance(raw: Array, ids: Array, places: np.ndarray, shift: Array, *end: Array) -> Array:
         row_max = rows.row_max[..., None, None]
@@ -61,13 +63,13 @@ def entropy(rows: Rows, scale: Scale, sums: Array, cut: Cut | None = None) -> tu
     weights = _mass.place(sums, scale.shifts)
     total = _mass.total(_mass.add(further, _mass.times(weights, scale.shifts)))
     whole = _mass.total(weights)
-    mean = _chunks.rounded(_mass.to_float(total) / _mass.to_float(whole) * _LN_2)
-    return _chunks.rounded(mean + log_sum(whole)), log_sum(whole)
+    mean = rounded(_mass.to_float(total) / _mass.to_float(whole) * _LN_2)
+    return rounded(mean + log_sum(whole)), log_sum(whole)
 
 
 def log_collision(rows: Rows, log_sum: Array) -> Array:
     """Returns `log(sum(p**2))`, `[...]`: the log-probability that two draws are equal."""
-    rows, log_sum = _chunks.read_again(rows, log_sum)
+    rows, log_sum = _rows.read_again(rows, log_sum)
     zero = jnp.zeros_like(rows.row_max)
     below = _below(rows, _chunks.chunk_max(rows))
     squared = Scale(_mass.shifts(2 * below, jnp.zeros_like(below)), zero)
@@ -76,20 +78,20 @@ def log_collision(rows: Rows, log_sum: Array) -> Array:
         return squared.weights(2 * _below(rows, rows.read(raw)), places, shift)
 
     sums = _chunks.chunk_sums(rows.source, square, squared.shifts)
-    squares = _chunks.rounded(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
-    return _chunks.rounded(squares - 2 * log_sum)
+    squares = rounded(_mass.log(_mass.total(_mass.place(sums, squared.shifts))))
+    return rounded(squares - 2 * log_sum)
 
 
 def deviation(rows: Rows) -> Array:
     """Returns the standard deviation of the finite logits, `[...]`, as a population."""
     least = _least(rows)
-    spread = _chunks.rounded(0.5 * rows.row_max - 0.5 * least)  # of halves, which cannot overflow
+    spread = rounded(0.5 * rows.row_max - 0.5 * least)  # of halves, which cannot overflow
     per_step = jnp.where(spread > 0, jnp.minimum(_STEPS / spread, np.finfo(np.float32).max), 0)
-    per_step = _chunks.rounded(per_step)[..., None, None]
+    per_step = rounded(per_step)[..., None, None]
 
     def mean(element: Callable[[Array], Array]) -> Array:
         """Returns the mean over finite logits of an integer function of their steps."""
-        again, _ = _chunks.read_again(rows, rows.bad)
+        again, _ = _rows.read_again(rows, rows.bad)
 
         def value(raw: Array, *_: Array) -> Array:
             x = again.read(raw)
@@ -99,9 +101,9 @@ def deviation(rows: Rows) -> Array:
 
         sums = _chunks.chunk_sums(again.source, value)
         total = _mass.total(_mass.place(sums, jnp.full_like(sums, _mass.NO_SHIFT)))
-        return _chunks.rounded(_mass.to_float(total) / number)
+        return rounded(_mass.to_float(total) / number)
 
-    number = _chunks.rounded(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
+    number = rounded(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
     centre = jnp.rint(mean(lambda steps: steps)).astype(jnp.int32)[..., None, None]
 
     # A square has 40 bits: from its halves of 10 come the sums of 32.
@@ -114,7 +116,7 @@ def deviation(rows: Rows) -> Array:
     squares = mean(lambda steps: high(steps) * high(steps)) * 2.0**20
     squares = squares + mean(lambda steps: high(steps) * low(steps)) * 2.0**11
     squares = squares + mean(lambda steps: low(steps) * low(steps))
-    return _chunks.rounded(jnp.sqrt(_chunks.rounded(squares)) * (2 / _STEPS) * spread)
+    return rounded(jnp.sqrt(rounded(squares)) * (2 / _STEPS) * spread)
 
 
 def _least(rows: Rows) -> Array:
@@ -124,8 +126,8 @@ def _least(rows: Rows) -> Array:
         x = rows.read(raw)
         return jnp.where(x > -jnp.inf, -x, -jnp.inf)
 
-    keys = _chunks.chunk_maxima(rows.source, element, _chunks.BLOCK)
-    return -_chunks.from_sortable(jnp.max(keys, axis=-1))
+    keys = _chunks.chunk_maxima(rows.source, element, _source.BLOCK)
+    return -from_sortable(jnp.max(keys, axis=-1))
 
 
 def _below(rows: Rows, x: Array) -> Array:

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxsample._core import _mass, _shards
-from jaxsample._core._chunks import Rows
 from jaxsample._core._mass import Mass
+from jaxsample._core._rows import Rows
 from jaxsample._core._shards import Shards
 
 

@@ -12,7 +12,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jaxsample._core import _checks
-from jaxsample._core._chunks import Source
+from jaxsample._core._source import Source
 
 
 @dataclasses.dataclass(frozen=True)

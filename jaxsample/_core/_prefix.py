@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _chunks, _mass, _ranking, _search
-from jaxsample._core._chunks import CHUNK, Rows
+from jaxsample._core import _lookup, _mass, _ranking, _search
 from jaxsample._core._lookup import sums_by_index
 from jaxsample._core._mass import Mass
 from jaxsample._core._parameters import SHARE, TOP_K
 from jaxsample._core._ranking import Cut
+from jaxsample._core._rows import Rows
 from jaxsample._core._search import Kept, Rules, dropping, min_p_cut, update_beyond
+from jaxsample._core._source import CHUNK
 from jaxsample._core._vmap import rowwise
 
 CANDIDATES = 64
@@ -75,7 +76,7 @@ def prefix(rows: Rows, top: Candidates, rules: Rules) -> Prefix:
     """Returns the prefix that the rules keep, in rows where it lies among the candidates."""
     size = top.tokens.logit.shape[-1]
     length = _length(rows, rules, top.tokens)
-    cut = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), top.tokens)
+    cut = jax.tree.map(lambda a: _lookup.at(a, jnp.minimum(length, size) - 1), top.tokens)
     within = (length <= size) & top.complete
     if rules.greedy is not None:
         within |= rules.greedy
@@ -93,7 +94,7 @@ def cut_of(rows: Rows, top: Candidates, rules: Rules) -> Cut:
 def weigh_prefix(rows: Rows, top: Cut, length: Array) -> Kept:
     """Weighs and counts the first tokens of the ranking, up to a length `[...]`."""
     x = rows.read_from_cut(top.logit)
-    chosen = (_chunks.positions(x) < length[..., None]) & (x > -jnp.inf)
+    chosen = (_lookup.positions(x) < length[..., None]) & (x > -jnp.inf)
     weights, _ = _ranking.weigh_first(rows, Cut(x, top.token))
     chunks = -(-rows.vocab // CHUNK)
     sums = sums_by_index(jnp.where(chosen, weights, 0), top.token // CHUNK, chunks)
@@ -136,7 +137,7 @@ def _mass_of_prefix(rows: Rows, length: Array, masses: Mass, on: Array) -> Mass:
     """Returns the mass that top-p takes a share of: the candidates' or the row's."""
     size = masses.low.shape[-1]
     inside = length <= size
-    some = jax.tree.map(lambda a: _chunks.at(a, jnp.minimum(length, size) - 1), masses)
+    some = jax.tree.map(lambda a: _lookup.at(a, jnp.minimum(length, size) - 1), masses)
     needed = on & ~inside & ~rows.bad
     with jax.named_scope("row_mass"):  # by which estimates tell the conditional
         whole = lax.cond(jnp.any(needed), lambda: _search.row_mass(rows, needed), lambda: some)

@@ -14,21 +14,12 @@ from jax import Array
 
 from jaxsample._core import _mass, _selection, _shards
 from jaxsample._core._checks import to_elements
-from jaxsample._core._chunks import (
-    CHUNK,
-    Rows,
-    block_size,
-    chunk_maxima,
-    chunk_sums,
-    first_true,
-    from_sortable,
-    read_again,
-    starts,
-    take_blocks,
-    take_chunk,
-    take_rest,
-)
-from jaxsample._core._lookup import take
+from jaxsample._core._chunks import block_size, chunk_maxima, chunk_sums, starts
+from jaxsample._core._gather import take_blocks, take_chunk, take_rest
+from jaxsample._core._lookup import first_true, take
+from jaxsample._core._rows import Rows, read_again
+from jaxsample._core._sortable import from_sortable
+from jaxsample._core._source import CHUNK
 
 
 class Cut(NamedTuple):

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxsample._core import _chunks, _elementary, _mass
-from jaxsample._core._chunks import CHUNK, Rows, take_chunk
+from jaxsample._core import _elementary, _lookup, _mass
 from jaxsample._core._draw import exponentials, winner
 from jaxsample._core._elementary import LOG2_E, product
+from jaxsample._core._gather import take_chunk
 from jaxsample._core._mass import Scale
+from jaxsample._core._rows import Rows
+from jaxsample._core._source import CHUNK
 
 State = tuple[Array, Array, Array]
 """The next arrival of each chunk, the tokens so far and their times."""
@@ -37,16 +39,16 @@ def arrivals(noise: Array, rows: Rows, scale: Scale, sums: Array, num: int) -> t
       `[..., num + 1]`, in units in which the likeliest token of the row has rate 1.
     """
     rates = _mass.rates(sums, scale.shifts)
-    chunks = _chunks.positions(rates)
+    chunks = _lookup.positions(rates)
     clocks = exponentials(noise, chunks, jnp.zeros_like(chunks)) / rates
 
     def arrive(step: Array, state: State) -> State:
         clocks, tokens, times = state
         chunk = winner(clocks, chunks)
-        time = _chunks.at(clocks, chunk)
+        time = _lookup.at(clocks, chunk)
         token, further = _within(noise, rows, chunk, tokens, step)
         clocks = jnp.where(chunks == chunk[..., None], (time + further)[..., None], clocks)
-        here = _chunks.positions(tokens) == step
+        here = _lookup.positions(tokens) == step
         tokens = jnp.where(here, token[..., None], tokens)
         return clocks, tokens, jnp.where(here, time[..., None], times)
 

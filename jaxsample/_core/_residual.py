@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _chunks, _draw, _elementary, _mass, _ranking, _scan
+from jaxsample._core import _chunks, _draw, _elementary, _lookup, _mass, _ranking, _scan
 from jaxsample._core._checks import to_elements
-from jaxsample._core._chunks import Rows, Source
 from jaxsample._core._elementary import LOG2_E, product
 from jaxsample._core._mass import Mass
 from jaxsample._core._prefix import Candidates
 from jaxsample._core._ranking import Cut
+from jaxsample._core._rows import Rows
+from jaxsample._core._source import Source
 from jaxsample._core._vmap import rowwise
 
 _UNITS = 2.0**30
@@ -68,7 +69,7 @@ class Distribution(NamedTuple):
 
     def first_logprobs(self, first: Cut, num_kept: Array) -> Array:
         """Returns the log-probabilities of the first tokens of the ranking, float32 `[..., n]`."""
-        kept = _chunks.positions(first.token) < num_kept[..., None]
+        kept = _lookup.positions(first.token) < num_kept[..., None]
         return self._of_logits(self.rows.read_from_cut(first.logit), kept)
 
     def _of_logits(self, x: Array, kept: Array) -> Array:

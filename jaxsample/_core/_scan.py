@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _chunks, _prefix, _ranking, _search, _tiles
-from jaxsample._core._chunks import CHUNK, Rows, Source
+from jaxsample._core import _chunks, _prefix, _ranking, _rows, _search, _tiles
 from jaxsample._core._mass import Scale
 from jaxsample._core._prefix import Candidates
 from jaxsample._core._ranking import Cut
+from jaxsample._core._rows import Rows
+from jaxsample._core._sortable import from_sortable, to_sortable
+from jaxsample._core._source import CHUNK, Source
 from jaxsample._tpu import merging
 from jaxsample._tpu import rows as kernels
 from jaxsample._tpu.choice import choose
@@ -25,14 +27,14 @@ def scan(source: Source) -> Rows:
 
     def kernel(source: Source, *, interpret: bool) -> tuple[Array]:
         maxima = kernels.block_maxima(_flat(source.logits), interpret=interpret)
-        return (_sortable(maxima, source),)
+        return (_sortable_of(maxima, source),)
 
     def otherwise(source: Source) -> tuple[Array]:
         return (_chunks.sortable_maxima(source),)
 
     source = lax.stop_gradient(source)
     (sortable,) = choose(kernel, otherwise, source)
-    return _chunks.scanned(source, sortable)
+    return _rows.scanned(source, sortable)
 
 
 def scan_and_weigh(
@@ -53,13 +55,13 @@ def scan_and_weigh(
             interpret=interpret,
         )
         of_rows = [_tiles.unflat(x, logits.shape[:-1]) for x in (sums, *counts)]
-        return _sortable(maxima, source), *of_rows
+        return _sortable_of(maxima, source), *of_rows
 
     def otherwise(source: Source, beta: Array | None) -> tuple[Array, ...]:
         sortable = _chunks.sortable_maxima(source, CHUNK)
-        rows = _chunks.scanned(source, sortable, beta)
+        rows = _rows.scanned(source, sortable, beta)
         if source.mask is not None:
-            rows, sortable = _chunks.read_beside(rows, sortable)
+            rows, sortable = _rows.read_beside(rows, sortable)
         scale = _chunks.probability(rows)
         if counted:
             return sortable, *_search.weigh_to(rows, scale, None)
@@ -67,7 +69,7 @@ def scan_and_weigh(
 
     source = lax.stop_gradient(source)
     sortable, *kept = choose(kernel, otherwise, source, beta)
-    rows = _chunks.scanned(source, sortable, beta)
+    rows = _rows.scanned(source, sortable, beta)
     return rows, _chunks.probability(rows), kept
 
 
@@ -78,19 +80,19 @@ def scan_and_rank(source: Source, beta: Array | None = None) -> tuple[Rows, Cand
         logits, mask = source.logits, source.mask
         mask = None if mask is None else _flat(mask)
         maxima, bins = kernels.block_maxima_and_bins(_flat(logits), mask, interpret=interpret)
-        sortable = _sortable(maxima, source)
-        rows = _chunks.scanned(source, sortable, beta)
+        sortable = _sortable_of(maxima, source)
+        rows = _rows.scanned(source, sortable, beta)
         bins = Bins(*(_tiles.unflat(x, logits.shape[:-1]) for x in bins))
         return sortable, *jax.tree.leaves(_first(rows, bins, interpret))
 
     def otherwise(source: Source, beta: Array | None) -> tuple[Array, ...]:
         sortable = _chunks.sortable_maxima(source)
-        top = _prefix.candidates(_chunks.scanned(source, sortable, beta))
+        top = _prefix.candidates(_rows.scanned(source, sortable, beta))
         return sortable, *jax.tree.leaves(top)
 
     source = lax.stop_gradient(source)
     sortable, logit, token, complete = choose(kernel, otherwise, source, beta)
-    return _chunks.scanned(source, sortable, beta), Candidates(Cut(logit, token), complete)
+    return _rows.scanned(source, sortable, beta), Candidates(Cut(logit, token), complete)
 
 
 def _first(rows: Rows, bins: Bins, interpret: bool) -> Candidates:
@@ -106,11 +108,10 @@ def _first(rows: Rows, bins: Bins, interpret: bool) -> Candidates:
     number = min(_prefix.CANDIDATES, rows.vocab)
     logits, left, last = map(value, (bins.logits, bins.left, bins.last))
     sortable, token = merging.first(
-        _flat(_chunks.to_sortable(logits)), _flat(bins.ids), _prefix.CANDIDATES, interpret=interpret
+        _flat(to_sortable(logits)), _flat(bins.ids), _prefix.CANDIDATES, interpret=interpret
     )
     logit, token = (
-        _tiles.unflat(x, rows.row_max.shape)[..., :number]
-        for x in (_chunks.from_sortable(sortable), token)
+        _tiles.unflat(x, rows.row_max.shape)[..., :number] for x in (from_sortable(sortable), token)
     )
     least = logit[..., -1:]
     behind = (left < least) | (left == -jnp.inf)
@@ -124,6 +125,6 @@ def _flat(x: Array) -> Array:
     return _tiles.flat(x, x.ndim - 1)
 
 
-def _sortable(maxima: Array, source: Source) -> Array:
-    sortable: Any = _chunks.to_sortable(maxima.astype(source.logits.dtype))
+def _sortable_of(maxima: Array, source: Source) -> Array:
+    sortable: Any = to_sortable(maxima.astype(source.logits.dtype))
     return _tiles.unflat(sortable, source.logits.shape[:-1])

@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _chunks, _elementary, _mass, _ranking, _tiles
+from jaxsample._core import _chunks, _elementary, _mass, _ranking, _rows, _tiles
 from jaxsample._core._bisection import by_logit, search
-from jaxsample._core._chunks import Rows, Source
 from jaxsample._core._groups import select, update_rows
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut
+from jaxsample._core._rows import Rows
+from jaxsample._core._source import Source
 from jaxsample._tpu import blocks, masses
 from jaxsample._tpu import search as kernels
 from jaxsample._tpu.choice import choose
@@ -58,7 +59,7 @@ def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:
     """Weighs and counts the tokens up to a cut, wherever it lies; without one, all."""
     keep = () if cut is None else _ranking.up_to(rows, cut)
     sums = _chunks.weigh(rows, scale, *keep)
-    again, sums = _chunks.read_beside(rows, sums)
+    again, sums = _rows.read_beside(rows, sums)
     counts = _chunks.weigh(again, _chunks.tally(rows), *keep)
     return Kept(sums, jnp.sum(counts, axis=-1, dtype=jnp.int32))
 

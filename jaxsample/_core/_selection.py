@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
-from jaxsample._core._chunks import from_sortable, to_sortable
+from jaxsample._core._sortable import from_sortable, to_sortable
 
 _GROUP = 32
 """Values that are moved as one row of a matrix."""

@@ -7,8 +7,8 @@ sharded vocabulary they are `_shards.places`, those of other devices dropped.
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _bits, _chunks, _shards
-from jaxsample._core._chunks import Source
+from jaxsample._core import _bits, _lookup, _shards
+from jaxsample._core._source import Source
 
 _FEW = 16
 """Ids that a TPU compares with every token: it scatters in another layout, a copy to and fro."""
@@ -27,7 +27,7 @@ def replace(logits: Array, ids: Array, values: Array) -> Array:
     """Replaces the logits of tokens; no id inside the vocabulary may come twice in a row."""
 
     def scattered(logits: Array, ids: Array, values: Array) -> Array:
-        apart = jnp.where(ids < logits.shape[-1], ids, logits.shape[-1] + _chunks.positions(ids))
+        apart = jnp.where(ids < logits.shape[-1], ids, logits.shape[-1] + _lookup.positions(ids))
 
         def scatter(row: Array, ids: Array, values: Array) -> Array:
             return row.at[ids].set(values, mode="drop", unique_indices=True)
@@ -35,7 +35,7 @@ def replace(logits: Array, ids: Array, values: Array) -> Array:
         return jnp.vectorize(scatter, signature="(v),(n),(n)->(v)")(logits, apart, values)
 
     def compared(logits: Array, ids: Array, values: Array) -> Array:
-        places = _chunks.positions(logits)
+        places = _lookup.positions(logits)
         for one in range(ids.shape[-1]):
             of_row = slice(one, one + 1)
             logits = jnp.where(places == ids[..., of_row], values[..., of_row], logits)

@@ -16,8 +16,9 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxsample._core import _bits
 from jaxsample._core._bits import WORD
-from jaxsample._core._chunks import CHUNK, from_sortable, to_sortable
 from jaxsample._core._elementary import product
+from jaxsample._core._sortable import from_sortable, to_sortable
+from jaxsample._core._source import CHUNK
 from jaxsample._tpu.rows import LANES, ROWS, hide, like_rows, span
 
 VECTORS = 64

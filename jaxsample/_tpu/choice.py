@@ -12,8 +12,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jaxsample._core._chunks import Source
 from jaxsample._core._lowering import Function, at_lowering
+from jaxsample._core._source import Source
 from jaxsample._core._vmap import rowwise
 from jaxsample._tpu.rows import MAX_VOCAB, MIN_VOCAB, ROWS
 

@@ -13,9 +13,9 @@ from jax import Array, lax
 from jax.experimental.pallas import tpu as pltpu
 
 from jaxsample._core import _mass
-from jaxsample._core._chunks import CHUNK
 from jaxsample._core._mass import Mass
 from jaxsample._core._ranking import Cut, is_kept
+from jaxsample._core._source import CHUNK
 from jaxsample._tpu import blocks
 from jaxsample._tpu.rows import LANES, by_chunk, reduced, span, weights
 

@@ -17,10 +17,10 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxsample._core import _bits, _chunks, _mass
+from jaxsample._core import _bits, _mass, _rows
 from jaxsample._core._bits import WORD
-from jaxsample._core._chunks import BLOCK, CHUNK
 from jaxsample._core._elementary import product
+from jaxsample._core._source import BLOCK, CHUNK
 
 ROWS = 8
 LANES = 128
@@ -259,7 +259,7 @@ def _sums_body(
     largest = _turns(vocab, look, nothing)
     raw_max = jnp.max(largest, axis=1, keepdims=True)
     raw_max = jnp.where(jnp.abs(raw_max) < jnp.inf, raw_max, 0)
-    beta = None if beta_ref is None else _chunks.bounded_beta(beta_ref[...], raw_max)[0]
+    beta = None if beta_ref is None else _rows.bounded_beta(beta_ref[...], raw_max)[0]
 
     def read(x: Array) -> Array:
         return x if beta is None else product(x, beta)

@@ -16,9 +16,10 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 
 from jaxsample._core import _mass
-from jaxsample._core._chunks import CHUNK, mean
 from jaxsample._core._mass import Mass
 from jaxsample._core._ranking import Cut, is_kept
+from jaxsample._core._sortable import mean
+from jaxsample._core._source import CHUNK
 from jaxsample._tpu import blocks, masses
 from jaxsample._tpu.rows import LANES, weights
 

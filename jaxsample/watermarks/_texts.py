@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jaxsample._core import _checks, _chunks
+from jaxsample._core import _checks, _lookup
 
 
 def context(name: str, value: ArrayLike, rows: Array) -> Array:
@@ -43,5 +43,5 @@ def grams(tokens: Array, length: Array, width: int) -> tuple[Array, Array, Array
     """
     number = max(tokens.shape[-1] - width, 0)
     gram = jnp.stack([tokens[..., i : i + number] for i in range(width + 1)], axis=-1)
-    place = width + _chunks.positions(gram[..., 0])
+    place = width + _lookup.positions(gram[..., 0])
     return gram[..., :-1], gram[..., -1], known(gram) & (place < length[..., None])

@@ -7,12 +7,13 @@ from jax import Array
 from jax.scipy.special import betainc
 from jax.typing import ArrayLike
 
-from jaxsample._core import _checks, _chunks
-from jaxsample._core._chunks import opened
+from jaxsample._core import _checks
+from jaxsample._core._elementary import rounded
 from jaxsample._core._parameters import COUNT, INSIDE_0_1, NOT_NEGATIVE
 from jaxsample._core._public import public
 from jaxsample._core._pytrees import pytree
 from jaxsample._core._shards import AxisName
+from jaxsample._core._source import opened
 from jaxsample.watermarks import _hash, _scoring, _texts
 
 
@@ -90,7 +91,7 @@ def green_list_logits(
     green = _hash.green(words, jnp.where(bad, 0, share))
     boosted = green & (boost > 0) & _texts.known(last)[..., None]
     wide = x.logits.astype(jnp.float32)
-    return jnp.where(bad, jnp.nan, jnp.where(boosted, _chunks.rounded(wide + boost), wide))
+    return jnp.where(bad, jnp.nan, jnp.where(boosted, rounded(wide + boost), wide))
 
 
 @public(

@@ -6,11 +6,13 @@ from jax import Array
 from jax.scipy.special import gammaincc
 from jax.typing import ArrayLike
 
-from jaxsample._core import _checks, _chunks, _elementary, _scan
-from jaxsample._core._chunks import CHUNK, Rows, opened
+from jaxsample._core import _checks, _chunks, _elementary, _gather, _lookup, _scan
 from jaxsample._core._parameters import COUNT
 from jaxsample._core._public import public
+from jaxsample._core._rows import Rows
 from jaxsample._core._shards import AxisName
+from jaxsample._core._sortable import to_sortable
+from jaxsample._core._source import CHUNK, opened
 from jaxsample.watermarks import _hash, _scoring, _texts
 from jaxsample.watermarks._hash import Seed
 from jaxsample.watermarks._scoring import ScoreDetection
@@ -57,10 +59,8 @@ def gumbel_watermark_sample(
 
     leads = _chunks.chunk_maxima(rows.source, lead)
     chunk = _first_largest(leads)
-    raw, ids = _chunks.take_chunk(rows, chunk)
-    tokens = chunk * CHUNK + _first_largest(
-        _chunks.to_sortable(_lead(rows, seed, rows.read(raw), ids))
-    )
+    raw, ids = _gather.take_chunk(rows, chunk)
+    tokens = chunk * CHUNK + _first_largest(to_sortable(_lead(rows, seed, rows.read(raw), ids)))
     return jnp.where(rows.bad, -1, tokens)
 
 
@@ -77,7 +77,7 @@ def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
 
 def _first_largest(keys: Array) -> Array:
     """Returns the lowest index of each row's largest key."""
-    return _chunks.first_true(keys == jnp.max(keys, axis=-1, keepdims=True))
+    return _lookup.first_true(keys == jnp.max(keys, axis=-1, keepdims=True))
 
 
 @public(

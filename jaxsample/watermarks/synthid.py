@@ -8,10 +8,11 @@ from jax.scipy.special import ndtr
 from jax.typing import ArrayLike
 
 from jaxsample._core import _checks, _chunks, _elementary, _mass, _scan, _shards
-from jaxsample._core._chunks import Source, opened
+from jaxsample._core._elementary import rounded
 from jaxsample._core._parameters import COUNT, FLAG
 from jaxsample._core._public import public, static_integer
 from jaxsample._core._shards import AxisName, Shards
+from jaxsample._core._source import Source, opened
 from jaxsample.watermarks import _hash, _scoring, _texts
 from jaxsample.watermarks._hash import Seed
 from jaxsample.watermarks._scoring import ScoreDetection
@@ -84,7 +85,7 @@ def synthid_logits(
     wide = x.logits.astype(jnp.float32)
     below = jnp.where(on, wide - row_max, 0)
     played = lax.fori_loop(0, depth, play, below) + row_max
-    return jnp.where(on, _chunks.rounded(played), wide)
+    return jnp.where(on, rounded(played), wide)
 
 
 @jax.custom_jvp

@@ -17,7 +17,7 @@ from rows import exhaustive
 from topologies import compiled, devices, settled
 
 from bench.tpu import hlo
-from jaxsample._core._chunks import CHUNK
+from jaxsample._core._source import CHUNK
 from jaxsample._tpu import blocks, search
 from jaxsample._tpu import rows as kernels
 

@@ -1,0 +1,130 @@
+"""Rows that were scanned once: their logits at a temperature, and the largest of them."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxsample._core._checks import to_elements
+from jaxsample._core._elementary import product
+from jaxsample._core._sortable import from_sortable, to_sortable
+from jaxsample._core._source import Source
+
+
+class Rows(NamedTuple):
+    """Logits that were scanned once.
+
+    Attributes:
+      source: the logits; all else is of the whole row.
+      beta: float32 `[...]`, the inverse temperature, by which logits are multiplied; None is 1.
+      cut_beta: beta under which cuts are found; None if the temperature is applied after the cut.
+      block_max: float32 `[..., blocks]`, beta times the largest logit of each block. Without a
+        ranking (`_scan.scan_and_weigh`) the blocks are chunks.
+      raw_max: float32 `[...]`, the largest logit of the row; 0 on a bad row.
+      row_max: float32 `[...]`, beta times `raw_max`.
+      bad: bool `[...]`, rows with a NaN, with +inf or without a finite logit.
+      overflows: bool `[...]`, rows for which beta times the largest logit exceeds float32: their
+        beta is 1, and they are greedy.
+    """
+
+    source: Source
+    beta: Array | None
+    cut_beta: Array | None
+    block_max: Array
+    raw_max: Array
+    row_max: Array
+    bad: Array
+    overflows: Array
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the raw values."""
+        return self.source.logits.dtype
+
+    @property
+    def vocab(self) -> int:
+        return self.source.vocab
+
+    @property
+    def ids(self) -> Array:
+        """The ids of the tokens, int32 `[..., vocab]`."""
+        return self.source.ids
+
+    def read(self, raw: Array) -> Array:
+        """Returns the float32 logits that the raw values `[..., *]` stand for."""
+        return _read(raw, self.beta)
+
+    def read_to_cut(self, raw: Array) -> Array:
+        """Returns the float32 logits among which a cut was found."""
+        return _read(raw, self.cut_beta)
+
+    def divided_by(self, divisor: Array | None) -> "Rows":
+        """Returns the rows with beta computed from a divisor, through which gradients pass."""
+        if divisor is None:
+            return self
+        return self._replace(beta=1 / jnp.where(self.overflows, 1, divisor))
+
+    def read_from_cut(self, logits: Array) -> Array:
+        """Returns the logits, from those that a cut was found among."""
+        return self.read(logits.astype(self.dtype)) if self.cut_beta is None else logits
+
+
+def scanned(source: Source, sortable: Array, beta: Array | None = None) -> Rows:
+    """Returns the rows whose sortable maxima are given."""
+    dtype = source.logits.dtype
+    # A maximum of integers: one of floats over several devices may drop a NaN.
+    raw_max = from_sortable(jnp.max(sortable, axis=-1), dtype).astype(jnp.float32)
+    bad = ~jnp.isfinite(raw_max)
+    raw_max = jnp.where(bad, 0, raw_max)
+    overflows = jnp.zeros_like(bad)
+    if beta is not None:
+        beta, overflows = bounded_beta(beta, raw_max)
+    # Rounding is monotone, so the largest stays the largest.
+    block_max, row_max = (_read(x, beta) for x in (from_sortable(sortable, dtype), raw_max))
+    return Rows(source, beta, beta, block_max, raw_max, row_max, bad, overflows)
+
+
+def scaled_after(rows: Rows, beta: Array) -> Rows:
+    """Returns scanned rows with a temperature that is applied after their cut."""
+    sortable = to_sortable(rows.block_max.astype(rows.dtype))
+    return scanned(rows.source, sortable, beta)._replace(cut_beta=None)
+
+
+def bounded_beta(beta: Array, raw_max: Array) -> tuple[Array, Array]:
+    """Returns beta, or 1 where it overflows the largest logit, and the rows where it does."""
+    overflows = ~(jnp.abs(raw_max * beta) < jnp.inf)
+    return jnp.where(overflows, 1, beta), overflows
+
+
+def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
+    """Keeps XLA from materialising an intermediate that two passes over the rows share.
+
+    XLA would compute a common subexpression of two passes, or of all turns of a loop, once and
+    write it to memory, which is a copy of the logits. A barrier ties the rows to `after`, which
+    depends on the pass before.
+    """
+    if rows.source.shards is not None:
+        # An array in one barrier with the logits would count as varying over the devices.
+        return rows._replace(source=lax.optimization_barrier((rows.source, after))[0]), after
+    read = (rows.source, rows.beta, rows.cut_beta)
+    (source, beta, cut_beta), after = lax.optimization_barrier((read, after))
+    return rows._replace(source=source, beta=beta, cut_beta=cut_beta), after
+
+
+def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
+    """As `read_again`, but not on TPU and CUDA, where XLA fuses two untied passes into one."""
+    if rows.source.shards is not None:
+        return rows, after  # a mask of all devices would be tied to the logits of each
+
+    def tied(rows: Rows, after: Array) -> tuple[Rows, Array]:
+        return read_again(rows, after)
+
+    def loose(rows: Rows, after: Array) -> tuple[Rows, Array]:
+        return rows, after
+
+    return lax.platform_dependent(rows, after, tpu=loose, cuda=loose, default=tied)
+
+
+def _read(raw: Array, beta: Array | None) -> Array:
+    x = raw.astype(jnp.float32)
+    return x if beta is None else product(x, to_elements(beta, x))
