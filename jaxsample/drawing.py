@@ -26,8 +26,8 @@ from jaxsample._core._search import Kept, Rules
 from jaxsample._core._source import Source, opened
 from jaxsample.orders import Order
 from jaxsample.params import SamplingParams
+from jaxsample.planning import applied, mask_of, planned, rules_of
 from jaxsample.scaling import divisor_of
-from jaxsample.stages import applied, mask_of, planned, rules_of
 from jaxsample.state import SamplerState
 
 

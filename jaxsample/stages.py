@@ -1,18 +1,14 @@
-"""The stages of `sample`: a record of each rule, and the plan of the stages that apply."""
+"""The stages of `sample`: a record of each rule."""
 
-import dataclasses
-import functools
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxsample._core import _bits, _checks, _shards
+from jaxsample._core import _bits, _checks
 from jaxsample._core._parameters import BAD_WORDS, IDS, WORD_LENGTHS
-from jaxsample._core._search import Rules
 from jaxsample._core._source import Source
 from jaxsample.constraints import (
     Banned,
@@ -25,8 +21,7 @@ from jaxsample.constraints import (
     suppressed,
     without,
 )
-from jaxsample.counting import by_count
-from jaxsample.orders import Order, Rule, stages_of
+from jaxsample.orders import Rule
 from jaxsample.params import SamplingParams
 from jaxsample.penalties import (
     dry_penalized_logits,
@@ -39,7 +34,6 @@ from jaxsample.scaling import entropy_scaled_logits, scaled_logits, smoothed_log
 from jaxsample.sequences import bad_words, sequence_biased_logits
 from jaxsample.state import DraftedState, SamplerState
 from jaxsample.truncation import (
-    cut_by,
     epsilon_logits,
     eta_logits,
     min_p_logits,
@@ -54,11 +48,8 @@ from jaxsample.truncation import (
     xtc_logits,
 )
 
-_Groups = list[tuple[str | Rule, ...] | tuple[str, ...]]
-"""The entries of an order, each a group of stages that are applied jointly."""
 
-
-class _Input(NamedTuple):
+class StageInput(NamedTuple):
     """The input of a stage.
 
     Attributes:
@@ -105,14 +96,14 @@ class Stage(NamedTuple):
     """
 
     name: str
-    apply: Callable[[_Input], Array]
+    apply: Callable[[StageInput], Array]
     fields: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
     needs_state: bool = False
     counts: bool = False
     drops: bool = False
-    mask: Callable[[_Input], Array | Banned] | None = None
+    mask: Callable[[StageInput], Array | Banned] | None = None
 
 
 def _of(
@@ -121,11 +112,11 @@ def _of(
     *fields: str,
     looks: bool = True,
     drops: bool = False,
-    mask: Callable[[_Input], Array] | None = None,
+    mask: Callable[[StageInput], Array] | None = None,
 ) -> Stage:
     """Returns the stage of a rule that takes the logits and then its fields."""
 
-    def apply(i: _Input) -> Array:
+    def apply(i: StageInput) -> Array:
         options = i.looks if looks else i.axis
         return rule(i.logits, *(i.given[f] for f in fields), **options)
 
@@ -133,26 +124,26 @@ def _of(
 
 
 def _bans(
-    name: str, banned: Callable[[_Input], Banned], *fields: str, needs_state: bool = False
+    name: str, banned: Callable[[StageInput], Banned], *fields: str, needs_state: bool = False
 ) -> Stage:
     """Returns the stage that masks a few tokens."""
 
-    def apply(i: _Input) -> Array:
+    def apply(i: StageInput) -> Array:
         return without(i.x, banned(i))
 
     return Stage(name, apply, fields, needs_state=needs_state, mask=banned)
 
 
-def _by_count(name: str, apply: Callable[[_Input], Array]) -> Stage:
+def _by_count(name: str, apply: Callable[[StageInput], Array]) -> Stage:
     """Returns the stage of a penalty that looks at each token alone, by its count."""
     shared = ("penalty_window", "exempt_token_ids")
     return Stage(name, apply, (name,), shared=shared, needs_state=True, counts=True)
 
 
-def _custom(rule: Rule) -> Stage:
+def custom(rule: Rule) -> Stage:
     """Returns the stage of a rule of the caller."""
 
-    def apply(i: _Input) -> Array:
+    def apply(i: StageInput) -> Array:
         logits = jnp.asarray(rule.function(i.logits, i.given.get(rule.name), i.state))
         if logits.dtype not in _checks.FLOATS or logits.shape != i.logits.shape:
             raise ValueError(
@@ -165,80 +156,80 @@ def _custom(rule: Rule) -> Stage:
     return Stage(rule.name, apply)
 
 
-def _named(i: _Input, prefix: str) -> dict[str, Any]:
+def _named(i: StageInput, prefix: str) -> dict[str, Any]:
     """Returns the params of a stage by the names that its function has for them."""
     return {field.removeprefix(prefix): value for field, value in i.given.items()}
 
 
-def _allowed(i: _Input) -> Array:
+def _allowed(i: StageInput) -> Array:
     return _bits.packed(_checks.per_token("allowed", i.given["allowed"], i.logits, "b"))
 
 
-def _bitmask(i: _Input) -> Array:
+def _bitmask(i: StageInput) -> Array:
     return _checks.bitmask("bitmask", i.given["bitmask"], i.logits)
 
 
-def _suppressed(i: _Input) -> Banned:
+def _suppressed(i: StageInput) -> Banned:
     return suppressed(i.x, IDS("suppressed_token_ids", i.given["suppressed_token_ids"], i.logits))
 
 
-def _bad_words(i: _Input) -> Banned:
+def _bad_words(i: StageInput) -> Banned:
     words = BAD_WORDS("bad_words", i.given["bad_words"], i.logits)
     lengths = WORD_LENGTHS("bad_word_lengths", i.given["bad_word_lengths"], i.logits)
     return bad_words(i.x, i.state.tokens, i.state.lengths, words, lengths)
 
 
-def _min_tokens(i: _Input) -> Banned:
+def _min_tokens(i: StageInput) -> Banned:
     written = i.state.lengths - i.state.prompt_lengths
     stops = IDS("stop_token_ids", i.given["stop_token_ids"], i.logits)
     return before_min_tokens(i.x, stops, written, i.given["min_tokens"])
 
 
-def _no_repeat_ngram(i: _Input) -> Array:
+def _no_repeat_ngram(i: StageInput) -> Array:
     n = i.given["no_repeat_ngram_size"]
     return no_repeat_ngram_logits(i.logits, i.state.tokens, i.state.lengths, n, **i.axis)
 
 
-def _repetition(i: _Input) -> Array:
+def _repetition(i: StageInput) -> Array:
     seen = _bits.unpacked(i.state.prompt_mask, i.logits.shape[-1]) | (i.state.counts > 0)
     return repetition_penalized_logits(i.logits, seen, i.given["repetition_penalty"], **i.axis)
 
 
-def _frequency(i: _Input) -> Array:
+def _frequency(i: StageInput) -> Array:
     penalty = i.given["frequency_penalty"]
     return frequency_penalized_logits(i.logits, i.state.counts, penalty, **i.axis)
 
 
-def _presence(i: _Input) -> Array:
+def _presence(i: StageInput) -> Array:
     penalty = i.given["presence_penalty"]
     return presence_penalized_logits(i.logits, i.state.counts, penalty, **i.axis)
 
 
-def _dry(i: _Input) -> Array:
+def _dry(i: StageInput) -> Array:
     return dry_penalized_logits(
         i.logits, i.state.tokens, i.state.lengths, **_named(i, "dry_"), **i.axis
     )
 
 
-def _sequence_bias(i: _Input) -> Array:
+def _sequence_bias(i: StageInput) -> Array:
     listed = (i.given[f"sequence_bias{part}"] for part in ("_tokens", "_lengths", ""))
     return sequence_biased_logits(i.logits, i.state.tokens, i.state.lengths, *listed, **i.axis)
 
 
-def _dynatemp(i: _Input) -> Array:
+def _dynatemp(i: StageInput) -> Array:
     return entropy_scaled_logits(i.logits, **_named(i, "dynatemp_"), **i.looks)
 
 
-def _smoothing(i: _Input) -> Array:
+def _smoothing(i: StageInput) -> Array:
     return smoothed_logits(i.logits, **_named(i, "smoothing_"), **i.looks)
 
 
-def _p_less(i: _Input) -> Array:
+def _p_less(i: StageInput) -> Array:
     on = i.x.per_row(i.given["p_less"])
     return jnp.where(on[..., None], p_less_logits(i.logits, **i.looks), i.logits)
 
 
-def _xtc(i: _Input) -> Array:
+def _xtc(i: StageInput) -> Array:
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(i.keys.reshape(-1))
     return xtc_logits(keys.reshape(i.keys.shape), i.logits, **_named(i, "xtc_"), **i.looks)
 
@@ -294,181 +285,18 @@ _EVERY_STAGE = (
 )
 
 STAGES = {stage.name: stage for stage in _EVERY_STAGE}
-
-_PREFIX = {"top_k", "top_p", "min_p"}
-"""The stages that are applied together, by the candidates alone wherever they suffice."""
+"""The stages by name."""
 
 
-class Plan(NamedTuple):
-    """The groups of stages that `sample` applies, each to one distribution.
-
-    Attributes:
-      groups: all of the groups.
-      first: the groups that are applied one after the other.
-      masks: the stages behind them that only mask, whatever the logits.
-      scales: whether the temperature comes then.
-      last: the groups of top-k, top-p and min-p at the end, which are fused with the draw.
-      scales_after: whether the temperature comes behind them.
-    """
-
-    groups: tuple[tuple[Stage, ...], ...]
-    first: tuple[tuple[Stage, ...], ...]
-    masks: tuple[Stage, ...]
-    scales: bool
-    last: tuple[tuple[str, ...], ...]
-    scales_after: bool
-
-
-def planned(params: SamplingParams, state: SamplerState | None, order: Order) -> Plan:
-    """Returns the plan of the stages that the params ask for."""
-    stages = stages_of(order)
-    groups: _Groups = [entry if isinstance(entry, tuple) else (entry,) for entry in stages]
-    _check_order(groups)
-    names = {entry if isinstance(entry, str) else entry.name for group in groups for entry in group}
-    asked = {name for name, stage in STAGES.items() if _is_asked(stage, params, state)}
-    if missing := sorted((asked | set(params.custom or {})) - names):
-        raise ValueError(f"order must name every stage that params ask for, {missing[0]!r} too")
-    active = [
-        tuple(
-            STAGES[entry] if isinstance(entry, str) else _custom(entry)
-            for entry in group
-            if isinstance(entry, Rule) or entry in asked
-        )
-        for group in groups
-    ]
-    active = [group for group in active if group]
-    end = len(active) - _is_temperature(active)
-    start = end
-    while start and _are_prefix(active[start - 1]):
-        start -= 1
-    if start == end:  # nothing is cut: it scales what the others leave
-        start = end = len(active)
-    scales = _is_temperature(active[:start])
-    first = active[: start - scales]
-    masks: list[Stage] = []
-    while first and all(stage.mask for stage in first[-1]):
-        masks += first.pop()
-    last = tuple(tuple(stage.name for stage in group) for group in active[start:end])
-    return Plan(tuple(active), tuple(first), tuple(masks), scales, last, end < len(active))
-
-
-def applied(
-    groups: tuple[tuple[Stage, ...], ...],
-    keys: Array | None,
-    x: Source,
-    params: SamplingParams,
-    state: SamplerState | None,
-) -> Source:
-    """Returns the logits after some groups of stages."""
-
-    def one_by_one(x: Source, state: Any, groups: Iterable[tuple[Stage, ...]]) -> Source:
-        for group in groups:
-            results = [stage.apply(_input(stage, keys, x, params, state)) for stage in group]
-            # Logits are kept as they are or -inf, and the least is what all of them keep.
-            x = dataclasses.replace(x, logits=functools.reduce(jnp.minimum, results))
-        return x
-
-    for kind, some in itertools.groupby(groups, _kind):
-        together = tuple(some)
-        if kind == "prefix":
-            names = tuple(tuple(stage.name for stage in group) for group in together)
-            x = dataclasses.replace(x, logits=cut_by(x, rules_of(names, x, params)))
-        elif kind == "counts":
-            assert state is not None
-            penalties = functools.partial(one_by_one, groups=together)
-            x = by_count(penalties, x, params, state)
-        else:
-            x = one_by_one(x, state, together)
-    return x
-
-
-def mask_of(
-    stages: tuple[Stage, ...],
-    keys: Array,
-    x: Source,
-    params: SamplingParams,
-    state: SamplerState | None,
-) -> tuple[Array | None, Array]:
-    """Returns the packed mask that stages leave, and the rows `[...]` with a bad parameter."""
-    words, bad = None, jnp.array(False)
-    for stage in stages:
-        mask: Any = stage.mask
-        left = mask(_input(stage, keys, x, params, state))
-        if not isinstance(left, Banned):
-            words = left if words is None else words & left
-            continue
-        places = _shards.places(x.logits, left.ids, x.shards)
-        if words is None:
-            words = _bits.without(x.logits.shape[-1], places, left.where)
-        else:
-            words = _bits.cleared(words, places, left.where)
-        bad |= left.bad
-    return words, bad
-
-
-def rules_of(groups: tuple[tuple[str, ...], ...], x: Source, params: SamplingParams) -> Rules:
-    """Returns the rules of groups of top-k, top-p and min-p."""
-    names = itertools.chain(*groups)
-    values = {name: x.per_row(getattr(params, name)) for name in names}
-    return Rules(values, groups)
-
-
-def _kind(group: tuple[Stage, ...]) -> str | None:
-    """Returns the kind of a group that is applied jointly with neighbours of that kind, or None."""
-    if _are_prefix(group):
-        return "prefix"
-    return "counts" if all(stage.counts for stage in group) else None
-
-
-def _are_prefix(group: tuple[Stage, ...]) -> bool:
-    return _PREFIX.issuperset(stage.name for stage in group)
-
-
-def _is_temperature(groups: list[tuple[Stage, ...]]) -> bool:
-    """Whether the last group is the temperature alone."""
-    return groups[-1:] == [(STAGES["temperature"],)]
-
-
-def _input(
+def input_of(
     stage: Stage, keys: Array | None, x: Source, params: SamplingParams, state: SamplerState | None
-) -> _Input:
+) -> StageInput:
+    """Returns the input of a stage."""
     if not stage.fields:  # of a rule of the caller
         if isinstance(state, DraftedState):
             state = state.whole(x.shards)
-        return _Input(keys, x, dict(params.custom or {}), state)
+        return StageInput(keys, x, dict(params.custom or {}), state)
     names = (*stage.fields, *stage.optional, *stage.shared)
     fields = {name: getattr(params, name) for name in names}
     given = {field: value for field, value in fields.items() if value is not None}
-    return _Input(keys, x, given, state)
-
-
-def _is_asked(stage: Stage, params: SamplingParams, state: SamplerState | None) -> bool:
-    fields = (*stage.fields, *stage.optional)
-    given = [name for name in fields if getattr(params, name) is not None]
-    for name in stage.fields:
-        if given and name not in given:
-            raise ValueError(f"params must have {name} where they have {given[0]}")
-    if given and stage.needs_state and state is None:
-        raise ValueError(f"state must be given where params have {given[0]}")
-    return bool(given)
-
-
-def _check_order(groups: _Groups) -> None:
-    names: list[str] = []
-    for entry in itertools.chain(*groups):
-        is_rule = isinstance(entry, Rule)
-        name = entry.name if isinstance(entry, Rule) else entry
-        if is_rule and name in STAGES:
-            raise ValueError(f"order must hold rules with names of their own, got {name!r}")
-        if not is_rule and name not in STAGES:
-            raise ValueError(
-                f"order must hold rules and names of {', '.join(STAGES)}; got {name!r}"
-            )
-        if name in names:
-            raise ValueError(f"order must name a stage once, got {name!r} twice")
-        names.append(name)
-    for group in groups:
-        for entry in group:
-            if len(group) > 1 and not (isinstance(entry, str) and STAGES[entry].drops):
-                name = entry if isinstance(entry, str) else entry.name
-                raise ValueError(f"order must not nest {name!r}: it is not a truncation")
+    return StageInput(keys, x, given, state)
