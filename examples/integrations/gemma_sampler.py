@@ -100,7 +100,7 @@ class JaxSampler(gm.text.Sampler):
 
 
 class Special(gm.text.SpecialTokens, enum.IntEnum):
-    """The special tokens of `Numbers`, which end a text but the first and the last."""
+    """The special tokens of `Numbers`; all of those that end a text are one."""
 
     PAD = 0
     EOS = END_OF_TURN = BEGIN_OF_TOOL_RESPONSE = 1
@@ -121,10 +121,10 @@ class Numbers(gm.text.Tokenizer):
         return " ".join(str(id) for id in np.ravel(ids) if id)
 
 
-def tiny_gemma():
-    """Returns a language model of 64 tokens, and random weights."""
+def tiny_gemma(vocab_size=64):
+    """Returns a language model, and random weights."""
     config = gm.nn.config.TransformerConfig(
-        num_embed=64,
+        num_embed=vocab_size,
         embed_dim=16,
         hidden_dim=32,
         num_heads=2,

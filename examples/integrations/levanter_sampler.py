@@ -114,8 +114,8 @@ def request(place, prompt, max_tokens, stop_token):
     return Request(prompt, place, params, n_generations=1)
 
 
-def tiny_llama():
-    """Returns a language model of 64 tokens with random weights."""
+def tiny_llama(vocab_size=64):
+    """Returns a language model with random weights."""
     config = LlamaConfig(
         max_seq_len=64,
         hidden_dim=16,
@@ -126,7 +126,7 @@ def tiny_llama():
         initializer_range=1.0,
         gradient_checkpointing=False,
     )
-    return config.build(haliax.Axis("vocab", 64), key=jax.random.key(0))
+    return config.build(haliax.Axis("vocab", vocab_size), key=jax.random.key(0))
 
 
 SIZES = InferenceEngineConfig(

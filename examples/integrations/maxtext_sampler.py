@@ -42,7 +42,7 @@ class JaxEngine(MaxEngine):
             padded_tokens=padded_tokens, true_length=true_length, algorithm="greedy", **options
         )
         rows = self._rows(padded_tokens[None], [true_length], sampling_params, [seed])
-        return self._draw(prefix, result, rows)
+        return self._drawn(prefix, result, rows)
 
     def init_decode_state(self, *arguments, **options):
         """Returns the state of slots without requests."""
@@ -62,7 +62,7 @@ class JaxEngine(MaxEngine):
         """Returns the next state and the tokens of all slots; `params` are the weights."""
         state, rows = _split(decode_state)
         state, result = super().generate(params, state, algorithm="greedy", **options)
-        return self._draw(state, result, rows)
+        return self._drawn(state, result, rows)
 
     def _rows(self, prompts, lengths, params, seeds):
         """Returns the params, seeds and texts of rows."""
@@ -70,24 +70,23 @@ class JaxEngine(MaxEngine):
         texts = init_state(prompts, np.array(lengths), self.config.vocab_size, room)
         return params, seed_words(seeds), texts
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def _draw(self, state, result, rows):
-        """Puts drawn tokens in the place of those of the engine."""
+    def _drawn(self, state, result, rows):
+        """Returns a state and a result with drawn tokens in the place of those of the engine."""
         params, seeds, texts = rows
-        output = sample(
-            request_keys(seeds, texts.lengths),
-            state["logits"][:, 0],
-            params,
-            texts,
-            logprobs_mode="raw_logprobs",
-            bad_token=self.bad_token,
-        )
-        texts = update_state(texts, output.tokens)
+        drawn = self._draw(state["logits"], result.data, params, seeds, texts)
+        tokens, logprobs, data, texts = drawn
+        result = type(result)(**vars(result) | {"data": data, "log_prob": logprobs})
+        changes = {"tokens": tokens, "token_logp": logprobs, "rows": (params, seeds, texts)}
+        return state | changes, result
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnames="texts")
+    def _draw(self, logits, data, params, seeds, texts):
+        keys = request_keys(seeds, texts.lengths)
+        options = {"logprobs_mode": "raw_logprobs", "bad_token": self.bad_token}
+        output = sample(keys, logits[:, 0], params, texts, **options)
         tokens, logprobs = output.tokens[:, None], output.logprobs[:, None]
-        changes = {"data": result.data.at[:, :1].set(tokens), "log_prob": logprobs}
-        result = type(result)(**vars(result) | changes)
-        drawn = {"tokens": tokens, "token_logp": logprobs, "rows": (params, seeds, texts)}
-        return state | drawn, result
+        data = data.at[:, :1].set(tokens)
+        return tokens, logprobs, data, update_state(texts, output.tokens)
 
 
 def _split(state):
@@ -110,8 +109,8 @@ if getattr(engine_api, "_IS_STUB", False):  # no JetStream: its stand-in is none
     )
 
 
-def tiny_config():
-    """Returns the configuration of a small Llama with 64 tokens and four slots."""
+def tiny_config(**changes):
+    """Returns the configuration of a small Llama with 64 tokens and four slots, or with changes."""
     settings = {
         "run_name": "tiny",
         "skip_jax_distributed_system": True,
@@ -137,6 +136,7 @@ def tiny_config():
         "decode_sampling_strategy": "greedy",
         "return_log_prob": True,
     }
+    settings |= changes
     base = Path(maxtext.__file__).parent / "configs/base.yml"
     return pyconfig.initialize(["", str(base), *(f"{k}={v}" for k, v in settings.items())])
 

@@ -94,11 +94,11 @@ class Numbers:
         return 2
 
 
-def tiny_llama():
-    """Returns a language model of 64 tokens with random weights."""
+def tiny_llama(vocab_size=64):
+    """Returns a language model with random weights."""
     config = llama3.ModelConfig(
         num_layers=1,
-        vocab_size=64,
+        vocab_size=vocab_size,
         embed_dim=16,
         hidden_dim=32,
         num_heads=2,
