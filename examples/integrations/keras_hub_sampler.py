@@ -68,11 +68,11 @@ class JaxSampler(keras_hub.samplers.Sampler):
         return tokens
 
 
-def tiny_llama():
-    """Returns a language model of 64 tokens with random weights."""
+def tiny_llama(vocab_size=64):
+    """Returns a language model with random weights."""
     keras.utils.set_random_seed(0)
     backbone = keras_hub.models.LlamaBackbone(
-        vocabulary_size=64,
+        vocabulary_size=vocab_size,
         num_layers=1,
         num_query_heads=2,
         num_key_value_heads=1,

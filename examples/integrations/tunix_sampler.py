@@ -7,6 +7,7 @@ draws texts of a small Llama with random weights.
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from tunix.generate import sampler as tunix_sampler
@@ -54,18 +55,24 @@ class JaxSampler(tunix_sampler.Sampler):
             logits.shape[-1],
             left_padding=width - prompt_lengths,
         )
-        keys = request_keys(seeds, lengths)
-        output = sample(keys, logits, params, state, logprobs_mode="scaled_logprobs")
-        tokens = jnp.where(output.tokens < 0, eos[0], output.tokens)
+        tokens, record = self._draw(request_keys(seeds, lengths), logits, params, state)
+        tokens = jnp.where(tokens < 0, eos[0], tokens)
         changes = {
             "decoding_step": step + 1,
             "cache": cache,
             "token_buffer": sampler_state.token_buffer.at[:, step + 1].set(tokens),
             "done": sampler_state.done | jnp.isin(tokens, eos),
         }
-        if (logprobs := sampler_state.logprobs_buffer) is not None:
-            changes["logprobs_buffer"] = logprobs.at[:, step + 1].set(output.logprobs)
+        if (records := sampler_state.logprobs_buffer) is not None:
+            changes["logprobs_buffer"] = jax.tree.map(
+                lambda buffer, new: buffer.at[:, step + 1].set(new), records, record
+            )
         return dataclasses.replace(sampler_state, **changes)
+
+    def _draw(self, *arguments):
+        """Returns the token of each row and the record of it that Tunix returns, its log-prob."""
+        output = sample(*arguments, logprobs_mode="scaled_logprobs")
+        return output.tokens, output.logprobs
 
 
 class Numbers:
@@ -87,11 +94,11 @@ class Numbers:
         return 2
 
 
-def tiny_llama():
-    """Returns a language model of 64 tokens with random weights."""
+def tiny_llama(vocab_size=64):
+    """Returns a language model with random weights."""
     config = llama3.ModelConfig(
         num_layers=1,
-        vocab_size=64,
+        vocab_size=vocab_size,
         embed_dim=16,
         hidden_dim=32,
         num_heads=2,
