@@ -43,9 +43,10 @@ class JaxDecodeState(DecodeState):
 
 
 class JaxSampler(Sampler):
-    """Draws a token of a row, of which Levanter's temperature is the place in the params.
+    """Draws a token of a row by its own parameters.
 
-    Levanter's top-p is the length of the prompt.
+    Of a row Levanter hands over a temperature and a top-p, whose places the engine below uses for
+    the index of the row in `params` and the length of its prompt.
     """
 
     params: SamplingParams
