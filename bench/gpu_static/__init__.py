@@ -1,0 +1,4 @@
+"""The programs that XLA compiles for NVIDIA GPUs, on a machine without one.
+
+`python -m bench.gpu_static` prints the launches and the temporaries of each.
+"""

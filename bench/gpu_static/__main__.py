@@ -1,0 +1,56 @@
+"""Prints the launches and the temporaries of the samplers on NVIDIA GPUs; nothing runs."""
+
+import argparse
+import itertools
+from collections.abc import Mapping, Sequence
+
+from tqdm import tqdm
+
+from bench import markdown, report
+from bench.__main__ import DTYPES, Parser
+from bench.gpu_static import thunks
+from bench.gpu_static.chips import CHIPS
+from bench.gpu_static.compiler import Program, compiled
+from bench.gpu_static.programs import NAMES, program
+from bench.report import digits
+from bench.works import Case
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compiles what the options ask for, and prints a table of each chip and dtype."""
+    options = parse(arguments)
+    print(", ".join(f"{name} {version}" for name, version in report.versions().items()))
+    for chip, dtype in itertools.product(options.chip, options.dtype):
+        case = Case(128, 128_256, dtype)
+        names = tqdm(options.program, chip, leave=False, disable=None)
+        found = {name: compiled(program(name, case), chip) for name in names}
+        print(f"\n## {chip}, {case}\n\n{table(found)}", flush=True)
+
+
+def table(found: Mapping[str, Program]) -> str:
+    """A line a program."""
+    rows = (
+        (
+            name,
+            *(str(len(thunks.launches(one.thunks, settled=way))) for way in (True, False)),
+            digits(one.temporaries / 1e6),
+            one.largest,
+            digits(one.seconds),
+        )
+        for name, one in found.items()
+    )
+    headers = ["", "launches, settled", "all", "MB of temporaries", "largest array", "CPU s"]
+    return markdown.table(headers, rows)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options."""
+    parser = Parser("python -m bench.gpu_static", description=__doc__)
+    parser.add_argument("--chip", choices=CHIPS, nargs="+", default=list(CHIPS))
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES[:1])
+    parser.add_argument("--program", choices=NAMES, nargs="+", default=list(NAMES))
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
