@@ -204,15 +204,16 @@ def _exponentials(noise: Array, chunks: Array, places: Array) -> list[Array]:
     """Returns the exponential noise of chunks `[..., n]` and of places in a chunk `[..., m]`."""
     streams = [jnp.zeros_like(chunks), jnp.ones_like(places)]
 
-    def together(noise: Array, *index: Array) -> list[Array]:  # half as many kernels
+    def together(noise: Array, *index: Array) -> list[Array]:  # half as many loops
         x = uniforms(noise, *(jnp.concatenate(of, axis=-1) for of in (index, streams)))
         return jnp.split(x, [chunks.shape[-1]], axis=-1)
 
     def apart(noise: Array, *index: Array) -> list[Array]:
-        # Of a sharded vocabulary each device has some chunks, which need not move then.
+        # Fused with the race of each. Of a sharded vocabulary each device has some chunks, which
+        # need not move then.
         return [uniforms(noise, *of) for of in zip(index, streams, strict=True)]
 
-    found = lax.platform_dependent(noise, chunks, places, tpu=apart, default=together)
+    found = lax.platform_dependent(noise, chunks, places, tpu=apart, cuda=apart, default=together)
     return [_to_exponential(x) for x in found]
 
 
