@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxsample._core._lowering import Function, at_lowering
@@ -76,24 +77,28 @@ def _in_groups(
     needed, results, args = jax.tree.map(
         lambda a: a.reshape(-1, *a.shape[len(lead) :]), (needed, results, args)
     )
-    place = jnp.cumsum(needed, dtype=jnp.int32) - 1
-    count, rows = place[-1] + 1, jnp.arange(needed.size, dtype=jnp.int32)
+    rows = np.arange(needed.size, dtype=np.int32)
+    number = jnp.sum(needed, dtype=jnp.int32)
 
-    def update(state: tuple[Array, Any]) -> tuple[Array, Any]:
-        start, results = state
-        wanted = start + jnp.arange(size, dtype=jnp.int32)
-        here = needed[None] & (place[None] == wanted[:, None])
+    def update(state: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        start, _, results = state
+        # In the loop, since a batch that needs no group should not wait for it.
+        some, start = lax.optimization_barrier((needed, start))
+        place = jnp.cumsum(some, dtype=jnp.int32) - 1
+        here = some[None] & (place[None] == start + np.arange(size, dtype=np.int32)[:, None])
         index = jnp.min(jnp.where(here, rows[None], needed.size), axis=-1)
         # Materialised: XLA would fuse the gather into each pass and read the rows from memory.
         group = lax.optimization_barrier(jax.tree.map(lambda a: _take(a, index), args))
         new = function(index < needed.size, *group, grouped=True)
-        return start + size, jax.tree.map(
-            lambda old, new: old.at[index].set(new, mode="drop"), results, new
+        start += size
+        return (
+            start,
+            start < number,
+            jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), results, new),
         )
 
-    _, results = lax.while_loop(
-        lambda state: state[0] < count, update, (jnp.zeros_like(count), results)
-    )
+    start = jnp.zeros_like(number)
+    *_, results = lax.while_loop(lambda state: state[1], update, (start, number > 0, results))
     return tuple(a.reshape(*lead, *a.shape[1:]) for a in jax.tree.leaves(results))
 
 
