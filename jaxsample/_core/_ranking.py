@@ -14,7 +14,7 @@ from jax import Array
 
 from jaxsample._core import _mass, _selection, _shards
 from jaxsample._core._checks import to_elements
-from jaxsample._core._chunks import block_size, chunk_maxima, chunk_sums, starts
+from jaxsample._core._chunks import block_size, chunk_max, chunk_maxima, chunk_sums, starts
 from jaxsample._core._gather import take_blocks, take_chunk, take_rest
 from jaxsample._core._lookup import first_true, take
 from jaxsample._core._rows import Rows, read_again
@@ -158,15 +158,9 @@ def rank(rows: Rows, tokens: Array) -> Array:
 
 
 def weigh_first(rows: Rows, top: Cut) -> tuple[Array, Array]:
-    """Returns the weights of the first tokens, by probability, and their chunks' shifts.
-
-    The largest logit of a chunk is one of the first, too, if another of the chunk is.
-    """
-    chunks = top.token // CHUNK
-    same = chunks[..., :, None] == chunks[..., None, :]
-    chunk_max = jnp.max(jnp.where(same, top.logit[..., :, None], -jnp.inf), axis=-2)
+    """Returns the weights of the first tokens, by probability, and their chunks' shifts."""
     row_max = rows.row_max[..., None]
-    shifts = _mass.shifts(chunk_max, row_max)
+    shifts = _mass.shifts(take(chunk_max(rows), top.token // CHUNK), row_max)
     return _mass.weights(top.logit, top.token % CHUNK, row_max, shifts), shifts
 
 
