@@ -212,10 +212,7 @@ def together(mass: Mass, add_up: Callable[[Array], Array]) -> Mass:
 
 def cumulative(mass: Mass) -> Mass:
     """Returns the running sums of masses along the last axis, each with its own term."""
-    limbs = _limbs(mass)
-    size = limbs.shape[-1]
-    until = np.tri(size, dtype=bool)
-    return _carry(jnp.sum(jnp.where(until, limbs[..., None, :], 0), axis=-1, dtype=jnp.uint32))
+    return _carry(jnp.cumsum(_limbs(mass), axis=-1, dtype=jnp.uint32))
 
 
 def add(a: Mass, b: Mass) -> Mass:
