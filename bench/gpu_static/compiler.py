@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bench.gpu_static import thunks
 from bench.gpu_static.chips import CHIPS
@@ -61,18 +62,18 @@ def elements(shape: str) -> int:
     return math.prod(map(int, re.findall(r"\d+", shape.partition("[")[2])))
 
 
-def compiled(work: Work, chip: str) -> Program:
-    """The program of a function.
+def compiled(work: Work, chip: str, number: int = 1) -> Program:
+    """The program of a function whose rows are sharded over a number of chips.
 
     Raises:
       RuntimeError: a kernel spills registers, or a library would sort.
     """
-    start, device = _processor_seconds(), _device(chip)
-    place = SingleDeviceSharding(device)
+    start, mesh = _processor_seconds(), _mesh(chip, number)
+    place = NamedSharding(mesh, PartitionSpec("batch"))
     shapes = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), work.arguments
     )
-    with tempfile.TemporaryDirectory() as folder, jax.default_device(device):
+    with tempfile.TemporaryDirectory() as folder, jax.default_device(mesh.devices[0]):
         lowered = jax.jit(work.function).trace(*shapes).lower(lowering_platforms=("cuda",))
         program = lowered.compile({**_OPTIONS, "xla_dump_to": folder})
         seconds = _processor_seconds() - start
@@ -83,10 +84,11 @@ def compiled(work: Work, chip: str) -> Program:
 
 
 @functools.cache
-def _device(chip: str) -> jax.Device:
-    config = CHIPS[chip].target_config
-    one = topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1")
-    return one.devices[0]
+def _mesh(chip: str, number: int) -> Mesh:
+    found = topologies.get_topology_desc(
+        platform="cuda", target_config=CHIPS[chip].target_config, topology=f"1x1x{number}"
+    )
+    return Mesh(np.array(found.devices), "batch")
 
 
 def _processor_seconds() -> float:

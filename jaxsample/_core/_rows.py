@@ -111,8 +111,12 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
     return rows._replace(source=source, beta=beta, cut_beta=cut_beta), after
 
 
-def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
-    """As `read_again`, but not on TPU and CUDA, where XLA fuses two untied passes into one."""
+def read_beside(rows: Rows, after: Array, *, tested: bool) -> tuple[Rows, Array]:
+    """As `read_again`, but not on TPU and CUDA, where XLA fuses two untied passes into one.
+
+    If both passes test which tokens count, `tested`, CUDA is as the others: XLA would materialise
+    the test that they share.
+    """
     if rows.source.shards is not None:
         return rows, after  # a mask of all devices would be tied to the logits of each
 
@@ -122,7 +126,8 @@ def read_beside(rows: Rows, after: Array) -> tuple[Rows, Array]:
     def loose(rows: Rows, after: Array) -> tuple[Rows, Array]:
         return rows, after
 
-    return lax.platform_dependent(rows, after, tpu=loose, cuda=loose, default=tied)
+    cuda = tied if tested else loose
+    return lax.platform_dependent(rows, after, tpu=loose, cuda=cuda, default=tied)
 
 
 def _read(raw: Array, beta: Array | None) -> Array:

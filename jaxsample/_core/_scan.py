@@ -61,7 +61,7 @@ def scan_and_weigh(
         sortable = _chunks.sortable_maxima(source, CHUNK)
         rows = _rows.scanned(source, sortable, beta)
         if source.mask is not None:
-            rows, sortable = _rows.read_beside(rows, sortable)
+            rows, sortable = _rows.read_beside(rows, sortable, tested=False)
         scale = _chunks.probability(rows)
         if counted:
             return sortable, *_search.weigh_to(rows, scale, None)

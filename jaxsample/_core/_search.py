@@ -59,7 +59,7 @@ def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:
     """Weighs and counts the tokens up to a cut, wherever it lies; without one, all."""
     keep = () if cut is None else _ranking.up_to(rows, cut)
     sums = _chunks.weigh(rows, scale, *keep)
-    again, sums = _rows.read_beside(rows, sums)
+    again, sums = _rows.read_beside(rows, sums, tested=cut is not None)
     counts = _chunks.weigh(again, _chunks.tally(rows), *keep)
     return Kept(sums, jnp.sum(counts, axis=-1, dtype=jnp.int32))
 
