@@ -65,7 +65,7 @@ def cases():
 @needs_plugin
 @pytest.mark.parametrize(("name", "dtype", "chip", "bounds"), [*cases()])
 def test_launches_and_memory_are_bounded(name, dtype, chip, bounds):
-    """Nor does a kernel spill registers or a library sort: the program would not compile."""
+    """No kernel spills registers and no library sorts, or the program would not compile."""
     found = compiled(program(name, Case(ROWS, VOCAB, dtype)), chip)
     print(table({f"{name}, {dtype}, {chip}": found}))
     settled, every = (len(launches(found.thunks, settled=way)) for way in (True, False))
