@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from jaxsample._core import _mass, _selection, _shards
 from jaxsample._core._checks import to_elements
@@ -159,8 +159,20 @@ def rank(rows: Rows, tokens: Array) -> Array:
 
 def weigh_first(rows: Rows, top: Cut) -> tuple[Array, Array]:
     """Returns the weights of the first tokens, by probability, and their chunks' shifts."""
+
+    def looked_up(maxima: Array, chunks: Array, _: Array) -> Array:
+        return take(maxima, chunks)
+
+    def compared(_: Array, chunks: Array, logits: Array) -> Array:
+        # The largest logit of a chunk is one of the first, too, if another of the chunk is.
+        same = chunks[..., :, None] == chunks[..., None, :]
+        return jnp.max(jnp.where(same, logits[..., :, None], -jnp.inf), axis=-2)
+
+    # A TPU would compare each token with all chunks.
+    given = (chunk_max(rows), top.token // CHUNK, top.logit)
+    largest = lax.platform_dependent(*given, tpu=compared, default=looked_up)
     row_max = rows.row_max[..., None]
-    shifts = _mass.shifts(take(chunk_max(rows), top.token // CHUNK), row_max)
+    shifts = _mass.shifts(largest, row_max)
     return _mass.weights(top.logit, top.token % CHUNK, row_max, shifts), shifts
 
 
