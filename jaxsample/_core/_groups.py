@@ -80,8 +80,8 @@ def _in_groups(
     rows = np.arange(needed.size, dtype=np.int32)
     number = jnp.sum(needed, dtype=jnp.int32)
 
-    def update(state: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
-        start, _, results = state
+    def update(state: tuple[Array, Any]) -> tuple[Array, Any]:
+        start, results = state
         # In the loop, since a batch that needs no group should not wait for it.
         some, start = lax.optimization_barrier((needed, start))
         place = jnp.cumsum(some, dtype=jnp.int32) - 1
@@ -90,15 +90,13 @@ def _in_groups(
         # Materialised: XLA would fuse the gather into each pass and read the rows from memory.
         group = lax.optimization_barrier(jax.tree.map(lambda a: _take(a, index), args))
         new = function(index < needed.size, *group, grouped=True)
-        start += size
-        return (
-            start,
-            start < number,
-            jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), results, new),
+        return start + size, jax.tree.map(
+            lambda old, new: old.at[index].set(new, mode="drop"), results, new
         )
 
-    start = jnp.zeros_like(number)
-    *_, results = lax.while_loop(lambda state: state[1], update, (start, number > 0, results))
+    _, results = lax.while_loop(
+        lambda state: state[0] < number, update, (jnp.zeros_like(number), results)
+    )
     return tuple(a.reshape(*lead, *a.shape[1:]) for a in jax.tree.leaves(results))
 
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from jaxsample._core import _mass, _selection, _shards
 from jaxsample._core._checks import to_elements
-from jaxsample._core._chunks import block_size, chunk_max, chunk_maxima, chunk_sums, starts
+from jaxsample._core._chunks import block_size, chunk_maxima, chunk_sums, starts
 from jaxsample._core._gather import take_blocks, take_chunk, take_rest
 from jaxsample._core._lookup import first_true, take
 from jaxsample._core._rows import Rows, read_again
@@ -158,21 +158,15 @@ def rank(rows: Rows, tokens: Array) -> Array:
 
 
 def weigh_first(rows: Rows, top: Cut) -> tuple[Array, Array]:
-    """Returns the weights of the first tokens, by probability, and their chunks' shifts."""
+    """Returns the weights of the first tokens, by probability, and their chunks' shifts.
 
-    def looked_up(maxima: Array, chunks: Array, _: Array) -> Array:
-        return take(maxima, chunks)
-
-    def compared(_: Array, chunks: Array, logits: Array) -> Array:
-        # The largest logit of a chunk is one of the first, too, if another of the chunk is.
-        same = chunks[..., :, None] == chunks[..., None, :]
-        return jnp.max(jnp.where(same, logits[..., :, None], -jnp.inf), axis=-2)
-
-    # A TPU would compare each token with all chunks.
-    given = (chunk_max(rows), top.token // CHUNK, top.logit)
-    largest = lax.platform_dependent(*given, tpu=compared, default=looked_up)
+    The largest logit of a chunk is one of the first, too, if another of the chunk is.
+    """
+    chunks = top.token // CHUNK
+    same = chunks[..., :, None] == chunks[..., None, :]
+    chunk_max = jnp.max(jnp.where(same, top.logit[..., :, None], -jnp.inf), axis=-2)
     row_max = rows.row_max[..., None]
-    shifts = _mass.shifts(largest, row_max)
+    shifts = _mass.shifts(chunk_max, row_max)
     return _mass.weights(top.logit, top.token % CHUNK, row_max, shifts), shifts
 
 

@@ -114,8 +114,8 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
 def read_beside(rows: Rows, after: Array, *, tested: bool) -> tuple[Rows, Array]:
     """As `read_again`, but not on TPU and CUDA, where XLA fuses two untied passes into one.
 
-    If both passes test which tokens count, `tested`, CUDA is as the others: XLA would materialise
-    the test that they share.
+    Where both passes test which tokens count (`tested`), they are tied on CUDA, too: XLA would
+    materialise the test that they share.
     """
     if rows.source.shards is not None:
         return rows, after  # a mask of all devices would be tied to the logits of each
