@@ -114,13 +114,15 @@ def weights(
     row_max: Array,
     shift: Array,
     multiply: Multiply = jnp.multiply,
+    floor: Callable[[Array], Array] = jnp.floor,
 ) -> Array:
     """Returns the weights of logits of rows, by their places in a chunk and its shift.
 
     With `product` for `multiply` they are the same on every chip: else the last bit may differ,
-    since a pass over the logits would take up to half as long again.
+    since a pass over the logits would take up to half as long again. Kernels that have no floor
+    bring their own.
     """
-    return _round(_power(_octaves(x, row_max), shift, multiply), places)
+    return _round(_power(_octaves(x, row_max), shift, multiply, floor), places, floor)
 
 
 def least(weight: Array) -> Mass:
@@ -130,8 +132,7 @@ def least(weight: Array) -> Mass:
 
 def shifts(chunk_max: Array, row_max: Array) -> Array:
     """Returns the shifts that suit the largest logits of chunks of rows."""
-    octaves = jnp.floor((row_max - chunk_max) * LOG2_E)
-    return jnp.clip(octaves, 0, NO_SHIFT).astype(jnp.int32)
+    return jnp.clip((row_max - chunk_max) * LOG2_E, 0, NO_SHIFT).astype(jnp.int32)
 
 
 def entropy_shifts(chunk_max: Array, row_max: Array, log_sum: Array) -> Array:
@@ -155,13 +156,18 @@ def _octaves(x: Array, row_max: Array) -> Array:
     return jnp.maximum((x - row_max) * LOG2_E, _NOTHING)
 
 
-def _power(octaves: Array, shift: Array, multiply: Multiply = jnp.multiply) -> Array:
+def _power(
+    octaves: Array,
+    shift: Array,
+    multiply: Multiply = jnp.multiply,
+    floor: Callable[[Array], Array] = jnp.floor,
+) -> Array:
     """Returns `2**(octaves + 23 + shift)`.
 
     A power of two in place of exp, which a pass spends most of its time on: the shift goes into
     the exponent, and a polynomial good to 1e-7 is enough for 23 bits.
     """
-    whole = jnp.floor(octaves)
+    whole = floor(octaves)
     fraction = _elementary.exp2_of_fraction(octaves - whole, multiply)
     mantissa = lax.bitcast_convert_type(fraction, jnp.int32)
     exponent = (whole.astype(jnp.int32) + (_WEIGHT_BITS + shift)) << 23
@@ -173,7 +179,11 @@ def _bounded(weight: Array) -> Array:
     return jnp.minimum(weight, 2.0**_WEIGHT_BITS)
 
 
-def _round(weight: Array, places: Array | np.ndarray) -> Array:
+def _round(
+    weight: Array,
+    places: Array | np.ndarray,
+    floor: Callable[[Array], Array] = jnp.floor,
+) -> Array:
     """Returns weights as integers.
 
     Each eighth of a chunk rounds up from another fraction: equal logits, all rounded the same way,
@@ -184,7 +194,7 @@ def _round(weight: Array, places: Array | np.ndarray) -> Array:
     # Larger weights have 20 accurate bits without it, and the sum itself would be rounded.
     weight += jnp.where(weight < 2.0**20, fraction, 0)
     # A conversion rounds towards 0, which takes three operations more on a TPU.
-    return jnp.floor(weight).astype(jnp.int32)
+    return floor(weight).astype(jnp.int32)
 
 
 def likeliest(like: Array) -> Mass:
@@ -202,17 +212,17 @@ def place(sums: Array, shift: Array) -> Mass:
 
 def total(mass: Mass) -> Mass:
     """Returns the sum of masses along the last axis."""
-    return _carry(jnp.sum(_limbs(mass), axis=-1, dtype=jnp.uint32))
+    return carried(jnp.sum(jnp.stack(limbs(mass)), axis=-1, dtype=jnp.uint32))
 
 
 def together(mass: Mass, add_up: Callable[[Array], Array]) -> Mass:
     """Returns the sum of the masses of devices; `add_up` adds integers over the devices."""
-    return _carry(add_up(_limbs(mass)))
+    return carried(add_up(jnp.stack(limbs(mass))))
 
 
 def cumulative(mass: Mass) -> Mass:
     """Returns the running sums of masses along the last axis, each with its own term."""
-    return _carry(jnp.cumsum(_limbs(mass), axis=-1, dtype=jnp.uint32))
+    return carried(jnp.cumsum(jnp.stack(limbs(mass)), axis=-1, dtype=jnp.uint32))
 
 
 def add(a: Mass, b: Mass) -> Mass:
@@ -228,7 +238,7 @@ def subtract(a: Mass, b: Mass) -> Mass:
 
 def times(mass: Mass, factor: Array) -> Mass:
     """Returns a mass times integers of at most 16 bits."""
-    return _carry(_limbs(mass) * factor.astype(jnp.uint32)[None])
+    return carried(jnp.stack(limbs(mass)) * factor.astype(jnp.uint32)[None])
 
 
 def select(which: Array, a: Mass, b: Mass) -> Mass:
@@ -244,7 +254,7 @@ def reaches(a: Mass, b: Mass) -> Array:
 def fraction(mass: Mass, p: Array) -> Mass:
     """Returns a share `p` in [0, 1] of a mass, at least one unit and at most the mass itself."""
     units = jnp.maximum(to_float(mass) * p, 1)
-    high = jnp.floor(units * 2.0**-32)
+    high = _whole(units * 2.0**-32)
     share = Mass(_to_unsigned(high), _to_unsigned(units - high * 2.0**32))
     return select(reaches(share, mass), mass, share)
 
@@ -264,9 +274,14 @@ def _from_unsigned(x: Array) -> Array:
 
 
 def _to_unsigned(x: Array) -> Array:
-    high = jnp.floor(x * 2.0**-16)
+    high = _whole(x * 2.0**-16)
     high, low = (of.astype(jnp.int32).astype(jnp.uint32) for of in (high, x - high * 2.0**16))
     return high << 16 | low
+
+
+def _whole(x: Array) -> Array:
+    """Returns positive numbers below 2**31 rounded down; not all kernels have a floor."""
+    return x.astype(jnp.int32).astype(jnp.float32)
 
 
 def log(mass: Mass) -> Array:
@@ -285,12 +300,13 @@ def _power_of_two(exponent: Array) -> Array:
     return lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
 
 
-def _limbs(mass: Mass) -> Array:
-    """Returns four limbs of 16 bits, `[4, ...]`, lowest first: 2**16 of them add up in 32 bits."""
-    return jnp.stack([mass.low & _LIMB, mass.low >> 16, mass.high & _LIMB, mass.high >> 16])
+def limbs(mass: Mass) -> list[Array]:
+    """Returns four limbs of 16 bits, lowest first: 2**16 of them add up in 32 bits."""
+    return [mass.low & _LIMB, mass.low >> 16, mass.high & _LIMB, mass.high >> 16]
 
 
-def _carry(limbs: Array) -> Mass:
+def carried(limbs: Array | list[Array]) -> Mass:
+    """Returns the mass of four limbs that were added up, lowest first."""
     a, b, c, d = limbs
     b += a >> 16
     c += b >> 16
