@@ -63,12 +63,12 @@ def _interpret_kernels(monkeypatch):
 
     choose = _scan.choose
 
-    def interpreted(kernel, otherwise, source, *rest, **like):
+    def interpreted(otherwise, source, *rest, **kernels):
         forced = dataclasses.replace(source, implementation=source.implementation or "pallas")
         try:
-            return choose(kernel, otherwise, forced, *rest, **like)
+            return choose(otherwise, forced, *rest, **kernels)
         except ValueError:  # which needs other rows
-            return choose(kernel, otherwise, source, *rest, **like)
+            return choose(otherwise, source, *rest, **kernels)
 
     monkeypatch.setattr(_scan, "choose", interpreted)
     monkeypatch.setattr(_search, "choose", interpreted)

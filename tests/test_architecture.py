@@ -28,11 +28,11 @@ def imported(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_private_folders_import_no_public_module(path):
     room = path.relative_to(ROOT).parts[0]
-    others = {name for name in imported(path) if not name.startswith(("_core", "_tpu"))}
-    if room in ("_core", "_tpu"):
-        assert not others
-    if room != "_tpu" and path.name not in ("_scan.py", "_search.py"):
-        assert not {name for name in imported(path) if name.startswith("_tpu")}
+    private, kernels = ("_core", "_tpu", "_gpu"), ("_tpu", "_gpu")
+    if room in private:
+        assert not {name for name in imported(path) if not name.startswith(private)}
+    if room not in kernels and path.name not in ("_kernels.py", "_scan.py", "_search.py"):
+        assert not {name for name in imported(path) if name.startswith(kernels)}
 
 
 def test_no_file_imports_itself_through_others():

@@ -246,7 +246,7 @@ def assert_searched(x, needed, order, rates=None, mask=None):
         good, scale = needed & ~scanned.bad, _chunks.probability(scanned)
         values = varied(x)
         rules = Rules({name: values[name] for group in order for name in group}, order)
-        cut, kept = _search._by_kernel(good, scanned, rules, True, True)
+        cut, kept = _search._on_tpu(good, scanned, rules, True, True)
         mass = masses.row_masses(_search._inputs(scanned, {}, good), interpret=True)
         expected = _search._in_xla(good, scanned, rules, grouped=True)
 

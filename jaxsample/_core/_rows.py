@@ -69,11 +69,15 @@ class Rows(NamedTuple):
         return self.read(logits.astype(self.dtype)) if self.cut_beta is None else logits
 
 
-def scanned(source: Source, sortable: Array, beta: Array | None = None) -> Rows:
-    """Returns the rows whose sortable maxima are given."""
+def scanned(
+    source: Source, sortable: Array, beta: Array | None = None, largest: Array | None = None
+) -> Rows:
+    """Returns the rows whose sortable maxima are given; `largest` is that of each row, if known."""
     dtype = source.logits.dtype
-    # A maximum of integers: one of floats over several devices may drop a NaN.
-    raw_max = from_sortable(jnp.max(sortable, axis=-1), dtype).astype(jnp.float32)
+    if largest is None:
+        # A maximum of integers: one of floats over several devices may drop a NaN.
+        largest = jnp.max(sortable, axis=-1)
+    raw_max = from_sortable(largest, dtype).astype(jnp.float32)
     bad = ~jnp.isfinite(raw_max)
     raw_max = jnp.where(bad, 0, raw_max)
     overflows = jnp.zeros_like(bad)

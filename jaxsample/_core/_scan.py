@@ -1,6 +1,6 @@
 """The first scan of the rows: maxima, weights or candidates, in one read.
 
-The definitions are in XLA. On a TPU the kernels of `_tpu` compute the same results.
+The definitions are in XLA. The kernels of `_tpu` and `_gpu` compute the same results.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from jaxsample._core import _chunks, _prefix, _ranking, _rows, _search, _tiles
+from jaxsample._core._kernels import choose
 from jaxsample._core._mass import Scale
 from jaxsample._core._prefix import Candidates
 from jaxsample._core._ranking import Cut
@@ -18,7 +19,6 @@ from jaxsample._core._sortable import from_sortable, to_sortable
 from jaxsample._core._source import CHUNK, Source
 from jaxsample._tpu import merging
 from jaxsample._tpu import rows as kernels
-from jaxsample._tpu.choice import choose
 from jaxsample._tpu.rows import Bins
 
 
@@ -33,7 +33,7 @@ def scan(source: Source) -> Rows:
         return (_chunks.sortable_maxima(source),)
 
     source = lax.stop_gradient(source)
-    (sortable,) = choose(kernel, otherwise, source)
+    (sortable,) = choose(otherwise, source, tpu=kernel)
     return _rows.scanned(source, sortable)
 
 
@@ -45,7 +45,7 @@ def scan_and_weigh(
     The blocks are whole chunks.
     """
 
-    def kernel(source: Source, beta: Array | None, *, interpret: bool) -> tuple[Array, ...]:
+    def on_tpu(source: Source, beta: Array | None, *, interpret: bool) -> tuple[Array, ...]:
         logits, mask = source.logits, source.mask
         maxima, sums, *counts = kernels.chunk_maxima_and_sums(
             _flat(logits),
@@ -55,7 +55,21 @@ def scan_and_weigh(
             interpret=interpret,
         )
         of_rows = [_tiles.unflat(x, logits.shape[:-1]) for x in (sums, *counts)]
-        return _sortable_of(maxima, source), *of_rows
+        sortable = _sortable_of(maxima, source)
+        return sortable, jnp.max(sortable, axis=-1), *of_rows
+
+    def on_gpu(source: Source, beta: Array | None, *, interpret: bool) -> tuple[Array, ...]:
+        from jaxsample._gpu import rows as kernels  # takes long to import
+
+        lead = source.logits.shape[:-1]
+        maxima, largest, *kept = kernels.chunk_maxima_and_sums(
+            source.logits.reshape(-1, source.vocab),
+            None if beta is None else beta.reshape(-1),
+            counted=counted,
+            interpret=interpret,
+        )
+        found = [to_sortable(x.astype(source.logits.dtype)) for x in (maxima, largest)]
+        return tuple(x.reshape(*lead, *x.shape[1:]) for x in (*found, *kept))
 
     def otherwise(source: Source, beta: Array | None) -> tuple[Array, ...]:
         sortable = _chunks.sortable_maxima(source, CHUNK)
@@ -63,13 +77,14 @@ def scan_and_weigh(
         if source.mask is not None:
             rows, sortable = _rows.read_beside(rows, sortable, tested=False)
         scale = _chunks.probability(rows)
+        largest = jnp.max(sortable, axis=-1)
         if counted:
-            return sortable, *_search.weigh_to(rows, scale, None)
-        return sortable, _chunks.weigh(rows, scale)
+            return sortable, largest, *_search.weigh_to(rows, scale, None)
+        return sortable, largest, _chunks.weigh(rows, scale)
 
     source = lax.stop_gradient(source)
-    sortable, *kept = choose(kernel, otherwise, source, beta)
-    rows = _rows.scanned(source, sortable, beta)
+    sortable, largest, *kept = choose(otherwise, source, beta, tpu=on_tpu, cuda=on_gpu)
+    rows = _rows.scanned(source, sortable, beta, largest)
     return rows, _chunks.probability(rows), kept
 
 
@@ -91,7 +106,7 @@ def scan_and_rank(source: Source, beta: Array | None = None) -> tuple[Rows, Cand
         return sortable, *jax.tree.leaves(top)
 
     source = lax.stop_gradient(source)
-    sortable, logit, token, complete = choose(kernel, otherwise, source, beta)
+    sortable, logit, token, complete = choose(otherwise, source, beta, tpu=kernel)
     return _rows.scanned(source, sortable, beta), Candidates(Cut(logit, token), complete)
 
 

@@ -1,6 +1,6 @@
 """The search for prefixes of the ranking that end behind the candidates.
 
-The definition is in XLA, for groups of rows. On a TPU a kernel of `_tpu` finds the same prefixes.
+The definition is in XLA, for groups of rows. The kernels of `_tpu` and `_gpu` find the same prefixes.
 """
 
 import dataclasses
@@ -14,13 +14,13 @@ from jax import Array, lax
 from jaxsample._core import _chunks, _elementary, _mass, _ranking, _rows, _tiles
 from jaxsample._core._bisection import by_logit, search
 from jaxsample._core._groups import select, update_rows
+from jaxsample._core._kernels import choose
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._ranking import Cut
 from jaxsample._core._rows import Rows
 from jaxsample._core._source import Source
 from jaxsample._tpu import blocks, masses
 from jaxsample._tpu import search as kernels
-from jaxsample._tpu.choice import choose
 
 T = TypeVar("T")
 
@@ -130,15 +130,21 @@ def _searched(rows: Rows, rules: Rules, needed: Array, grouped: bool) -> Cut:
 def row_mass(rows: Rows, needed: Array) -> Mass:
     """Returns the mass of all tokens `[...]`, of the rows that need it; the others get anything."""
 
-    def kernel(_: Source, rows: Rows, needed: Array, *, interpret: bool) -> tuple[Array, ...]:
+    def on_tpu(_: Source, rows: Rows, needed: Array, *, interpret: bool) -> tuple[Array, ...]:
         found = masses.row_masses(_inputs(rows, {}, needed), interpret=interpret)
         return tuple(_tiles.unflat(x, needed.shape) for x in found)
+
+    def on_gpu(_: Source, rows: Rows, needed: Array, *, interpret: bool) -> tuple[Array, ...]:
+        from jaxsample._gpu import search as kernels
+
+        found = kernels.row_masses(_inputs_of_gpu(rows, None, needed), interpret=interpret)
+        return tuple(x.reshape(needed.shape) for x in found)
 
     def otherwise(_: Source, rows: Rows, needed: Array) -> tuple[Array, ...]:
         return tuple(_chunks.mass(rows, _chunks.probability(rows)))
 
     like = (jnp.zeros_like(rows.row_max, jnp.uint32),) * 2
-    return Mass(*choose(kernel, otherwise, rows.source, rows, needed, like=like))
+    return Mass(*choose(otherwise, rows.source, rows, needed, tpu=on_tpu, cuda=on_gpu, like=like))
 
 
 def update_beyond(
@@ -172,17 +178,34 @@ def update_beyond(
         shared = rows.source.shards is not None
         return _leaves(update_rows(searched, needed, results, shared, rows, *args))
 
-    def kernel(
+    def on_tpu(
         _: Source, needed: Array, results: T, rows: Rows, rules: Rules, *args: Any, interpret: bool
     ) -> tuple[Array, ...]:
         def computed() -> T:
-            cut, kept = _by_kernel(needed, rows, rules, weighed, interpret)
+            cut, kept = _on_tpu(needed, rows, rules, weighed, interpret)
             return select(needed, function(rows, cut, kept, *args), results)
 
         return _leaves(lax.cond(jnp.any(needed), computed, lambda: results))
 
+    def on_gpu(
+        _: Source, needed: Array, results: T, rows: Rows, rules: Rules, *args: Any, interpret: bool
+    ) -> tuple[Array, ...]:
+        def computed() -> T:
+            cut, kept = _on_gpu(needed, rows, rules, weighed, interpret)
+            return select(needed, function(rows, cut, kept, *args), results)
+
+        if weighed:
+            # A launch that no row needs takes less than to ask the processor whether one does.
+            return _leaves(computed())
+        return _leaves(lax.cond(jnp.any(needed), computed, lambda: results))
+
     leaves = choose(
-        kernel, otherwise, rows.source, needed, results, rows, rules, *args, like=_leaves(results)
+        otherwise,
+        rows.source,
+        *(needed, results, rows, rules, *args),
+        tpu=on_tpu,
+        cuda=on_gpu,
+        like=_leaves(results),
     )
     return jax.tree.unflatten(jax.tree.structure(results), leaves)
 
@@ -191,7 +214,7 @@ def _leaves(tree: Any) -> tuple[Array, ...]:
     return tuple(jax.tree.leaves(tree))
 
 
-def _by_kernel(
+def _on_tpu(
     needed: Array, rows: Rows, rules: Rules, weighed: bool, interpret: bool
 ) -> tuple[Cut, Kept | None]:
     """Returns the cuts of rows that need the search and, if asked for, what they keep."""
@@ -201,16 +224,44 @@ def _by_kernel(
     return cut, Kept(*kept) if weighed else None
 
 
+def _on_gpu(
+    needed: Array, rows: Rows, rules: Rules, weighed: bool, interpret: bool
+) -> tuple[Cut, Kept | None]:
+    """As `_on_tpu`."""
+    from jaxsample._gpu import search as kernels  # takes long to import
+
+    inputs = _inputs_of_gpu(rows, rules.values, needed)
+    found = kernels.search(inputs, rules.order, weighed=weighed, interpret=interpret)
+    cut, *kept = jax.tree.map(lambda x: x.reshape(*needed.shape, *x.shape[1:]), found)
+    return cut, Kept(*kept) if weighed else None
+
+
 def _inputs(rows: Rows, values: dict[str, Array], needed: Array) -> blocks.Inputs:
-    """Returns the inputs of the kernels, with the parameters of rules."""
-    neutral = {"top_k": rows.vocab, "top_p": 1.0, "min_p": 0.0}
-    k, p, min_p = (rows.source.per_row(x).astype(jnp.float32) for x in (neutral | values).values())
-    floor = min_p_cut(rows, min_p).logit
+    """Returns the inputs of the kernels of a TPU, with the parameters of rules."""
     inputs = blocks.Inputs(
         rows.source.logits,
         rows.source.mask,
         _chunks.probability(rows).shifts,
-        blocks.Given(rows.row_max, rows.raw_max, rows.beta, k, p, floor),
+        blocks.Given(rows.row_max, rows.raw_max, rows.beta, *_parameters(rows, values)),
         needed,
     )
     return jax.tree.map(lambda x: _tiles.flat(x, needed.ndim), inputs)
+
+
+def _inputs_of_gpu(rows: Rows, values: dict[str, Array] | None, needed: Array) -> Any:
+    """Returns the inputs of the kernels of a GPU, with the parameters of rules unless None."""
+    from jaxsample._gpu.search import Inputs
+
+    shifts = _chunks.probability(rows).shifts
+    inputs = Inputs(rows.source.logits, shifts, needed, rows.row_max, rows.beta)
+    if values is not None:
+        k, p, floor = _parameters(rows, values)
+        inputs = inputs._replace(k=k.astype(jnp.int32), p=p, floor=floor)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[needed.ndim :]), inputs)
+
+
+def _parameters(rows: Rows, values: dict[str, Array]) -> tuple[Array, Array, Array]:
+    """Returns k, p and the floor of min-p of each row, float32; neutral where a rule has none."""
+    neutral = {"top_k": rows.vocab, "top_p": 1.0, "min_p": 0.0}
+    k, p, min_p = (rows.source.per_row(x).astype(jnp.float32) for x in (neutral | values).values())
+    return k, p, min_p_cut(rows, min_p).logit

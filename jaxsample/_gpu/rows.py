@@ -1,6 +1,6 @@
 """The first scan of the rows: the largest logits of their chunks, then the weights, in one launch.
 
-The second read of a row comes from a cache as far as that holds the rows of all blocks.
+The second read of a row comes from the cache as far as that holds what all blocks read.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from jaxsample._gpu.tiles import Row, Tile
 def chunk_maxima_and_sums(
     logits: Array, beta: Array | None, *, counted: bool, interpret: bool
 ) -> tuple[Array, ...]:
-    """Returns the largest logit of each chunk and the sum of its weights.
+    """Returns the largest logits of chunks and rows, the sums of the chunks' weights, and counts.
 
     Args:
       logits: `[rows, vocab]`.
@@ -28,43 +28,52 @@ def chunk_maxima_and_sums(
       interpret: whether to run without a GPU.
 
     Returns:
-      The largest logits, not multiplied, +inf for a NaN, float32 `[rows, chunks]`; the sums, int32;
-      and int32 `[rows, chunks]`, the numbers of tokens whose scaled logit is above -inf.
+      The largest logits, not multiplied, +inf for a NaN, float32 `[rows, chunks]` and `[rows]`; the
+      sums, int32 `[rows, chunks]`; and int32 `[rows]`, the number of tokens whose scaled logit is
+      above -inf.
     """
     chunks = -(-logits.shape[1] // CHUNK)
-    given = [] if beta is None else [beta]
 
-    def body(row: Row, *refs: Any) -> None:
-        *beta_ref, maxima_ref, sums_ref = refs[: len(refs) - 1 - counted]
-        *counts_ref, maxima = refs[len(refs) - 1 - counted :]
+    def body(
+        row: Row, given: list[Any], outputs: list[Any], maxima: Any, counts: Any = None
+    ) -> None:
+        maxima_ref, largest_ref, sums_ref, *count_ref = outputs
         maxima[...] = jnp.full(maxima.shape, -jnp.inf)
 
         def look(tile: Tile) -> None:
-            largest = jnp.max(jnp.where(tile.x != tile.x, jnp.inf, tile.x), axis=-1)
+            # A maximum may drop a NaN; +inf makes the row a bad row, too.
+            largest = jnp.max(jnp.where(tile.x == tile.x, tile.x, jnp.inf), axis=-1)
             maxima[tile.chunks] = largest
             tiles.store(maxima_ref.at[row.number, tile.chunks], largest)
 
         row.each(look)
-        raw_max = jnp.max(maxima[...])
-        raw_max = jnp.where(jnp.abs(raw_max) < jnp.inf, raw_max, 0)
-        rate = _rows.bounded_beta(beta_ref[0][row.number], raw_max)[0] if beta_ref else None
+        largest = largest_ref[row.number] = jnp.max(maxima[...])
+        raw_max = jnp.where(jnp.abs(largest) < jnp.inf, largest, 0)
+        beta = _rows.bounded_beta(given[0][row.number], raw_max)[0] if given else None
 
         def read(x: Array) -> Array:
-            return x if rate is None else product(x, rate)
+            return x if beta is None else product(x, beta)
 
         row_max = read(raw_max)
 
         def weigh(tile: Tile) -> None:
             shifts = _mass.shifts(read(maxima[tile.chunks]), row_max)
             tile = tile._replace(x=read(tile.x))
-            sums = jnp.sum(tiles.weights(tile, row_max, shifts), axis=-1, dtype=jnp.int32)
+            sums = jnp.sum(tile.weights(row_max, shifts), axis=-1, dtype=jnp.int32)
             tiles.store(sums_ref.at[row.number, tile.chunks], sums)
-            for ref in counts_ref:
-                count = jnp.sum((tile.x > -jnp.inf).astype(jnp.int32), axis=-1, dtype=jnp.int32)
-                tiles.store(ref.at[row.number, tile.chunks], count)
+            if counts is not None:
+                counts[tile.chunks] = tiles.count(tile.x > -jnp.inf)
 
+        if counts is not None:
+            counts[...] = jnp.zeros(counts.shape, jnp.int32)
         row.each(weigh)
+        if counts is not None:
+            count_ref[0][row.number] = jnp.sum(counts[...], dtype=jnp.int32)
 
-    outputs = [((chunks,), jnp.float32), ((chunks,), jnp.int32), ((chunks,), jnp.int32)]
-    scratch = [plgpu.SMEM((tiles.padded(chunks),), jnp.float32)]
-    return tuple(tiles.call(body, logits, given, outputs[: 2 + counted], scratch, interpret=interpret))
+    outputs: list[Any] = [((chunks,), jnp.float32), ((), jnp.float32), ((chunks,), jnp.int32)]
+    scratch = {"maxima": plgpu.SMEM((tiles.padded(chunks),), jnp.float32)}
+    if counted:
+        outputs.append(((), jnp.int32))
+        scratch["counts"] = plgpu.SMEM((tiles.padded(chunks),), jnp.int32)
+    given = [] if beta is None else [beta]
+    return tiles.call(body, logits, given, outputs, scratch, together=16, interpret=interpret)

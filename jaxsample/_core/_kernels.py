@@ -2,49 +2,70 @@
 
 A compiler that shards a program over devices cannot look into a kernel: it would gather the logits
 for it. So the programs of one TPU get kernels, and those inside `shard_map`, where each device
-runs on its own.
+runs on its own. Those of a GPU get them only where they are asked for: no GPU has timed them.
 """
 
 import functools
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.backend import get_default_device
 
 from jaxsample._core._lowering import Function, at_lowering
-from jaxsample._core._source import Source
+from jaxsample._core._source import CHUNK, Source
 from jaxsample._core._vmap import rowwise
 from jaxsample._tpu.rows import MAX_VOCAB, MIN_VOCAB, ROWS
 
+INTERPRETED = "tpu"
+"""The platform whose kernels are interpreted where a program that asks for kernels has none."""
+
+_MIN_VOCAB_ON_GPU = 16 * CHUNK
+"""A tile of the scan."""
+
 
 def choose(
-    kernel: Function,
     otherwise: Function,
     source: Source,
     *rest: Any,
+    tpu: Function,
+    cuda: Function | None = None,
     like: tuple[Array, ...] | None = None,
 ) -> tuple[Array, ...]:
     """Calls `kernel(source, *rest, interpret=...)` where a kernel is chosen, else `otherwise`.
 
-    Of both nothing has a gradient. The rest leads with the axes of the rows, too. `like` is that of
-    `at_lowering`.
+    Of both nothing has a gradient. The rest leads with the axes of the rows, too.
+
+    Args:
+      otherwise: the definition, `otherwise(source, *rest)`.
+      source: the logits.
+      *rest: pytrees of arrays.
+      tpu: the kernel of a TPU.
+      cuda: that of an NVIDIA GPU, or None: it has none.
+      like: as in `at_lowering`.
     """
     if source.implementation == "xla":
         return otherwise(source, *rest)
 
     forced = source.implementation == "pallas"
 
-    def chosen(platform: str, is_alone: bool) -> Function | None:
-        on_tpu = platform == "tpu"
-        if forced or (on_tpu and is_alone):
-            return functools.partial(kernel, interpret=not on_tpu)
-        return None
-
     @rowwise
     def scanned(source: Source, like: Any, *rest: Any) -> tuple[Array, ...]:
         if not _suits(source):
             return otherwise(source, *rest)
+
+        def chosen(platform: str, is_alone: bool) -> Function | None:
+            of = platform if platform in ("tpu", "cuda") else INTERPRETED
+            interpret = of != platform
+            kernel = None
+            if of == "tpu" and (forced or (is_alone and not interpret)):
+                kernel = tpu
+            if of == "cuda" and forced and is_alone and _suits_gpu(source, interpret):
+                kernel = cuda
+            return None if kernel is None else functools.partial(kernel, interpret=interpret)
+
         return at_lowering(chosen, otherwise, source, *rest, like=like)
 
     return scanned(source, like, *rest)
@@ -66,3 +87,16 @@ def _suits(source: Source) -> bool:
             f"shape and at most {MAX_VOCAB} tokens, got {logits.dtype}{logits.shape}"
         )
     return True
+
+
+def _suits_gpu(source: Source, interpret: bool) -> bool:
+    """Whether the kernels of a GPU can look at logits; XLA does where they cannot."""
+    vocab = source.logits.shape[-1]
+    whole_words = vocab * source.logits.dtype.itemsize % 4 == 0  # are loaded
+    can = whole_words and vocab >= _MIN_VOCAB_ON_GPU and source.mask is None
+    return can and jax.__version_info__ >= (0, 11) and (interpret or _compute_capability() >= 9)
+
+
+def _compute_capability() -> float:
+    """Returns that of the GPU that a program is compiled for, as Mosaic GPU does."""
+    return float(getattr(get_default_device(), "compute_capability", "9.0"))
