@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for chip, dtype in itertools.product(options.chip, options.dtype):
         case = Case(128, 128_256, dtype)
         names = tqdm(options.program, chip, leave=False, disable=None)
-        found = {name: compiled(program(name, case), chip) for name in names}
+        found = {
+            name: compiled(program(name, case, options.implementation), chip) for name in names
+        }
         print(f"\n## {chip}, {case}\n\n{table(found)}", flush=True)
 
 
@@ -36,10 +38,12 @@ def table(found: Mapping[str, Program]) -> str:
             digits(one.temporaries / 1e6),
             one.largest,
             digits(one.seconds),
+            ", ".join(f"{name} {kernel.registers}" for name, kernel in one.kernels.items()),
         )
         for name, one in found.items()
     )
     headers = ["", "launches, settled", "all", "MB of temporaries", "largest array", "CPU s"]
+    headers += ["kernels and registers"]
     return markdown.table(headers, rows)
 
 
@@ -49,7 +53,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--chip", choices=CHIPS, nargs="+", default=list(CHIPS))
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES[:1])
     parser.add_argument("--program", choices=NAMES, nargs="+", default=list(NAMES))
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--implementation", choices=["pallas"], help="with kernels, for one chip; else XLA's way"
+    )
+    options = parser.parse_args(arguments)
+    if options.implementation and len(options.chip) > 1:
+        parser.error("kernels are compiled for one chip a process: --chip")
+    return options
 
 
 if __name__ == "__main__":

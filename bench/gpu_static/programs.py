@@ -1,6 +1,7 @@
 """The functions that are compiled, with a key and parameters for each row."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -22,13 +23,16 @@ NAMES = (
 )
 
 
-def program(name: str, case: Case) -> Work:
+def program(name: str, case: Case, implementation: str | None = None) -> Work:
     """A function by its name, with the shapes of its arguments; no array is made."""
     if name == PENALTIES:
-        return Work(sample, jax.eval_shape(lambda: _penalties(case)))
-    if name == SPECULATIVE:
-        return Work(speculative_sample, jax.eval_shape(lambda: _drafts(case)))
-    return programs.program(name, case)
+        work = Work(sample, jax.eval_shape(lambda: _penalties(case)))
+    elif name == SPECULATIVE:
+        work = Work(speculative_sample, jax.eval_shape(lambda: _drafts(case)))
+    else:
+        work = programs.program(name, case)
+    function = functools.partial(work.function, implementation=implementation)
+    return work._replace(function=function)
 
 
 def _penalties(case: Case) -> tuple[Any, ...]:

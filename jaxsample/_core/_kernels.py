@@ -19,9 +19,6 @@ from jaxsample._core._source import CHUNK, Source
 from jaxsample._core._vmap import rowwise
 from jaxsample._tpu.rows import MAX_VOCAB, MIN_VOCAB, ROWS
 
-INTERPRETED = "tpu"
-"""The platform whose kernels are interpreted where a program that asks for kernels has none."""
-
 _MIN_VOCAB_ON_GPU = 16 * CHUNK
 """A tile of the scan."""
 
@@ -57,14 +54,13 @@ def choose(
             return otherwise(source, *rest)
 
         def chosen(platform: str, is_alone: bool) -> Function | None:
-            of = platform if platform in ("tpu", "cuda") else INTERPRETED
-            interpret = of != platform
-            kernel = None
-            if of == "tpu" and (forced or (is_alone and not interpret)):
-                kernel = tpu
-            if of == "cuda" and forced and is_alone and _suits_gpu(source, interpret):
-                kernel = cuda
-            return None if kernel is None else functools.partial(kernel, interpret=interpret)
+            if platform == "cuda":
+                on_gpu = forced and is_alone and suits_gpu(source) and _compute_capability() >= 9
+                return functools.partial(cuda, interpret=False) if cuda and on_gpu else None
+            on_tpu = platform == "tpu"
+            if forced or (on_tpu and is_alone):
+                return functools.partial(tpu, interpret=not on_tpu)
+            return None
 
         return at_lowering(chosen, otherwise, source, *rest, like=like)
 
@@ -89,12 +85,12 @@ def _suits(source: Source) -> bool:
     return True
 
 
-def _suits_gpu(source: Source, interpret: bool) -> bool:
+def suits_gpu(source: Source) -> bool:
     """Whether the kernels of a GPU can look at logits; XLA does where they cannot."""
     vocab = source.logits.shape[-1]
     whole_words = vocab * source.logits.dtype.itemsize % 4 == 0  # are loaded
     can = whole_words and vocab >= _MIN_VOCAB_ON_GPU and source.mask is None
-    return can and jax.__version_info__ >= (0, 11) and (interpret or _compute_capability() >= 9)
+    return can and jax.__version_info__ >= (0, 11)
 
 
 def _compute_capability() -> float:

@@ -1,6 +1,6 @@
 """The search for prefixes of the ranking that end behind the candidates.
 
-The definition is in XLA, for groups of rows. The kernels of `_tpu` and `_gpu` find the same prefixes.
+The definition is in XLA, for groups of rows. Kernels of `_tpu` and `_gpu` find the same prefixes.
 """
 
 import dataclasses

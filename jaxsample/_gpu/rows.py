@@ -76,4 +76,6 @@ def chunk_maxima_and_sums(
         outputs.append(((), jnp.int32))
         scratch["counts"] = plgpu.SMEM((tiles.padded(chunks),), jnp.int32)
     given = [] if beta is None else [beta]
-    return tiles.call(body, logits, given, outputs, scratch, together=16, interpret=interpret)
+    return tiles.call(
+        "scan", body, logits, given, outputs, scratch, together=16, interpret=interpret
+    )

@@ -100,7 +100,7 @@ def search(
     chunks = inputs.shifts.shape[1]
     outputs: list[Any] = [((), jnp.int32), ((), jnp.int32)]
     outputs += [((tiles.padded(chunks),), jnp.int32), ((), jnp.int32)] * weighed
-    number, token, *kept = _call(body, inputs, outputs, interpret)
+    number, token, *kept = _call("search", body, inputs, outputs, interpret)
     cut = Cut(from_sortable(number), token)
     return Found(cut, kept[0][:, :chunks], kept[1]) if weighed else Found(cut)
 
@@ -112,7 +112,7 @@ def row_masses(inputs: Inputs, *, interpret: bool) -> Mass:
         (mass,) = tokens.masses(_up_to(tokens.everything()))
         high_ref[tokens.row.number], low_ref[tokens.row.number] = mass
 
-    return Mass(*_call(body, inputs, [((), jnp.uint32), ((), jnp.uint32)], interpret))
+    return Mass(*_call("row_masses", body, inputs, [((), jnp.uint32)] * 2, interpret))
 
 
 Tests = Callable[[Array, Array], list[Array]]
@@ -299,7 +299,7 @@ def _sortable(x: Array) -> Array:
 
 
 def _call(
-    body: Callable[..., None], inputs: Inputs, outputs: list[Any], interpret: bool
+    name: str, body: Callable[..., None], inputs: Inputs, outputs: list[Any], interpret: bool
 ) -> tuple[Array, ...]:
     """Runs a body for the rows that need it, with their tokens and the references to outputs."""
     chunks = inputs.shifts.shape[1]
@@ -321,6 +321,7 @@ def _call(
             body(_Tokens(row, sums, shifts_ref, of_row), *output_refs)
 
     return tiles.call(
+        name,
         run,
         logits,
         [*arrays, *given.values()],

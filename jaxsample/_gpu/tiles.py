@@ -151,6 +151,7 @@ def padded(chunks: int) -> int:
 
 
 def call(
+    name: str,
     body: Callable[..., None],
     logits: Array,
     given: Sequence[Array],
@@ -163,6 +164,7 @@ def call(
     """Runs a body for each row.
 
     Args:
+      name: of the kernel.
       body: takes the row, the references to what is given, those to the outputs, and the scratch by
         name.
       logits: `[rows, vocab]`.
@@ -184,6 +186,7 @@ def call(
         scratch_types=scratch,
         grid=(rows,),
         grid_names=("row",),
+        kernel_name=name,
         interpret=plgpu.InterpretGPUParams() if interpret else False,
     )
     return tuple(kernel(logits, *given))
