@@ -5,6 +5,7 @@ beside the time of a call this adds up how long its kernels run, and how many th
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -24,7 +25,7 @@ from bench.__main__ import DTYPES, RESULTS, Parser, file_at, out_path, whole_num
 from bench.peers import PEERS
 from bench.report import digits
 from bench.timing import Timing, compiled, measure, ready
-from bench.works import Call, Case, Work, works
+from bench.works import BASELINES, Call, Case, Work, works
 
 ARGMAX = "jnp.argmax"
 PEER = "FlashInfer"
@@ -71,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measured(case: Case, *, with_peer: bool) -> dict[str, Found]:
     """The works of a case, and FlashInfer if it is there."""
-    given: dict[str, Work | Call] = {**works(case)}
+    plain = works(case)
+    given: dict[str, Work | Call] = {**plain, **with_kernels(plain)}
     if with_peer and case.dtype == "float32":  # of which alone it takes logits
         name = f"{PEER}, T {peers.T}, k {peers.K}, p {peers.P}".replace("0.", ".")
         given[name] = PEERS[PEER].work(logits.peaked(*case))
@@ -80,6 +82,17 @@ def measured(case: Case, *, with_peer: bool) -> dict[str, Found]:
     timings = measure(given, REPEATS, str(case))
     profiled = tqdm(given.items(), f"{case}, profiling", leave=False, disable=None)
     return {name: Found(kernels(ready(work)), timings[name]) for name, work in profiled}
+
+
+def with_kernels(plain: Mapping[str, Work]) -> dict[str, Work]:
+    """Our works with kernels of Mosaic GPU, which only `implementation` asks for."""
+    return {
+        f"{name}, kernels": work._replace(
+            function=functools.partial(work.function, implementation="pallas")
+        )
+        for name, work in plain.items()
+        if name not in BASELINES
+    }
 
 
 def kernels(call: Call) -> Kernels:
@@ -122,8 +135,8 @@ def text(found: Mapping[Case, Mapping[str, Found]], missing: str) -> str:
 GPU: microseconds that kernels and copies run, added up, by the profiler. Call: from the call to its
 end, the median of calls that take turns; it has the processor's part too, which launches them and
 looks at conditions. Rows are sure of their tokens, 12 hold .95 of the mass, unless a line says that
-they are flat. {PEER}, which `pip install flashinfer-python` brings, hands its tokens to the
-processor, and has no log-probs and no min-p."""
+they are flat. Kernels: `implementation="pallas"`. {PEER}, which `pip install flashinfer-python`
+brings, hands its tokens to the processor, and has no log-probs and no min-p."""
     if missing:
         head += f"\n\nNot measured: {PEER} ({missing})."
     return "\n\n".join([head, *(table(*of) for of in found.items())]) + "\n"

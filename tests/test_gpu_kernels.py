@@ -38,8 +38,8 @@ def interpreted(monkeypatch):
     They are chosen when a function is traced: the interpreter has effects, which cannot be added
     when it is lowered.
     """
+    from jaxsample._gpu import masses, search
     from jaxsample._gpu import rows as scan
-    from jaxsample._gpu import search
 
     def choose(otherwise, source, *rest, cuda=None, **_):
         if source.implementation == "pallas" and cuda is not None and _kernels.suits_gpu(source):
@@ -56,7 +56,7 @@ def interpreted(monkeypatch):
     names = []
     for module in (_scan, _search):
         monkeypatch.setattr(module, "choose", choose)
-    for kernel in (scan.chunk_maxima_and_sums, search.search, search.row_masses):
+    for kernel in (scan.chunk_maxima_and_sums, search.search, masses.row_masses):
         monkeypatch.setattr(inspect.getmodule(kernel), kernel.__name__, noted(kernel))
     jax.clear_caches()
     yield names
@@ -140,7 +140,7 @@ SEARCHES = [
 @pytest.mark.parametrize(("dtype", "vocab", "scaled", "order"), SEARCHES)
 def test_search(dtype, vocab, scaled, order):
     """The kept sets of top-k, top-p and min-p, what they weigh, and the mass of all tokens."""
-    from jaxsample._gpu.search import row_masses
+    from jaxsample._gpu.masses import row_masses
 
     x = semantic(dtype, vocab)
     rates = jnp.asarray(np.resize([0.7, 1.3, 2, 1e-3], len(x)), "float32") if scaled else None

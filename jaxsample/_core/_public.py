@@ -21,8 +21,9 @@ _OPTIONS = {
   axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
     `shard_map`; None where it is whole.""",
     "implementation": """
-  implementation: static, "xla", or "pallas" for the kernels of a TPU (interpreted elsewhere);
-    None for kernels where a TPU should be faster with them. The results are the same.""",
+  implementation: static, "xla", or "pallas" for the kernels of a TPU or an NVIDIA GPU (those of a
+    TPU are interpreted elsewhere); None for kernels where a TPU should be faster with them. The
+    results are the same.""",
 }
 _RAISES = """
 Raises:

@@ -135,9 +135,9 @@ def row_mass(rows: Rows, needed: Array) -> Mass:
         return tuple(_tiles.unflat(x, needed.shape) for x in found)
 
     def on_gpu(_: Source, rows: Rows, needed: Array, *, interpret: bool) -> tuple[Array, ...]:
-        from jaxsample._gpu import search as kernels
+        from jaxsample._gpu.masses import row_masses
 
-        found = kernels.row_masses(_inputs_of_gpu(rows, None, needed), interpret=interpret)
+        found = row_masses(_inputs_of_gpu(rows, None, needed), interpret=interpret)
         return tuple(x.reshape(needed.shape) for x in found)
 
     def otherwise(_: Source, rows: Rows, needed: Array) -> tuple[Array, ...]:
@@ -250,7 +250,7 @@ def _inputs(rows: Rows, values: dict[str, Array], needed: Array) -> blocks.Input
 
 def _inputs_of_gpu(rows: Rows, values: dict[str, Array] | None, needed: Array) -> Any:
     """Returns the inputs of the kernels of a GPU, with the parameters of rules unless None."""
-    from jaxsample._gpu.search import Inputs
+    from jaxsample._gpu.masses import Inputs
 
     shifts = _chunks.probability(rows).shifts
     inputs = Inputs(rows.source.logits, shifts, needed, rows.row_max, rows.beta)

@@ -59,10 +59,10 @@ def chunk_maxima_and_sums(
         def weigh(tile: Tile) -> None:
             shifts = _mass.shifts(read(maxima[tile.chunks]), row_max)
             tile = tile._replace(x=read(tile.x))
-            sums = jnp.sum(tile.weights(row_max, shifts), axis=-1, dtype=jnp.int32)
+            sums = tiles.total(tile.weights(row_max, shifts))
             tiles.store(sums_ref.at[row.number, tile.chunks], sums)
             if counts is not None:
-                counts[tile.chunks] = tiles.count(tile.x > -jnp.inf)
+                counts[tile.chunks] = tiles.total((tile.x > -jnp.inf).astype(jnp.int32))
 
         if counts is not None:
             counts[...] = jnp.zeros(counts.shape, jnp.int32)

@@ -118,9 +118,9 @@ def weights(x: Array, places: Array, row_max: Array, shifts: Array) -> Array:
     return _mass.weights(x, places, row_max, shifts, product, _floor)
 
 
-def count(which: Array) -> Array:
-    """Returns the number of tokens of each chunk of a tile of which something holds."""
-    return jnp.sum(which.astype(jnp.int32), axis=-1, dtype=jnp.int32)
+def total(of_tokens: Array) -> Array:
+    """Returns the sums of integers over the chunks of a tile."""
+    return jnp.sum(of_tokens, axis=-1, dtype=jnp.int32)
 
 
 def load(ref: Any) -> Array:
