@@ -87,10 +87,8 @@ def _suits(source: Source) -> bool:
 
 def suits_gpu(source: Source) -> bool:
     """Whether the kernels of a GPU can look at logits; XLA does where they cannot."""
-    vocab = source.logits.shape[-1]
-    whole_words = vocab * source.logits.dtype.itemsize % 4 == 0  # are loaded
-    can = whole_words and vocab >= _MIN_VOCAB_ON_GPU and source.mask is None
-    return can and jax.__version_info__ >= (0, 11)
+    whole_tiles = source.logits.shape[-1] >= _MIN_VOCAB_ON_GPU
+    return whole_tiles and source.mask is None and jax.__version_info__ >= (0, 11)
 
 
 def _compute_capability() -> float:

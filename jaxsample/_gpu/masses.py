@@ -29,8 +29,8 @@ it saves.
 _TOGETHER = 8
 """Chunks of a tile: with 16, a thread would have no register left."""
 
-MOST = np.iinfo(np.int32).max
-LEAST = int(np.float32(-np.inf).view(np.int32)) ^ MOST
+MOST = np.int32(np.iinfo(np.int32).max)
+LEAST = np.float32(-np.inf).view(np.int32) ^ MOST
 """The sortable integer of -inf."""
 
 
@@ -77,8 +77,8 @@ class Tokens(NamedTuple):
 
     Attributes:
       row: the row.
-      sums: int32 `[PIVOTS, chunks]` in shared memory.
-      shifts: the reference to the shifts of the weights, padded.
+      sums: int32 `[PIVOTS, chunks]`, padded, in shared memory.
+      shifts: int32 `[chunks]`, of the weights, padded, in shared memory.
       given: the parameters of the row, of the names in `Inputs`; the floor is a sortable integer.
       counting: whether each token weighs one unit.
     """
@@ -102,8 +102,7 @@ class Tokens(NamedTuple):
             if self.counting:
                 visit(tile, (tile.x > -jnp.inf).astype(jnp.int32))
             else:
-                shifts = tiles.load(self.shifts.at[self.row.number, tile.chunks])
-                visit(tile, tile.weights(self.given["row_max"], shifts))
+                visit(tile, tile.weights(self.given["row_max"], self.shifts[tile.chunks]))
 
         self.row.each(scaled)
 
@@ -115,7 +114,7 @@ class Tokens(NamedTuple):
                 self.sums[place, tile.chunks] = tiles.total(jnp.where(passed, weights, 0))
 
         self.each(add_up)
-        shifts = tiles.load_all(self.shifts.at[self.row.number])
+        shifts = tiles.load_all(self.shifts)
         shifts = jnp.full_like(shifts, _mass.NO_SHIFT) if self.counting else shifts
         found = []
         for place in range(number):
@@ -156,28 +155,29 @@ def call(
     chunks = inputs.shifts.shape[1]
     size = tiles.padded(chunks)
     given = inputs._asdict()
-    logits, shifts, needed = (given.pop(name) for name in ("logits", "shifts", "needed"))
+    logits, needed = given.pop("logits"), given.pop("needed").astype(jnp.int32)
+    padded = jnp.pad(given.pop("shifts"), [(0, 0), (0, size - chunks)])
     if inputs.floor is not None:
         given["floor"] = to_sortable(_ranking.unsigned_zero(inputs.floor))
     given = {name: x for name, x in given.items() if x is not None}
-    arrays = [needed.astype(jnp.int32), jnp.pad(shifts, [(0, 0), (0, size - chunks)])]
 
-    def run(row: Row, refs: list[Any], output_refs: list[Any], sums: Any) -> None:
+    def run(row: Row, refs: list[Any], output_refs: list[Any], sums: Any, shifts: Any) -> None:
         needed_ref, shifts_ref, *given_refs = refs
 
         @pl.when(needed_ref[row.number] > 0)
         def _() -> None:
             sums[...] = jnp.zeros(sums.shape, jnp.int32)
+            shifts[...] = tiles.load_all(shifts_ref.at[row.number])
             of_row = {name: ref[row.number] for name, ref in zip(given, given_refs, strict=True)}
-            body(Tokens(row, sums, shifts_ref, of_row), *output_refs)
+            body(Tokens(row, sums, shifts, of_row), *output_refs)
 
     return tiles.call(
         name,
         run,
         logits,
-        [*arrays, *given.values()],
+        [needed, padded, *given.values()],
         outputs,
-        {"sums": plgpu.SMEM((PIVOTS, size), jnp.int32)},
+        {"sums": plgpu.SMEM((PIVOTS, size), jnp.int32), "shifts": plgpu.SMEM((size,), jnp.int32)},
         together=_TOGETHER,
         interpret=interpret,
     )

@@ -33,20 +33,19 @@ def chunk_maxima_and_sums(
       above -inf.
     """
     chunks = -(-logits.shape[1] // CHUNK)
+    size = tiles.padded(chunks)
 
-    def body(
-        row: Row, given: list[Any], outputs: list[Any], maxima: Any, counts: Any = None
-    ) -> None:
+    def body(row: Row, given: list[Any], outputs: list[Any], **scratch: Any) -> None:
+        maxima, sums, counts = scratch["maxima"], scratch["sums"], scratch.get("counts")
         maxima_ref, largest_ref, sums_ref, *count_ref = outputs
-        maxima[...] = jnp.full(maxima.shape, -jnp.inf)
+        maxima[...] = jnp.full(size, -jnp.inf, jnp.float32)
 
         def look(tile: Tile) -> None:
             # A maximum may drop a NaN; +inf makes the row a bad row, too.
-            largest = jnp.max(jnp.where(tile.x == tile.x, tile.x, jnp.inf), axis=-1)
-            maxima[tile.chunks] = largest
-            tiles.store(maxima_ref.at[row.number, tile.chunks], largest)
+            maxima[tile.chunks] = jnp.max(jnp.where(tile.x == tile.x, tile.x, jnp.inf), axis=-1)
 
         row.each(look)
+        maxima_ref[row.number] = maxima[...]
         largest = largest_ref[row.number] = jnp.max(maxima[...])
         raw_max = jnp.where(jnp.abs(largest) < jnp.inf, largest, 0)
         beta = _rows.bounded_beta(given[0][row.number], raw_max)[0] if given else None
@@ -59,23 +58,30 @@ def chunk_maxima_and_sums(
         def weigh(tile: Tile) -> None:
             shifts = _mass.shifts(read(maxima[tile.chunks]), row_max)
             tile = tile._replace(x=read(tile.x))
-            sums = tiles.total(tile.weights(row_max, shifts))
-            tiles.store(sums_ref.at[row.number, tile.chunks], sums)
+            sums[tile.chunks] = tiles.total(tile.weights(row_max, shifts))
             if counts is not None:
                 counts[tile.chunks] = tiles.total((tile.x > -jnp.inf).astype(jnp.int32))
 
         if counts is not None:
-            counts[...] = jnp.zeros(counts.shape, jnp.int32)
+            counts[...] = jnp.zeros(size, jnp.int32)
         row.each(weigh)
+        sums_ref[row.number] = sums[...]
         if counts is not None:
             count_ref[0][row.number] = jnp.sum(counts[...], dtype=jnp.int32)
 
-    outputs: list[Any] = [((chunks,), jnp.float32), ((), jnp.float32), ((chunks,), jnp.int32)]
-    scratch = {"maxima": plgpu.SMEM((tiles.padded(chunks),), jnp.float32)}
+    outputs: list[Any] = [((size,), jnp.float32), ((), jnp.float32), ((size,), jnp.int32)]
+    scratch = {"maxima": jnp.float32, "sums": jnp.int32}
     if counted:
         outputs.append(((), jnp.int32))
-        scratch["counts"] = plgpu.SMEM((tiles.padded(chunks),), jnp.int32)
-    given = [] if beta is None else [beta]
-    return tiles.call(
-        "scan", body, logits, given, outputs, scratch, together=16, interpret=interpret
+        scratch["counts"] = jnp.int32
+    maxima, largest, sums, *count = tiles.call(
+        "scan",
+        body,
+        logits,
+        [] if beta is None else [beta],
+        outputs,
+        {name: plgpu.SMEM((size,), dtype) for name, dtype in scratch.items()},
+        together=16,
+        interpret=interpret,
     )
+    return maxima[:, :chunks], largest, sums[:, :chunks], *count

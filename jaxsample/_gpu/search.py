@@ -109,10 +109,10 @@ def _reached(tokens: Tokens, goal: Mass) -> Cut:
     def by_id(x: Array, ids: Array) -> Array:
         return jnp.where(x == low, -ids, jnp.where(x > low, MOST, LEAST))
 
-    first = jnp.where(tied, -tokens.row.vocab, 0)
+    first = jnp.where(tied, jnp.int32(-tokens.row.vocab), 0)
     bounds = _Bounds(first, jnp.int32(1), reached)
     ids = _narrowed(tokens, by_id, goal, lambda _: least, bounds)
-    return Cut(low, jnp.where(tied, -ids.low, tokens.row.vocab))
+    return Cut(low, jnp.where(tied, -ids.low, jnp.int32(tokens.row.vocab)))
 
 
 def _narrowed(

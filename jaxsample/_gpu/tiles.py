@@ -73,7 +73,7 @@ class Row(NamedTuple):
             tokens = self.logits.at[self.number, pl.ds(start, self.together * CHUNK)]
             if self.interpreted:  # which has no references of another shape
                 return tokens[...].reshape(shape)
-            return plgpu.load(tokens.reshape(*shape), layout=layout)
+            return plgpu.load(tokens.reshape(*shape), layout=layout, optimized=False)
 
         def turn(number: Array, raw: Array) -> Array:
             following = load(number + 1)  # which comes while this one is looked at
@@ -84,7 +84,8 @@ class Row(NamedTuple):
             visit(Tile(raw.astype(jnp.float32), ids, pl.ds(first(number), self.together)))
             return following
 
-        lax.fori_loop(0, pl.cdiv(whole, self.together), turn, load(jnp.int32(0)))
+        turns = np.int32(pl.cdiv(whole, self.together))
+        lax.fori_loop(np.int32(0), turns, turn, load(jnp.int32(0)))
         if self.vocab % CHUNK:
             visit(self._last(whole))
 
@@ -121,18 +122,6 @@ def weights(x: Array, places: Array, row_max: Array, shifts: Array) -> Array:
 def total(of_tokens: Array) -> Array:
     """Returns the sums of integers over the chunks of a tile."""
     return jnp.sum(of_tokens, axis=-1, dtype=jnp.int32)
-
-
-def load(ref: Any) -> Array:
-    """Returns what each chunk of a tile has."""
-    if not ref.shape:
-        return ref[...]
-    return plgpu.load(ref, layout=_layout(1).reduce(1), optimized=False)
-
-
-def store(ref: Any, value: Array) -> None:
-    """Writes what each chunk of a tile has."""
-    plgpu.store(ref, value, optimized=False)  # since all lanes hold it
 
 
 def load_all(ref: Any) -> Array:
