@@ -56,7 +56,7 @@ class Program(NamedTuple):
       module: its operations.
       temporaries: bytes of temporary memory.
       seconds: of all processors, to trace and to compile.
-      kernels: those that are not of XLA, by name.
+      kernels: those of Mosaic GPU, by name, but for any that the process compiled before.
     """
 
     thunks: list[Thunk]
