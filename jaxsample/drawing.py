@@ -180,7 +180,7 @@ def processed_rows(
 ) -> Array:
     """Returns the logits `[..., vocab]` that `sample` draws from."""
     if keys is None and params.xtc_probability is not None:
-        raise ValueError("key must be given where params have xtc_probability")
+        raise ValueError("key must be given if params have xtc_probability")
     plan = planned(params, state, order)
     processed = applied(plan.groups, keys, x, params, state).logits
     if state is None:

@@ -46,7 +46,7 @@ def _host_words(seeds: Any) -> tuple[np.ndarray, np.ndarray]:
 def _unseeded(name: str, value: Any, seeds: tuple[Any, Any]) -> Any:
     negative = seeds[1]
     if value is None and isinstance(negative, np.ndarray) and negative.any():
-        raise ValueError(f"{name} must be given where seeds are below 0: {negative.sum()} are")
+        raise ValueError(f"{name} must be given if seeds are below 0, got {negative.sum()}")
     return value
 
 

@@ -269,9 +269,8 @@ def _on_host(params: SamplingParams, refused: type) -> tuple[Any, ...]:
         name = jax.tree_util.keystr(path).removeprefix(".")
         if isinstance(leaf, refused):
             raise TypeError(
-                f"{name} must be a number or a NumPy array where params are hashed or compared, "
-                f"got a JAX array {jax.typeof(leaf)}: as an argument of jit that is not static it "
-                "may be one"
+                f"{name} must be a number or a NumPy array to hash or compare params, got a JAX "
+                f"array {jax.typeof(leaf)}: pass params as a traced argument of jit, not a static one"
             )
         array = np.asarray(_checks.to_array(name, leaf))
         values.append((array.dtype, array.shape, array.tobytes()))
@@ -317,7 +316,7 @@ def _batch(name: str, value: Any) -> SamplingParams:
     """Returns params whose fields have one leading axis, the rows."""
     _checks.instance(name, value, SamplingParams)
     if value.custom is not None:
-        raise ValueError(f"{name} must have no custom params: their axes are not known")
+        raise ValueError(f"{name} must have no custom params, whose axes are not known")
     size = None
     for field, parameter, x in given(value):
         shape, axes = np.shape(x), ("rows", *parameter.axes)

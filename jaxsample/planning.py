@@ -56,7 +56,7 @@ def planned(params: SamplingParams, state: SamplerState | None, order: Order) ->
     names = {entry if isinstance(entry, str) else entry.name for group in groups for entry in group}
     asked = {name for name, stage in STAGES.items() if _is_asked(stage, params, state)}
     if missing := sorted((asked | set(params.custom or {})) - names):
-        raise ValueError(f"order must name every stage that params ask for, {missing[0]!r} too")
+        raise ValueError(f"order must contain every stage of the params, but lacks {missing[0]!r}")
     active = [
         tuple(
             STAGES[entry] if isinstance(entry, str) else custom(entry)
@@ -163,9 +163,9 @@ def _is_asked(stage: Stage, params: SamplingParams, state: SamplerState | None) 
     given = [name for name in fields if getattr(params, name) is not None]
     for name in stage.fields:
         if given and name not in given:
-            raise ValueError(f"params must have {name} where they have {given[0]}")
+            raise ValueError(f"params must have {name} if they have {given[0]}")
     if given and stage.needs_state and state is None:
-        raise ValueError(f"state must be given where params have {given[0]}")
+        raise ValueError(f"state must be given if params have {given[0]}")
     return bool(given)
 
 
@@ -175,10 +175,10 @@ def _check_order(groups: _Groups) -> None:
         is_rule = isinstance(entry, Rule)
         name = entry.name if isinstance(entry, Rule) else entry
         if is_rule and name in STAGES:
-            raise ValueError(f"order must hold rules with names of their own, got {name!r}")
+            raise ValueError(f"order must not contain a rule named as a stage, got {name!r}")
         if not is_rule and name not in STAGES:
             raise ValueError(
-                f"order must hold rules and names of {', '.join(STAGES)}; got {name!r}"
+                f"order must contain rules and stages among {', '.join(STAGES)}; got {name!r}"
             )
         if name in names:
             raise ValueError(f"order must name a stage once, got {name!r} twice")

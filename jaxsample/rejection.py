@@ -47,8 +47,8 @@ def _draft_logits(name: str, value: ArrayLike, logits: Array) -> Array:
     *lead, rows, vocab = logits.shape
     if drawn_from.shape != (*lead, rows - 1, vocab) or rows < 2:
         raise ValueError(
-            f"{name} must have shape [..., drafts, vocab] where logits have [..., drafts + 1, "
-            f"vocab], with one draft or more, got {drawn_from.shape} and {logits.shape}"
+            f"{name} must have shape [..., drafts, vocab] for logits of shape [..., drafts + "
+            f"1, vocab], with at least one draft, got {drawn_from.shape} and {logits.shape}"
         )
     return drawn_from
 
@@ -250,7 +250,7 @@ def _target(
 ) -> Choice:
     """Returns the draws of the target after the text and after each draft."""
     if params.xtc_probability is not None and method != "chain":
-        raise ValueError("method must be 'chain' where params have xtc_probability")
+        raise ValueError("method must be 'chain' if params have xtc_probability")
     if state is not None:
         texts, _ = paths(drafts, None, drafts.shape[-1])
         state = after_drafts(state, texts, is_chain=True)

@@ -238,8 +238,8 @@ def _check_neutral(place: str, value: Any, neutral: tuple[Any, ...]) -> None:
     if not empty and value not in neutral:
         allowed = " or ".join(map(repr, (None, *neutral)))
         raise ValueError(
-            f"{place} must be {allowed}, got {value!r}: serve it in the loop, and name it in "
-            "`handled`"
+            f"{place} must be {allowed}, got {value!r}: implement it in the decoding loop "
+            "and add its name to `handled`"
         )
 
 
@@ -329,7 +329,7 @@ def _asked(
     """Returns the rules of the batch."""
     for name in rules or ():
         if name not in fields:
-            raise ValueError(f"rules must hold names of {', '.join(fields)}; got {name!r}")
+            raise ValueError(f"rules must contain names among {', '.join(fields)}; got {name!r}")
     allowed = None if rules is None else {fields[name].rule for name in rules}
     asked = set()
     for i, row in enumerate(rows):
@@ -338,7 +338,7 @@ def _asked(
             if name == "stop_token_ids" or value in ([], fields[name].neutral):
                 continue
             if allowed is not None and fields[name].rule not in allowed:
-                raise ValueError(f"rules must have {name!r}: requests[{i}] asks for {value!r}")
+                raise ValueError(f"rules must contain {name!r}, set by requests[{i}] to {value!r}")
             asked.add(fields[name].rule)
     return asked if allowed is None else allowed
 

@@ -103,10 +103,10 @@ def test_parameters_are_a_dictionary_by_name():
 @pytest.mark.parametrize(
     ("order", "custom", "match"),
     [
-        ((Rule("top_k", raised),), None, "rules with names of their own, got 'top_k'"),
+        ((Rule("top_k", raised),), None, "a rule named as a stage, got 'top_k'"),
         ((Rule("a", raised), Rule("a", raised)), None, "name a stage once, got 'a' twice"),
         ((("top_k", Rule("a", raised)),), None, "order must not nest 'a'"),
-        (("top_k",), {"a": 1}, "order must name every stage that params ask for, 'a' too"),
+        (("top_k",), {"a": 1}, "order must contain every stage of the params, but lacks 'a'"),
         ((Rule("a", lambda x, p, s: x[..., :3]),), None, r"rule 'a' must return floating logits"),
         ((Rule("a", lambda x, p, s: x > 0),), None, r"of shape \(2, 40\), got bool"),
     ],

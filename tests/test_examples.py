@@ -291,7 +291,7 @@ def test_a_bad_flag_ends_a_process_in_one_line_too():
         (["--order", "mine"], "--order: invalid choice: 'mine'"),
         (
             ["--order", "vllm", "--prompt", "x", "--eta-cutoff", "0.1"],
-            "order must name every stage that params ask for, 'eta_cutoff' too",
+            "order must contain every stage of the params, but lacks 'eta_cutoff'",
         ),
         (["--typical-p", "2"], "--typical-p: typical_p must be in [0, 1], got 2"),
         (["--repetition-penalty", "0"], "repetition_penalty must be finite and above 0, got 0"),

@@ -91,7 +91,7 @@ def test_the_words_of_seeds():
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda: request_keys([3, -1], 0), ValueError, "unseeded must be given where seeds are"),
+        (lambda: request_keys([3, -1], 0), ValueError, "unseeded must be given if seeds are"),
         (lambda: request_keys(2**64, 0), ValueError, r"seeds must be below 2\*\*64, got 1844"),
         (lambda: request_keys(0.5, 0), TypeError, "seeds must hold integers, got 0.5"),
         (lambda: request_keys([True], 0), TypeError, "seeds must hold integers, got True"),

@@ -288,7 +288,7 @@ def test_a_long_integer_is_not_cut():
         ({"temperature": -1}, r"requests\[1\].temperature must be finite and at least 0, got -1"),
         ({"topP": 1.5}, r"requests\[1\].topP must be in \[0, 1\], got 1.5"),
         ({"top_k": -2}, r"requests\[1\].top_k must be at least -1, got -2"),
-        ({"n": 2}, r"requests\[1\].n must be None or 1, got 2: serve"),
+        ({"n": 2}, r"requests\[1\].n must be None or 1, got 2: implement it"),
         ({"best_of": 4}, r"\.best_of must be None or 1, got 4"),
         ({"use_beam_search": True}, r"\.use_beam_search must be None or False, got True"),
         ({"responseMimeType": "application/json"}, r"\.responseMimeType must be .* got 'appl"),
@@ -312,7 +312,7 @@ def test_a_long_integer_is_not_cut():
             {"sequence_bias": {(1,): np.inf}},
             r"\.sequence_bias\[0\] must be finite or -inf, got inf",
         ),
-        ({"min_p": 0.5}, r"rules must have 'min_p': requests\[1\] asks for 0.5"),
+        ({"min_p": 0.5}, r"rules must contain 'min_p', set by requests\[1\] to 0.5"),
     ],
 )
 def test_what_is_wrong_is_named(said, match):
@@ -343,7 +343,7 @@ def test_what_is_of_the_wrong_kind_is_named(said, match):
 
 
 def test_the_options_are_checked():
-    with pytest.raises(ValueError, match=r"rules must hold names of unconditional_logits, .*'dry'"):
+    with pytest.raises(ValueError, match=r"rules must contain names among .*; got 'dry'"):
         from_requests([], rules=("dry",))
     with pytest.raises(ValueError, match="vocab_size must be given for allowed, got None"):
         from_requests([{"allowed_token_ids": [3]}])

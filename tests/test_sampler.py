@@ -112,7 +112,7 @@ def test_params_of_arrays_of_jax_are_compared_and_name_the_field_that_has_no_has
         hash(params)
     with pytest.raises(TypeError, match=r"custom\['x'\] must be a number or a NumPy array"):
         hash(SamplingParams(custom={"x": jnp.zeros(3)}))
-    with pytest.raises(TypeError, match="top_k must be a number or a NumPy array where params"):
+    with pytest.raises(TypeError, match="top_k must be a number or a NumPy array to hash"):
         jax.jit(lambda k: SamplingParams(top_k=k) == params)(3)
 
 

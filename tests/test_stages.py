@@ -86,7 +86,7 @@ def test_process_logits_gives_what_sample_draws_from():
     assert np.isnan(got[jnp.array([0, 3])]).all()
     narrow = js.process_logits(jnp.asarray(x, jnp.bfloat16), SamplingParams(top_k=3))
     assert narrow.dtype == jnp.bfloat16
-    with pytest.raises(ValueError, match="key must be given where params have xtc_probability"):
+    with pytest.raises(ValueError, match="key must be given if params have xtc_probability"):
         js.process_logits(x, params, state)
 
 
@@ -373,13 +373,13 @@ X, KEY = np.zeros((2, 40), np.float32), jax.random.key(0)
         (
             {"logit_bias": np.zeros((2, 1))},
             {},
-            "params must have logit_bias_token_ids where they have logit_bias",
+            "params must have logit_bias_token_ids if they have logit_bias",
         ),
-        ({"xtc_threshold": 0.1}, {}, "params must have xtc_probability where"),
-        ({"dry_base": 2.0}, {}, "params must have dry_multiplier where they have dry_base"),
-        ({"frequency_penalty": 1}, {}, "state must be given where params have frequency_penalty"),
-        ({"eta_cutoff": 0.1}, {"order": VLLM_ORDER}, "order must name every stage .* 'eta_cutoff'"),
-        ({}, {"order": ("top_q",)}, "order must hold rules and names of .*; got 'top_q'"),
+        ({"xtc_threshold": 0.1}, {}, "params must have xtc_probability if"),
+        ({"dry_base": 2.0}, {}, "params must have dry_multiplier if they have dry_base"),
+        ({"frequency_penalty": 1}, {}, "state must be given if params have frequency_penalty"),
+        ({"eta_cutoff": 0.1}, {"order": VLLM_ORDER}, "order must contain .* lacks 'eta_cutoff'"),
+        ({}, {"order": ("top_q",)}, "order must contain rules and stages .*; got 'top_q'"),
         ({}, {"order": ("top_k", "top_k")}, "order must name a stage once, got 'top_k' twice"),
         ({}, {"order": (("top_k", "logit_bias"),)}, "order must not nest 'logit_bias'"),
         ({}, {"num_logprobs": 41}, r"num_logprobs must be in \[0, 40\], got 41"),
