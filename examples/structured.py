@@ -4,8 +4,8 @@
     python examples/structured.py --temperature 1.5 --seed 3
     python examples/structured.py --schema schema.json
 
-Before each token, llguidance computes a packed bitmask of the tokens that each row's grammar allows,
-and `sample` applies it. Each row of a batch has its own grammar or none. A schema should bound the
+Before each token, llguidance computes a packed bitmask of the tokens that each grammar allows, and
+`sample` applies it. Each row of a batch has its own grammar or none. A schema should bound the
 length of strings: without a maxLength, a model may never close a string.
 """
 
