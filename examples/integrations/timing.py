@@ -159,7 +159,7 @@ def main():
         jax.clear_caches()
         first.append(seconds(loop))
     for loop in loops:
-        loop()  # compiles what was compiled before the caches were cleared
+        loop()  # recompiles the programs that clear_caches removed
     times = np.array([[seconds(loop) for loop in loops] for _ in range(REPEATS)])
     own, adapter = (1000 * statistics.median(x) / STEPS for x in times.T)
     ratio = statistics.median(times[:, 0] / times[:, 1])
