@@ -270,7 +270,7 @@ def _on_host(params: SamplingParams, refused: type) -> tuple[Any, ...]:
         if isinstance(leaf, refused):
             raise TypeError(
                 f"{name} must be a number or a NumPy array to hash or compare params, got a JAX "
-                f"array {jax.typeof(leaf)}: pass params as a traced argument of jit, not a static one"
+                f"array {jax.typeof(leaf)}: pass params to jit as an argument that is not static"
             )
         array = np.asarray(_checks.to_array(name, leaf))
         values.append((array.dtype, array.shape, array.tobytes()))
