@@ -1,7 +1,7 @@
 """Truncation: functions of logits that drop tokens; most keep a prefix of the ranking.
 
 The ranking is by logit, equal logits by lower token id. Dropped logits become -inf and kept ones
-stay as they are. The kept set is a constant under differentiation.
+are unchanged. The kept set is a constant under differentiation.
 """
 
 import jax.numpy as jnp

@@ -40,7 +40,7 @@ class Found(NamedTuple):
     """The results of the search for each row.
 
     Attributes:
-      cut: `[rows]`; it lies anywhere between the last kept token and the next one.
+      cut: `[rows]`; it may be anywhere between the last kept token and the next one.
       sums: int32 `[rows, chunks]`, the weights of the kept tokens, added up by chunk, or None.
       num_kept: int32 `[rows]`, the number of these tokens, or None.
     """
