@@ -135,7 +135,7 @@ def whole_number(least: int, most: int = 10**6) -> Callable[[str], int]:
 
 
 def out_path(text: str) -> Path:
-    """Converts an argument to a path in an existing folder, since a long run should not end in an error."""
+    """Converts an argument to a path in an existing folder, so that errors precede a long run."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"no such folder: {path.parent}")

@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
 
 def outputs_of(rows):
-    """Returns the output of each row up to its stop token: the loop writes on behind it."""
+    """Returns the output of each row up to its stop token; the loop continues after it."""
     return [row[: row.index(STOP)] if STOP in row else row for row in rows]
 
 

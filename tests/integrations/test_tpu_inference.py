@@ -1,4 +1,4 @@
-"""The function in the place of tpu-inference's `sample`, on a stand-in for its metadata."""
+"""The replacement of tpu-inference's `sample`, on a substitute for its metadata."""
 
 import jax
 import jax.numpy as jnp
