@@ -110,7 +110,7 @@ def test_the_nucleus_is_as_large_as_it_is_said_to_be(kind, expected):
 
 
 def nuclei(vocab):
-    """The numbers of tokens that top-p .95 keeps of rows like text."""
+    """Returns the number of tokens that top-p .95 keeps in text-like rows."""
     weights = np.exp(np.asarray(logits.text(128, vocab, "float32"), np.float64))
     mass = np.cumsum(np.sort(weights, axis=-1)[:, ::-1], axis=-1)
     return np.sum(mass < 0.95 * mass[:, -1:], axis=-1) + 1
@@ -132,7 +132,7 @@ def test_rows_like_text_have_the_nuclei_of_a_language_model():
 
 @pytest.fixture
 def _no_clock(monkeypatch):
-    """Every work takes one millisecond, and nothing is compiled."""
+    """Gives every function a time of one millisecond and compiles nothing."""
 
     def measured(works, most_repeats, label):
         return {name: Timing(1.0, (1.0, 1.0), most_repeats) for name in works}

@@ -1,4 +1,4 @@
-"""Rules of the caller in an order of `sample`."""
+"""User-defined rules in an order of `sample`."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ VOCAB = 300
 
 
 def softened(logits, params, state):
-    """Products and sums that another program would fuse, and a look at the text."""
+    """Uses products and sums that another program would fuse, and the text of the state."""
     seen = jnp.where(state.counts > 0, params["seen"][:, None], 0)
     return jnp.tanh(logits.astype(jnp.float32) / 7) * params["scale"][:, None] + seen
 

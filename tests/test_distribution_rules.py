@@ -1,4 +1,4 @@
-"""The truncations that judge a token by all of its row, against their definitions in float64."""
+"""The truncations that depend on the whole row, compared with their definitions in float64."""
 
 import functools
 
@@ -99,15 +99,15 @@ def test_typical_p_takes_equals_by_lower_id_and_may_leave_the_likeliest():
 @pytest.mark.parametrize(("vocab", "dtype"), SIZES)
 @pytest.mark.parametrize("rule", ["tail_free", "top_h"])
 def test_prefixes(rule, vocab, dtype):
-    """Their length lies between those for nearly the same share, and they are prefixes."""
+    """Kept sets are prefixes whose lengths are between those of slightly different shares."""
     x = cases(vocab, dtype)
-    slack = 1e-5 if rule == "top_h" else 3e-4  # tail-free adds up 128k roundings to 2**-30
+    slack = 1e-5 if rule == "top_h" else 3e-4  # tail-free sums 128k rounding errors of up to 2**-30
     for value in VALUES[f"{rule}_logits"]:
         got = kept(getattr(js, f"{rule}_logits")(x, value))
         for kind, row, mask in zip(np.repeat(KINDS, 2), x, got, strict=True):
             np.testing.assert_array_equal(mask, reference.first(row, mask.sum()))
             if kind in {"tail_free": ("flat", "equal", "zeros"), "top_h": ("peaked",)}[rule]:
-                continue  # hardly a bend, or hardly any entropy, but that of rounding
+                continue  # only rounding bends the row or gives it entropy
             shares = (value, value) if value == 1 else (value - slack, value + slack)
             lengths = [getattr(reference, rule)(row, share) for share in shares]
             low, high = (reference.first(row, length) for length in lengths)
@@ -160,7 +160,7 @@ def everything(keys, x, values):
 
 @functools.cache
 def batch():
-    """Rows, keys, parameters and what becomes of them."""
+    """Returns rows, keys, parameters and results."""
     x = cases(300, "float32")
     rng = np.random.default_rng(0)
     values = np.stack([rng.choice(VALUES[rule], len(x)) for rule in VALUES], -1).astype(np.float32)

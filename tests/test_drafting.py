@@ -1,4 +1,4 @@
-"""Drafts that share the noise of the target: how often they are accepted."""
+"""Drafts that share the noise of the target: their acceptance rates."""
 
 import coupling
 import jax
@@ -14,7 +14,7 @@ from jaxsample._core import _draw
 
 VOCAB = 600
 SIGMAS = 4
-"""A test of one share fails by chance in 6 of 100,000."""
+"""The bound of a share in standard deviations; a correct one exceeds it in 6 of 100,000 tests."""
 
 
 def keys_of(batch):
@@ -40,7 +40,7 @@ def test_the_first_is_the_draw_and_the_others_do_not_depend_on_their_number():
 
 @pytest.mark.slow
 def test_the_order_is_that_of_the_times():
-    """By its definition in float64, from the noise that is drawn."""
+    """Compares with the definition in float64, on the noise of the library."""
     x = make("normal", 6, VOCAB)
     keys = keys_of(len(x))
     noise = _draw.random_words(keys)
@@ -91,7 +91,7 @@ def assert_agreement(x, y, number):
 def test_coupled_drafts_are_accepted_as_by_the_law():
     for x, y in coupling.pairs(2, VOCAB):
         share, p, q = assert_agreement(x, y, 2000)
-        assert share > np.sum(p * q) + 0.05  # of drafts that share no noise
+        assert share > np.sum(p * q) + 0.05  # the rate of drafts with independent noise
 
 
 @pytest.mark.slow

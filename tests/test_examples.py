@@ -1,4 +1,4 @@
-"""The example: its model, its decoding loop and its command line."""
+"""The examples: the model, the decoding loop and the command line."""
 
 import dataclasses
 import functools
@@ -52,7 +52,7 @@ ASKED = {
         "bad_words": ["import os"],
     }.items()
 }
-"""For each setting a request that asks for it alone."""
+"""For each setting a request that sets only that."""
 
 
 def serve(requests, among=VARIED):
@@ -75,7 +75,7 @@ def run(script, *args):
 
 
 def fail(monkeypatch, capsys, *args):
-    """The one line that the decoder ends with."""
+    """Returns the single line with which the decoder fails."""
     monkeypatch.setattr(sys, "argv", ["decode.py", *map(str, args)])
     with pytest.raises(SystemExit) as ended:
         decode.main()
@@ -102,7 +102,7 @@ def test_decoding_a_token_at_a_time_gives_the_logits_of_the_whole_text():
 
 @pytest.mark.slow
 def test_the_cache_follows_the_beams():
-    """The log-probs of a search are those of the model that reads the texts anew."""
+    """The log-probs of a search are those of the model when it reads the texts again."""
     prompts, lengths = (x[:2] for x in beam.encoded(TOKENIZER, CONFIG))
 
     def step(state, logits, position):
@@ -119,7 +119,7 @@ def test_the_cache_follows_the_beams():
 
 @pytest.mark.slow
 def test_a_text_is_the_same_whatever_the_schedule():
-    """Any slot, any neighbours, any order of arrival."""
+    """For any slot, any neighbours and any order of arrival."""
     alone = [text_of(serve([r])[0]) for r in VARIED]
     assert len({text.tokens.tobytes() for text in alone}) == len(VARIED)
     slots = [set() for _ in VARIED]

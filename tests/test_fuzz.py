@@ -1,4 +1,4 @@
-"""The fuzzer sees what is wrong and names the case; the cases that it has found stay right."""
+"""The fuzzer detects and names wrong results; the cases that it has found stay fixed."""
 
 import sys
 
@@ -40,7 +40,7 @@ def test_a_failure_is_a_line_that_runs_it_again(monkeypatch, capsys):
     assert fuzz.main() == 1
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if line.startswith('("sample", '))
-    ((name, seed),) = eval(line)  # as in FOUND
+    ((name, seed),) = eval(line)  # in the format of FOUND
     with pytest.raises(AssertionError, match="something is wrong"):
         fuzz.run(name, seed)
     assert "tokens, " in printed

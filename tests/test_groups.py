@@ -1,4 +1,4 @@
-"""Rows that need more work get it in groups, and no row notices which."""
+"""Rows that need more work are processed in groups, without affecting other rows."""
 
 import jax
 import jax.numpy as jnp
