@@ -31,7 +31,7 @@ def tables(seed, vocab=VOCAB, batch=BATCH, length=LENGTH):
 def searched(
     table, stops, length_penalty, diversity_penalty=0.0, *, num_beams=BEAMS, num_groups=1, **options
 ):
-    """Returns a search and its last state, by one program; tables `[..., length, tokens, vocab]`."""
+    """Returns a search and its last state; tables are `[..., length, tokens, vocab]`."""
     batch = table.shape[:-3]
     state = js.init_beams(num_beams, table.shape[-3], batch, num_groups=num_groups)
 

@@ -1,4 +1,4 @@
-"""Keys of requests: all 64 bits of a seed count, and a request's keys are its own."""
+"""Keys of requests: all 64 bits of a seed matter, and the keys of requests are independent."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def data(keys):
 
 
 def folded(words, position):
-    """The definition."""
+    """Computes the definition."""
     key = jax.random.wrap_key_data(np.uint32(words), impl="threefry2x32")
     return data(jax.random.fold_in(key, position))
 
@@ -46,7 +46,7 @@ def test_seeds_of_32_bits_have_the_keys_of_jax():
 def test_seeds_of_every_kind(seeds):
     want = [folded((0, 5), 2), folded((0, 2**31 - 1), 9)]
     assert data(request_keys(seeds, np.array([2, 9]))) == want
-    if not isinstance(seeds, list | tuple):  # which jit would take apart
+    if not isinstance(seeds, list | tuple):  # jit would convert lists and tuples to pytrees
         narrow = seeds if seeds.dtype.itemsize < 8 else seeds.astype(np.int32)
         assert data(jax.jit(request_keys)(narrow, jnp.array([2, 9]))) == want
 

@@ -19,7 +19,7 @@ VOCAB, ROOM, BATCH = 301, 40, 18
 
 
 def histories(batch, seed=0):
-    """Texts full of repeats, over few ids, some outside the vocabulary, of every length."""
+    """Returns repetitive texts of every length over few ids, some outside the vocabulary."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 4, (batch, ROOM)) * 3
     tokens[::4] = np.arange(ROOM) % 5  # a loop
@@ -32,7 +32,7 @@ def histories(batch, seed=0):
 
 
 def arguments():
-    """Returns the arguments of each penalty: data, then values: neutral, usual, bad."""
+    """Returns the arguments of each penalty: data, then neutral, usual and bad values."""
     counts = np.random.default_rng(0).poisson(0.5, (BATCH, VOCAB)).astype(np.int32) - 1
     history = histories(BATCH)
 
@@ -85,7 +85,7 @@ def arguments():
 
 
 def column(*values):
-    """One value a row, float32 or int32."""
+    """Returns one value per row, float32 or int32."""
     array = np.resize(np.array(values), BATCH)
     return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
 
@@ -94,7 +94,7 @@ NAMES = tuple(arguments())
 
 
 def assert_close(got, want, x, rounding=0.0):
-    """Equal but for the rounding of float32; what is not penalised bit for bit."""
+    """Asserts equality up to float32 rounding, and bit for bit for unpenalised logits."""
     got, x = np.asarray(got), x.astype(np.float32)
     tolerance = 1.5 * float(np.finfo(np.float32).eps) + rounding
     assert got.dtype == x.dtype
@@ -151,7 +151,7 @@ def test_dry_is_its_definition(dtype):
         ]
     )
     assert (want != x).any(axis=-1).sum() > len(x) / 4
-    assert_close(got, want, x, rounding=2e-6)  # of the squarings
+    assert_close(got, want, x, rounding=2e-6)  # the error of the squarings
 
 
 def test_the_published_figures_of_dry():
@@ -252,7 +252,7 @@ def test_bad_and_masked_logits_stay(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["repetition", "frequency", "dry", "ngram"])
 def test_rows_are_alone(name):
-    """Per-row parameters, any rank, no rows, `vmap` and `scan`: bit for bit the row by itself."""
+    """For any rank, no rows, `vmap` and `scan`, each row equals the row alone bit for bit."""
     x = every_kind(2, VOCAB)
     function, data, (_, usual, _) = arguments()[name]
     inputs = (x, column(*usual), *data)

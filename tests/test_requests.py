@@ -1,4 +1,4 @@
-"""Requests in the words of other systems become rows of params, and nothing of them is lost."""
+"""Requests in the formats of other systems become rows of params without loss."""
 
 import dataclasses
 import re
@@ -130,14 +130,14 @@ def test_the_words_of_hugging_face():
         "no_repeat_ngram_size": 3,
         "guidance_scale": 1.5,
     }
-    for do_sample in (False, None):  # greedy, as `generate` takes them
+    for do_sample in (False, None):  # greedy, as in `generate`
         assert only(namespace(do_sample=do_sample, temperature=0.5, top_k=9)) == {"temperature": 0}
     assert only({"min_new_tokens": 1, "eos_token_id": -1})["stop_token_ids"] == [-1]
     assert only({"min_new_tokens": 1, "eos_token_id": 7})["stop_token_ids"] == [7]
 
 
 def test_the_words_of_llama_cpp():
-    """Its window is -1 for the whole text, and 0 turns the penalties off."""
+    """llama.cpp's window is -1 for the whole text, and 0 disables the penalties."""
     said = {"repeat_penalty": 1.5, "presence_penalty": 0.5, "repeat_last_n": 64}
     penalties = {"repetition_penalty": 1.5, "presence_penalty": 0.5}
     assert only(said) == penalties | {"penalty_window": 64}
@@ -177,12 +177,12 @@ class Slotted:
     temperature: float = 0.5
 
 
-class Struct:  # of msgspec
+class Struct:  # like those of msgspec
     __struct_fields__ = ("temperature",)
     temperature = 0.5
 
 
-class Extra:  # of pydantic, with names that its class does not have
+class Extra:  # like pydantic models with extra names
     model_extra = {"temperature": 0.5}  # noqa: RUF012
 
 
@@ -196,7 +196,7 @@ def test_requests_of_any_kind(request_):
 
 
 def test_every_scalar_field_is_read_by_its_own_name():
-    """In a batch with a row that says nothing and one without a request."""
+    """In a batch with an empty request and with no request."""
     given = jax.tree.map(lambda x: x[0], every_param(1, seed=7))
     for name, field in FIELDS.items():
         if field.parameter.axes:
@@ -403,7 +403,7 @@ def test_rows_are_set_and_the_others_stay():
     chex.assert_trees_all_equal(set_jitted(want, np.array([-1] * 3), new), want)
     compiled = set_jitted.lower(params, np.array([3, -1, 0]), new).compile()
     size = sum(x.nbytes for x in jax.tree.leaves(params))
-    assert compiled.memory_analysis().alias_size_in_bytes >= size  # changed in place
+    assert compiled.memory_analysis().alias_size_in_bytes >= size  # updated in place
 
 
 @pytest.mark.parametrize(
@@ -440,7 +440,7 @@ def test_rows_that_do_not_fit_are_named(params, rows, new, error, match):
 
 @pytest.mark.slow
 def test_a_batch_of_requests_is_drawn_from_as_each_alone():
-    """One program, and no compilation for other requests."""
+    """One program serves all requests without compiling again."""
     x = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
     keys, state = (
         js.request_keys([1, 2, 3, 4], [0] * 4),

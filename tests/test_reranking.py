@@ -1,4 +1,4 @@
-"""The best of several texts: scores, order, and what has no score."""
+"""The best of several texts: scores, order, and texts without a score."""
 
 import functools
 
@@ -14,7 +14,7 @@ GROUPS, GROUP, LENGTH = 40, 6, 9
 
 
 def texts():
-    """Log-probs and lengths of groups, with ties, texts without a token, and bad ones."""
+    """Returns log-probs and lengths of groups, with ties, empty texts and bad ones."""
     rng = np.random.default_rng(0)
     logprobs = -rng.exponential(size=(GROUPS, GROUP, LENGTH)).astype(np.float32)
     logprobs[::4] = np.round(logprobs[::4])
@@ -29,7 +29,7 @@ def texts():
 
 
 def definition(logprobs, lengths, num, by):
-    """In float64, a group at a time."""
+    """Computes the definition in float64, one group at a time."""
     of_all = []
     for group, sizes in zip(logprobs.astype(np.float64), lengths, strict=True):
         scores = {}
@@ -68,7 +68,7 @@ def test_neither_the_batch_nor_the_padding_matters():
     ways = best(wide, lengths), jax.vmap(best)(logprobs, lengths)
     ways += (jax.tree.map(lambda a: a[::-1], best(logprobs[::-1], lengths[::-1])),)
     for way in ways:
-        # A length of LENGTH + 1 is in range where the texts are longer.
+        # A length of LENGTH + 1 is in range if the texts are longer.
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[6:], b[6:]), way, want)
     alone = best(logprobs[0], lengths[0])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), alone, want)

@@ -82,7 +82,7 @@ def test_params_are_a_pytree_whose_missing_fields_have_no_leaves():
 
 
 def test_params_of_values_on_the_host_are_hashed_and_compared_by_them():
-    """And may be a static argument of jit."""
+    """They may be static arguments of jit."""
     fields = {"temperature": 0.7, "top_p": np.nan, "stop_token_ids": [[1, 2]], "min_tokens": 3}
     params, same = (
         SamplingParams(**fields, allowed=np.array([True, False]), custom={"x": np.arange(3)})
@@ -118,7 +118,7 @@ def test_params_of_arrays_of_jax_are_compared_and_name_the_field_that_has_no_has
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
 def test_a_column_of_parameters_is_one_a_row(shape):
-    """`[..., 1]` in place of `[...]`, for `sample` and the functions of rules."""
+    """`[..., 1]` instead of `[...]`, for `sample` and the functions of rules."""
     x = jnp.zeros((*shape, 40))
     values = {"temperature": np.float32(0.7), "top_k": 5, "p_less": True}
     rows = {name: np.full(shape, value) for name, value in values.items()}
@@ -162,7 +162,7 @@ def test_num_kept_counts_the_tokens_that_can_be_drawn():
     ],
 )
 def test_what_the_temperature_takes_out_of_range_is_not_kept(order, implementation):
-    """Some mask with the least float32 number, which a low temperature makes -inf."""
+    """Some users mask with the least float32 number, which a low temperature makes -inf."""
     x = make("normal", 2, 300)
     x[:, 10:] = np.finfo(np.float32).min
     for k in (20, 200):  # among the candidates and beyond them

@@ -1,4 +1,4 @@
-"""Inside `shard_map` each device passes its part of the vocabulary, and all get the whole row's."""
+"""Inside `shard_map` each device passes a part of the vocabulary and gets the whole result."""
 
 import functools
 import re
@@ -36,7 +36,7 @@ OPTIONS = {
 
 
 def inside(function, x, arguments, shape, **spec):
-    """The same over simulated devices, compiled."""
+    """Returns the function compiled for simulated devices."""
     return jax.jit(sharded_map(function, x, arguments, mesh_of(*MESHES[shape]), **spec))
 
 
@@ -46,7 +46,7 @@ def called(name, x, **options):
 
 
 def assert_same(one, several):
-    """Bit for bit: -0 is not 0, but every NaN is the same."""
+    """Asserts equality bit for bit: -0 is not 0, but all NaNs are equal."""
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_array_equal(a, b)

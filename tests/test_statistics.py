@@ -1,4 +1,4 @@
-"""Draws follow the softmax. Keys are fixed; each test would fail a right sampler once in 10,000."""
+"""Draws follow the softmax. Keys are fixed; each test fails a correct sampler once in 10,000."""
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def test_draws_of_every_stage_follow_the_kept_softmax(vocab):
 
 @pytest.mark.slow
 def test_the_tail_is_drawn_as_often_as_it_should():
-    """129,000 tokens, 17 nats below one: 5 in a thousand draws, and float32 noise gives a tenth."""
+    """129,000 tokens, 17 nats below one: 5 of a thousand draws, and float32 noise gives a tenth."""
     vocab, gap, number = 129_000, 17.0, 60_000
     x = np.zeros(vocab, np.float32)
     x[4321] = gap
@@ -84,7 +84,7 @@ def test_ties_of_large_logits_are_drawn_alike(logit, temperature):
 
 @pytest.mark.slow
 def test_neighbouring_keys_and_positions_are_independent():
-    """The convention of decoding loops: fold_in(request_key, position)."""
+    """The convention of decoding loops is fold_in(request_key, position)."""
     x = jnp.zeros(16)
     keys = jax.vmap(
         lambda seed: jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(64))

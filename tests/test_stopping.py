@@ -1,4 +1,4 @@
-"""Why texts end: each reason against a definition in Python, over random texts."""
+"""The reasons why texts end: each compared with a definition in Python, on random texts."""
 
 import chex
 import jax
@@ -11,7 +11,7 @@ ROOM = 24
 
 
 def defined(row, prompt, token, stops, sequences, limit, max_period, repeats):
-    """The definition; `row` is the text up to its length."""
+    """Computes the definition; `row` is the text up to its length."""
     output = row[prompt:]
     if token < 0 or limit < 0:
         return StopReason.BAD_ROW

@@ -85,7 +85,7 @@ def test_neutral_values_are_the_identity(dtype):
 @pytest.mark.slow
 def test_ties_of_bfloat16_over_a_large_vocabulary():
     x = make("normal", 2, 128256, "bfloat16")
-    assert np.unique(x[0].astype(np.float32)).size < 3000  # full of ties
+    assert np.unique(x[0].astype(np.float32)).size < 3000  # many ties
     for k in (50, 1000):
         want = np.stack([reference.top_k(row, k) for row in x])
         np.testing.assert_array_equal(kept(top_k_logits(x, k)), want)

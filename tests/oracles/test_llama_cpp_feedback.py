@@ -27,7 +27,7 @@ def bits(row: np.ndarray) -> np.ndarray:
 
 
 def decides_v1(row: np.ndarray, mu: float) -> bool:
-    """Returns whether k is not near an integer; in llama.cpp a k beyond its integers is undefined."""
+    """Returns whether k is not near an integer, nor beyond the integers of llama.cpp."""
     k = reference.zipf_k(row, mu)
     bounded = k < 0.99 or 1.01 * VOCAB < k < 2**31
     return bounded or abs(k - round(k)) > 1e-3 * k

@@ -75,7 +75,7 @@ ENTRY %main (x: f32[8,1000]) -> f32[8,128] {
 
 
 def test_bundles_count_as_often_as_their_loops_turn():
-    # One ahead and one that branches back; ten turns of two, one, five of two, and one of one.
+    # Two bundles outside; ten iterations of two, five times two, one, one (the inner loop) and one.
     assert bundles.schedule(DUMP) == (2 + 10 * (2 + 5 * 2 + 1 + 1 + 1), 1)
     assert bundles.schedule(DUMP, [3]) == (2 + 10 * (2 + 5 * 2 + 1 + 3 + 1), 1)
 
@@ -150,12 +150,13 @@ ENTRY %main (x: (s32[], f32[8])) -> (s32[], f32[8]) {{
 
 
 def test_loops_conditionals_and_copies_are_walked():
-    chip = CHIPS["v5e"]._replace(bandwidth=CHIPS["v5e"].clock)  # a byte a cycle
+    chip = CHIPS["v5e"]._replace(bandwidth=CHIPS["v5e"].clock)  # one byte per cycle
     bundle = "   0x1   :  { nop }\n"
     program = Compiled(MODULE, {"f": 5000 * bundle, "dear": 100 * bundle})
     settled, searched = cheapest(program, chip), dearest(program, chip)
     read, copied = 8 * 128 * 4, 8 * 1024 * 4
-    # While the fusion runs its 5,000 bundles, HBM is busy for it and idle for the copy.
+    # While the fusion runs its 5,000 bundles, it uses HBM for a part and leaves it to the copy
+    # otherwise.
     assert settled.cycles == 5000 + copied - (5000 - read)
     assert settled.read == read + copied
     assert searched.cycles - settled.cycles == SEARCH_TURNS * read
