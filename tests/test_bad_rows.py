@@ -99,7 +99,7 @@ def test_bad_parameters(good, name):
 
 
 @pytest.mark.slow
-def test_bad_rows_get_the_token_that_is_asked_for(good):
+def test_bad_rows_get_the_requested_token(good):
     """Other outputs do not change."""
     x = good[0].copy()
     x[1, 3] = np.nan

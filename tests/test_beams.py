@@ -90,7 +90,7 @@ def assert_defined(out, tables, num_beams=BEAMS, stops=STOPS, diversities=None, 
 
 
 @pytest.mark.parametrize("early_stopping", [False, slow(True), slow("never")])
-def test_a_search_is_the_one_defined(early_stopping):
+def test_a_search_matches_the_definition(early_stopping):
     lengths = set()
     for seed in range(8):
         x = tables(seed)
@@ -118,7 +118,7 @@ def test_numbers_of_beams(num_beams, early_stopping):
 @pytest.mark.parametrize(
     ("num_groups", "early_stopping"), [slow(2, False), slow(4, "never"), exhaustive(2, True)]
 )
-def test_groups_are_those_defined(num_groups, early_stopping):
+def test_groups_match_the_definition(num_groups, early_stopping):
     options = {"num_groups": num_groups, "early_stopping": early_stopping}
     for seed in range(4):
         x = tables(seed)
@@ -171,7 +171,7 @@ def assert_equal(a, b):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("num_groups", [1, 2])
-def test_neither_batch_nor_slot_nor_vmap_matter(num_groups):
+def test_batch_slot_and_vmap_do_not_matter(num_groups):
     """A search that ends earlier than others of its batch does not change while they continue."""
     x = tables(3)
     want = searched(x, STOPS, PENALTIES, DIVERSITIES, num_groups=num_groups)
@@ -239,7 +239,7 @@ def test_a_search_with_a_bad_parameter_ends(name, value):
 
 
 @pytest.mark.slow
-def test_a_search_that_is_done_stays_as_it_is():
+def test_a_finished_search_does_not_change():
     x = tables(5)
     _, state = searched(x, STOPS, PENALTIES)
     after, tokens, parents = stepped(state, x[:, 0, :BEAMS], length_penalty=PENALTIES)
@@ -268,14 +268,14 @@ def test_one_token():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", exhaustive("float16")])
-def test_narrow_logits_are_read_as_they_are(dtype):
+def test_narrow_logits_are_read_exactly(dtype):
     x = jnp.asarray(tables(2)[0, 0, :BEAMS], dtype)
     got, want = (js.beam_step(a_state(()), y) for y in (x, x.astype(jnp.float32)))
     assert_equal(got, want)
 
 
 @pytest.mark.slow
-def test_penalties_of_any_size_lose_no_hypothesis():
+def test_penalties_of_any_size_drop_no_hypothesis():
     x = tables(4)
     for penalty in (-300.0, 300.0):
         out, _ = searched(x, STOPS, np.full(BATCH, penalty, np.float32))
@@ -310,7 +310,7 @@ def test_nothing_of_the_size_of_the_logits_is_written(name):
 
 
 @pytest.mark.slow
-def test_a_batch_may_lie_on_several_devices():
+def test_a_batch_may_be_sharded():
     state, x = a_state((8,)), tables(6, batch=8)[:, 0, :BEAMS]
     want = stepped(state, x)
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -112,7 +112,7 @@ def test_biases_of_an_id_are_added_up():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_masks_are_their_definitions(dtype):
+def test_masks_match_their_definitions(dtype):
     x = every_kind(2, VOCAB, dtype)
     rng = np.random.default_rng(1)
     allowed = rng.random(x.shape) < 0.6
@@ -148,7 +148,7 @@ def test_bitmasks_are_words_of_32_bits_least_significant_first(vocab):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bad_words_are_their_definition(dtype):
+def test_bad_words_match_their_definition(dtype):
     x = every_kind(2, VOCAB, dtype)
     (tokens, length), (words, lengths) = texts(len(x)), vocabularies(len(x))
     got = bad_words_logits(x, tokens, length, words, lengths)
@@ -167,7 +167,7 @@ def test_bad_words_are_their_definition(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sequence_biases_are_their_definition(dtype):
+def test_sequence_biases_match_their_definition(dtype):
     """Biases of -inf ban the tokens that `bad_words_logits` bans."""
     x = every_kind(2, VOCAB, dtype)
     (tokens, length), (words, lengths) = texts(len(x)), vocabularies(len(x))
@@ -215,7 +215,7 @@ def test_bad_words_of_all_rows_and_of_none():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_guidance_is_its_definition(dtype):
+def test_guidance_matches_its_definition(dtype):
     c = every_kind(2, VOCAB, dtype)
     u = np.roll(c, 1, axis=0)
     scale = np.resize(np.float32([1.0, 0.0, 1.5, -0.5, 3.0, 7.5]), len(c))
@@ -235,7 +235,7 @@ def test_guidance_is_its_definition(dtype):
     assert_same_bits(got[scale == 1], c[scale == 1].astype(np.float32))
 
 
-def test_guidance_at_scale_1_does_not_look_at_the_unconditional():
+def test_guidance_at_scale_1_ignores_the_unconditional_logits():
     c = make("masked", 3, VOCAB)
     c[0, 3], u = np.nan, np.full_like(c, np.nan)
     assert_same_bits(guided_logits(c, u, 1.0), c)
@@ -279,7 +279,7 @@ def test_guidance_by_log_probabilities_beyond_float32():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "guided"])
-def test_bad_and_masked_logits_stay(name):
+def test_bad_and_masked_logits_do_not_change(name):
     function, data = calls()[name]
     values = np.float32([np.nan, np.inf, -np.inf])[:, None]
     x = np.resize(np.broadcast_to(values, (3, VOCAB)), (BATCH, VOCAB))
@@ -329,7 +329,7 @@ def test_neutral_values_are_the_identity(dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["biased", "min_tokens", "sequence_biased", "guided"])
-def test_rows_are_alone(name):
+def test_rows_are_independent(name):
     """For any rank, no rows, `vmap` and `scan`, each row equals the row alone bit for bit."""
     x = every_kind(2, VOCAB)
     function, data = calls()[name]
@@ -399,7 +399,7 @@ def test_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_bitmask_is_read_on_the_way():
+def test_a_bitmask_is_not_unpacked_in_memory():
     """At a real size only the output is written."""
     x, words = jnp.zeros((32, 128256)), jnp.zeros((32, 4008), jnp.int32)
     compiled = jax.jit(bitmask_logits).lower(x, words).compile()

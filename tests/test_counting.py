@@ -52,7 +52,7 @@ def definition(x, state, window, exempt):
 
 
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16"), exhaustive("float16")])
-def test_penalties_of_a_window_are_their_definition(dtype):
+def test_penalties_of_a_window_match_their_definition(dtype):
     """Includes exempt tokens and rows without a window; one program serves all values."""
     x, state = every_kind(2, VOCAB, dtype), texts()
     traced = None
@@ -105,7 +105,7 @@ def test_bad_windows_and_ids_make_their_row_bad_and_no_other():
         SamplingParams(penalty_window=np.array([0, -1])).validate()
 
 
-def test_bad_and_masked_logits_stay():
+def test_bad_and_masked_logits_do_not_change():
     x, state = np.zeros((BATCH, VOCAB), np.float32), texts()
     x[0, 3], x[1, 3], x[2, 3], x[3] = np.nan, np.inf, -np.inf, -np.inf
     given = {"penalty_window": WINDOWS, "exempt_token_ids": EXEMPT}
@@ -117,7 +117,7 @@ def test_bad_and_masked_logits_stay():
 
 
 @pytest.mark.slow
-def test_a_window_without_penalties_asks_for_nothing():
+def test_a_window_without_penalties_adds_no_stage():
     x = every_kind(2, VOCAB)
     params = SamplingParams(penalty_window=3, exempt_token_ids=np.array([1]))
     np.testing.assert_array_equal(process_logits(x, params), x)
@@ -199,7 +199,7 @@ def test_drafts_are_in_the_window(shape, window):
 
 @pytest.mark.exhaustive
 @several_devices
-def test_devices_that_share_a_row_get_what_one_gets():
+def test_devices_that_share_a_row_get_the_result_of_one():
     batch, vocab = 8, meshes.VOCAB
     x = jnp.asarray(make("normal", batch, vocab))
     x = x.at[:, :4].add(3)

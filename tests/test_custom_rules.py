@@ -53,7 +53,7 @@ def inputs(dtype):
         exhaustive(("repetition_penalty",), "float32"),
     ],
 )
-def test_it_is_the_function_between_those_of_the_stages(dtype, before):
+def test_a_rule_is_applied_between_the_stages(dtype, before):
     keys, x, params, state = inputs(dtype)
     own = dataclasses.replace(params, repetition_penalty=None) if not before else params
     out = sample(keys, x, own, state, order=(*before, RULE, *REST), return_kept=True)
@@ -111,6 +111,6 @@ def test_parameters_are_a_dictionary_by_name():
         ((Rule("a", lambda x, p, s: x > 0),), None, r"of shape \(2, 40\), got bool"),
     ],
 )
-def test_what_does_not_fit_is_named(order, custom, match):
+def test_errors_name_invalid_arguments(order, custom, match):
     with pytest.raises(ValueError, match=match):
         sample(jax.random.key(0), jnp.zeros((2, 40)), SamplingParams(custom=custom), order=order)

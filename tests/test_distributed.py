@@ -116,7 +116,7 @@ def digest_of(requests):
 
 
 @pytest.mark.parametrize(("count", "requests"), [(4, SHORT), exhaustive(2, VARIED)])
-def test_every_process_holds_the_tokens_of_a_single_one(start, tmp_path, count, requests):
+def test_every_process_writes_the_tokens_of_a_single_one(start, tmp_path, count, requests):
     status, out = start("--processes", count, *flags_of(tmp_path, requests)).wait()
     assert status == 0, out
     held = re.findall(r"^process (\d) of \d: \d+ tokens, sha256 (\w+)$", out, re.MULTILINE)
@@ -141,7 +141,7 @@ def test_a_killed_process_of_a_cluster_ends_the_others(start, tmp_path):
     assert out.endswith("error: process 1 ended by SIGKILL\n")
 
 
-def test_a_killed_process_ends_those_started_with_it(start):
+def test_a_killed_process_ends_the_others_of_its_parent(start):
     run = start("--processes", 2)
     pids = run.pids(2)
     os.kill(pids[1], signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_a_killed_process_ends_those_started_with_it(start):
     assert not any(map(alive, pids))
 
 
-def test_without_process_0_the_others_end_too(start, tmp_path):
+def test_the_others_end_without_process_0(start, tmp_path):
     first, *others = cluster(start, 4, *flags_of(tmp_path, LONG))
     first.find("tokens, sha256")
     os.kill(*first.pids(1), signal.SIGKILL)
@@ -163,7 +163,7 @@ def test_without_process_0_the_others_end_too(start, tmp_path):
         )
 
 
-def test_a_silent_process_is_given_up(start, tmp_path):
+def test_an_unresponsive_process_is_abandoned(start, tmp_path):
     run = start("--processes", 2, "--patience", 5, *flags_of(tmp_path, LONG))
     run.find("tokens, sha256")
     os.kill(run.pids(2)[1], signal.SIGSTOP)
@@ -201,7 +201,7 @@ def test_a_bad_flag_is_named_once(monkeypatch, capsys, args, said):
     assert said in err
 
 
-def test_a_device_holds_whole_chunks(monkeypatch):
+def test_shards_of_the_example_must_be_whole_chunks(monkeypatch):
     _, _, weights = decode.open_model(decode.MODEL)
     monkeypatch.setattr(jax, "device_count", lambda: 3)
     with pytest.raises(ValueError, match="4096 tokens must split into whole chunks of 256 over"):

@@ -91,7 +91,7 @@ def kept_by_definition(row, params, i, slack):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "vocab"), [("bfloat16", 300), slow("float16", 5003)])
-def test_kept_sets_and_logprobs_are_those_of_the_same_values_in_float64(dtype, vocab):
+def test_kept_sets_and_logprobs_match_the_same_values_in_float64(dtype, vocab):
     near = [kind for kind in KINDS if kind != "offset"]  # far from 0, float32 itself rounds more
     x = np.concatenate([make(kind, 12, vocab, dtype) for kind in near])
     params = params_of(len(x))
@@ -136,7 +136,7 @@ def draw_penalised(x, params):
     return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=2000))(keys))
 
 
-def test_a_softmax_of_rounded_logits_would_be_seen():
+def test_a_softmax_of_rounded_logits_is_detected():
     """The test of the float64 definition fails for the definition in bfloat16."""
     x = make("normal", 1, 1000, "bfloat16")[0] + np.asarray(20, jnp.bfloat16)
     rounded = (x.astype(np.float32) / np.float32(0.6)).astype(jnp.bfloat16)
@@ -150,7 +150,7 @@ def test_a_softmax_of_rounded_logits_would_be_seen():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", NARROW)
-def test_the_draw_is_that_of_the_same_values_in_float32(dtype):
+def test_the_draw_matches_the_same_values_in_float32(dtype):
     """Bit for bit, with and without a search, and with the temperature last."""
     x = every_kind(4, 300, dtype)
     params = params_of(len(x), 1)

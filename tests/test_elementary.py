@@ -59,7 +59,7 @@ def test_the_derivative_of_log():
     np.testing.assert_allclose(jax.vmap(jax.grad(_elementary.log))(x), 1 / x)
 
 
-def test_a_minimum_is_found_though_it_could_be_rounded_in_two_ways():
+def test_a_minimum_is_found_if_sums_round_differently():
     """Reductions of floats may use a library that rounds preceding sums differently."""
     from jaxsample._core import _draw
 

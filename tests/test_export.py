@@ -43,7 +43,7 @@ def exported(vocab):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vocab", VOCABS)
-def test_it_is_for_every_platform(vocab):
+def test_the_program_is_for_every_platform(vocab):
     assert exported(vocab).platforms == ("cpu", "cuda", "tpu")
 
 

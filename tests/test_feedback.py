@@ -62,7 +62,7 @@ def assert_equal(got, want):
 
 @pytest.mark.parametrize("sampler", [slow(mirostat_v1_sample), mirostat_v2_sample])
 @pytest.mark.parametrize(("vocab", "dtype"), SIZES)
-def test_mirostat_is_the_draw_from_what_the_definition_keeps(sampler, vocab, dtype):
+def test_mirostat_draws_from_the_kept_set_of_the_definition(sampler, vocab, dtype):
     x = every_kind(6, vocab, dtype)
     keys, (params, state) = keys_of(len(x)), random_arguments(sampler, len(x))
     tokens, following = jax.device_get(sampler(keys, x, params, state))
@@ -84,7 +84,7 @@ def test_mirostat_is_the_draw_from_what_the_definition_keeps(sampler, vocab, dty
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), SIZES)
-def test_adaptive_p_is_the_draw_from_the_definition(vocab, dtype):
+def test_adaptive_p_draws_from_the_definition(vocab, dtype):
     x = every_kind(6, vocab, dtype)
     keys, (params, state) = keys_of(len(x)), random_arguments(adaptive_p_sample, len(x))
     tokens, following = adaptive_p_sample(keys, x, params, state)
@@ -192,7 +192,7 @@ def test_a_mu_below_every_surprise_keeps_rank_0(sampler):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_row_is_drawn_alike_wherever_it_stands(sampler):
+def test_the_position_of_a_row_does_not_matter(sampler):
     x = every_kind(1, 257)
     keys, arguments = keys_of(len(x)), random_arguments(sampler, len(x), seed=2)
     want = sampler(keys, x, *arguments)
@@ -331,7 +331,7 @@ def test_validate_names_the_field_the_row_and_the_range(params, message):
         params.validate()
 
 
-def test_validate_accepts_what_is_allowed_and_rejects_what_is_no_number():
+def test_validate_accepts_values_in_range_and_rejects_non_numbers():
     MirostatParams(tau=jnp.array([0.0, 9.0], jnp.bfloat16), eta=1).validate()
     AdaptivePParams(target=[-1, 0, 1], decay=0.99).validate()
     with pytest.raises(TypeError, match="tau must hold real numbers, got <U1"):
@@ -372,7 +372,7 @@ def test_validate_accepts_what_is_allowed_and_rejects_what_is_no_number():
         ),
     ],
 )
-def test_wrong_arguments_are_named(call, error, match):
+def test_errors_name_wrong_arguments(call, error, match):
     with pytest.raises(error, match=match):
         call(jnp.zeros((2, 10)), MirostatParams(), MirostatState(3.0))
 

@@ -48,7 +48,7 @@ def assert_forced(out):
 FEW = ("bitmask", "suppressed", "forced", "temperature")
 
 
-def test_a_forced_token_wins_over_what_masks_it():
+def test_a_forced_token_overrides_masks():
     keys, x, params, state = arguments(FEW)
     out = sample(keys, x, params, state, order=FEW)
     assert_forced(out)

@@ -77,7 +77,7 @@ def test_every_public_function_has_a_golden_result():
         assert held == set(cases(group))
 
 
-def test_the_inputs_are_those_of_the_golden_results():
+def test_the_inputs_match_the_golden_results():
     """Compares checksums of their bits, so that they do not depend on the version of NumPy."""
     rows = [golden_cases.logits(300, dtype).view(np.uint8) for dtype in golden_cases.DTYPES]
     assert [int(x.astype(np.int64).sum()) for x in rows] == [1499989, 989330, 873841]

@@ -94,7 +94,7 @@ def test_an_id_at_or_above_the_vocabulary_makes_its_row_bad(field):
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_validate_knows_which_ids_no_vocabulary_holds(field):
+def test_validate_rejects_ids_beyond_every_vocabulary(field):
     params_with(field, VOCAB).validate()
     for token in LARGE[1:]:
         with pytest.raises(ValueError, match=rf"{field}\[.*\] must be below 2097152, got {token}"):
@@ -110,7 +110,7 @@ def test_negative_ids_of_any_width_are_padding():
 
 
 @pytest.mark.slow
-def test_other_integers_that_do_not_fit():
+def test_other_integers_beyond_32_bits_stay_out_of_range():
     """Their conversion to 32 bits does not bring them into range."""
     x, key = jnp.zeros((ROWS, VOCAB)), jax.random.key(0)
     for k, kept in ((2**32 + 1, VOCAB), (2**63 - 1, VOCAB), (-(2**32) + 1, 0)):
@@ -123,7 +123,7 @@ def test_other_integers_that_do_not_fit():
     np.testing.assert_array_equal(outside.counts, 0)
 
 
-def test_masks_of_64_bits_are_refused_everywhere():
+def test_masks_of_64_bits_are_rejected_everywhere():
     x, mask = jnp.zeros((ROWS, VOCAB)), np.full((ROWS, 1), 2**32 + 1)
     params = SamplingParams(bitmask=mask)
     for call in (

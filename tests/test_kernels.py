@@ -53,7 +53,7 @@ def in_both_ways(function, *arguments):
 @pytest.mark.parametrize(
     ("dtype", "scaled"), [("float32", False), ("float32", True), ("bfloat16", True)]
 )
-def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
+def test_maxima_sums_and_counts_match_the_definition(dtype, scaled):
     x = semantic(dtype)
     # From far below 1 to so large that all but the largest logits become -inf.
     rate = jnp.geomspace(1e-3, 3e35, len(x)) if scaled else None
@@ -78,7 +78,7 @@ def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
         assert not np.isfinite(np.max(found[0], axis=1))[bad].any()
 
 
-def test_bins_hold_the_first_tokens_of_each():
+def test_bins_contain_the_first_tokens_of_each():
     """In steps as long as on a TPU."""
     assert_bins_hold_the_first(kernels.TURN + 3617)
 
@@ -298,7 +298,7 @@ def test_few_tokens(vocab, function):
 
 
 @pytest.mark.usefixtures("short_turns")
-def test_more_of_the_best_tokens_than_a_bin_holds():
+def test_more_of_the_best_tokens_than_a_bin_contains():
     """Rows with a candidate that bins omit are searched, and so are ties that may hide others.
 
     Greedy rows need no search; their first tokens are found in the blocks.
@@ -327,7 +327,7 @@ def shape(*sizes, dtype="float32", sharding=None):
     return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype), sharding=sharding)
 
 
-def test_who_gets_a_kernel():
+def test_functions_that_use_kernels():
     greedy, whole = js.greedy_sample, shape(16, kernels.MIN_VOCAB)
     assert kernels_in(greedy, whole) == 1
     assert kernels_in(greedy, shape(2, 8, kernels.MIN_VOCAB + 1, dtype="bfloat16")) == 1
@@ -354,7 +354,7 @@ def test_every_stage_of_sample_has_kernels_or_none(implementation, number):
 
 
 @several_devices
-def test_sharded_programs_get_none_but_inside_shard_map():
+def test_sharded_programs_use_kernels_only_inside_shard_map():
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("rows")
     x = shape(16, kernels.MIN_VOCAB, sharding=jax.NamedSharding(mesh, spec))
@@ -368,7 +368,7 @@ def test_sharded_programs_get_none_but_inside_shard_map():
     assert kernels_in(jax.shard_map(cut, mesh=mesh, in_specs=spec, out_specs=spec), x) == 4
 
 
-def test_gradients_and_vmap_pass_by():
+def test_gradients_and_vmap_use_no_kernels():
     x = jnp.asarray(rows.make("normal", 8, kernels.MIN_VOCAB))
     keys = jax.vmap(jax.random.key)(jnp.arange(8))
     params = SamplingParams(temperature=jnp.full(8, 0.9), top_k=jnp.full(8, 40))
@@ -387,7 +387,7 @@ def test_gradients_and_vmap_pass_by():
     same(split, sampled(keys, x))
 
 
-def test_export_holds_the_kernels_of_a_tpu():
+def test_export_contains_the_tpu_kernels():
     def sampled(data, x):
         return js.sample(jax.random.wrap_key_data(data), x, SamplingParams(top_k=40)).tokens
 

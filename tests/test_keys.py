@@ -82,7 +82,7 @@ def test_a_request_has_its_keys_in_any_slot_and_shape():
     assert data(mapped) == data(keys)
 
 
-def test_the_words_of_seeds():
+def test_seeds_become_words():
     np.testing.assert_array_equal(seed_words(2**33 + 5), [2, 5])
     assert seed_words([[1], [2]]).shape == (2, 1, 2)
     assert seed_words([]).shape == (0, 2)
@@ -108,6 +108,6 @@ def test_the_words_of_seeds():
         (lambda: seed_words(-1), ValueError, "seeds must be at least 0, got -1"),
     ],
 )
-def test_what_does_not_fit_is_named(call, error, match):
+def test_errors_name_invalid_arguments(call, error, match):
     with pytest.raises(error, match=match):
         call()

@@ -82,7 +82,7 @@ def test_fused_is_composed(vocab, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_fused_is_composed_where_candidates_suffice(dtype):
+def test_fused_is_composed_if_candidates_suffice(dtype):
     """No row of these batches needs the search, so each batch takes the fast path."""
     values = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "min_p": 0.02}
     params = SamplingParams(**{name: np.full(ROWS, value) for name, value in values.items()})
@@ -191,7 +191,7 @@ def test_jit_can_be_disabled(batch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [slow(1), 53, 256, slow(3000)])
-def test_masked_columns_behind_the_vocabulary_do_not_matter(batch, columns):
+def test_masked_columns_after_the_vocabulary_do_not_matter(batch, columns):
     keys, x, params, want = batch
     padding = np.full((64, columns), -np.inf, x.dtype)
     k = np.where(params.top_k == 0, 0, np.minimum(params.top_k, 5003))

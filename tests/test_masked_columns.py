@@ -99,7 +99,7 @@ def test_masked_columns_change_nothing(name):
         assert (np.delete(got, at, axis=1) == -np.inf).all()
 
 
-def test_every_rule_is_among_them():
+def test_every_rule_is_tested():
     marks = {"green_list_logits", "synthid_logits"}  # their key is derived from the id
     rules = {name for name in js.__all__ if name.endswith("_logits")} - marks - {"process_logits"}
     assert {name.removesuffix("_logits").removesuffix("_penalized") for name in rules} == set(NAMES)
@@ -120,7 +120,7 @@ def test_tail_free_does_not_count_masked_tokens(p, z, kept):
         np.testing.assert_array_equal(np.flatnonzero(js.tail_free_logits(x, z) > -jnp.inf), kept)
 
 
-def test_log_probs_ranks_and_greedy_tokens_do_not_count_them_either():
+def test_log_probs_ranks_and_greedy_tokens_do_not_count_masked_tokens():
     x = rows()
     for at in PLACES.values():
         wide = placed(x, at, -np.inf)

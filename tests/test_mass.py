@@ -67,7 +67,7 @@ def test_weights_are_probabilities_to_23_bits():
     np.testing.assert_array_less(np.abs(got / np.exp(-gaps.astype(np.float64)) - 1), bound * 5)
 
 
-def test_the_likeliest_weighs_one_and_the_masked_nothing():
+def test_the_most_likely_token_weighs_one_and_masked_ones_zero():
     x = jnp.array([3.0, -jnp.inf])
     for place in range(256):
         shift = jnp.zeros(2, jnp.int32)

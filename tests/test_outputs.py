@@ -100,7 +100,7 @@ def assert_bad(out, i):
         exhaustive(DEFAULT_ORDER, "bfloat16", {**CUTS, **MORE}),
     ],
 )
-def test_outputs_are_those_of_float64(order, dtype, values):
+def test_outputs_match_float64(order, dtype, values):
     """Includes greedy and bad rows; other values, ids and neighbours compile nothing."""
     x = rows_of(dtype)
     params = params_of(len(x), **values)
@@ -126,7 +126,7 @@ def test_outputs_are_those_of_float64(order, dtype, values):
         np.testing.assert_array_equal(got, np.roll(want, 1, axis=-1))
 
 
-def test_fields_that_are_not_asked_for_are_none():
+def test_fields_that_are_not_requested_are_none():
     out = jax.eval_shape(sample, jax.random.key(0), jnp.zeros((2, 9)), SamplingParams(top_k=3))
     assert [name for name, field in out._asdict().items() if field is not None] == [
         *("tokens", "logprobs", "num_kept")
@@ -134,7 +134,7 @@ def test_fields_that_are_not_asked_for_are_none():
 
 
 @pytest.mark.exhaustive
-def test_logits_are_those_of_process_logits():
+def test_logits_match_process_logits():
     x = rows_of("float32")
     params = params_of(len(x), **CUTS)
     step = functools.partial(sample, keys_of(x), x, params, return_logits=True)
@@ -142,7 +142,7 @@ def test_logits_are_those_of_process_logits():
 
 
 @pytest.mark.exhaustive
-def test_the_mass_of_nearly_all_and_of_nearly_nothing():
+def test_the_mass_of_nearly_all_and_of_nearly_no_tokens():
     """A cut that drops 1e-7 of the mass, and greedy rows that keep 1e-5 of it."""
     x = np.zeros((3, VOCAB), np.float32)
     x[0, 1:], x[1] = np.linspace(-20, -21, VOCAB - 1), np.linspace(0, -1e-3, VOCAB)
@@ -248,6 +248,6 @@ def test_gradients_are_of_log_probs_alone():
         ({"logprob_token_ids": [[1]] * 3}, ValueError, "logprob_token_ids must have one list for"),
     ],
 )
-def test_what_does_not_fit_is_named(options, error, match):
+def test_errors_name_invalid_arguments(options, error, match):
     with pytest.raises(error, match=match):
         sample(jax.random.key(0), jnp.zeros((2, 9)), SamplingParams(), **options)

@@ -151,14 +151,14 @@ def turns(monkeypatch, function, *arguments):
         (19, "float32", lambda x: np.maximum(x, 0)),  # half of them equal, and 0
     ],
 )
-def test_turns_of_a_search(monkeypatch, most, dtype, shape):
+def test_iterations_of_a_search(monkeypatch, most, dtype, shape):
     jax.clear_caches()  # programs traced before were not counted
     x = jnp.asarray(shape(make("normal", 3, 50176)), dtype)
     (found,) = turns(monkeypatch, js.top_p_logits, x, 0.9)
     assert 0 < found <= most
 
 
-def test_a_k_beyond_the_tokens_that_are_left_needs_no_search(monkeypatch):
+def test_a_k_above_the_number_of_unmasked_tokens_needs_no_search(monkeypatch):
     jax.clear_caches()
     x = np.where(np.arange(5003) % 10 == 0, make("normal", 3, 5003), -np.inf).astype(np.float32)
     assert turns(monkeypatch, js.top_k_logits, x, 1000) == [0]  # after counting them

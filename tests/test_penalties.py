@@ -109,7 +109,7 @@ def assert_same_bits(got, want):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_repetition_presence_and_frequency_are_their_definitions(dtype):
+def test_repetition_presence_and_frequency_match_their_definitions(dtype):
     x = every_kind(2, VOCAB, dtype)
     rng = np.random.default_rng(1)
     counts = rng.poisson(0.5, x.shape).astype(np.int32)
@@ -133,7 +133,7 @@ def test_matches_are_longest_common_suffixes():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dry_is_its_definition(dtype):
+def test_dry_matches_its_definition(dtype):
     x = every_kind(2, VOCAB, dtype)
     tokens, length = histories(len(x))
     rng = np.random.default_rng(2)
@@ -184,7 +184,7 @@ def test_dry_of_a_long_loop_ends_at_the_largest_float():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_repeat_ngram_is_its_definition(dtype):
+def test_no_repeat_ngram_matches_its_definition(dtype):
     x = every_kind(2, VOCAB, dtype)
     tokens, length = histories(len(x))
     n = np.resize(np.int32([1, 2, 3, 0, 5, 30, 41, 2**31 - 1]), len(x))
@@ -240,7 +240,7 @@ def test_bad_lengths_and_breakers():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bad_and_masked_logits_stay(name):
+def test_bad_and_masked_logits_do_not_change(name):
     function, data, (_, usual, _) = arguments()[name]
     values = np.float32([np.nan, np.inf, -np.inf])[:, None]
     x = np.resize(np.broadcast_to(values, (3, VOCAB)), (BATCH, VOCAB))
@@ -251,7 +251,7 @@ def test_bad_and_masked_logits_stay(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["repetition", "frequency", "dry", "ngram"])
-def test_rows_are_alone(name):
+def test_rows_are_independent(name):
     """For any rank, no rows, `vmap` and `scan`, each row equals the row alone bit for bit."""
     x = every_kind(2, VOCAB)
     function, data, (_, usual, _) = arguments()[name]

@@ -47,7 +47,7 @@ def uniforms_of(keys, drafts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["chain", "block"])
-def test_decisions_are_their_definition(method):
+def test_decisions_match_their_definition(method):
     """Log-probs and counts are those of the target, for every token."""
     x, y, drafts = rows_of()
     keys, (p, q) = keys_of(), map(rejecting.softmax, (x, y))
@@ -75,7 +75,7 @@ def test_decisions_are_their_definition(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["chain", "block"])
-def test_drafts_of_the_target_itself_are_all_accepted_and_of_others_none(method):
+def test_all_drafts_of_the_target_are_accepted_and_none_of_probability_0(method):
     """For p = q there is no division by zero; tokens of target probability 0 are never accepted."""
     x, _, _ = rows_of()
     drafts = drawn_from(x[:, :-1])
@@ -111,7 +111,7 @@ def test_bad_rows_padding_and_drafts_that_cannot_have_been_drawn(method):
 
 
 @pytest.mark.parametrize("method", ["chain", slow("block")])
-def test_a_row_depends_on_nothing_but_itself(method):
+def test_a_row_depends_only_on_itself(method):
     """It does not depend on slot or neighbours, each with its own key; nothing compiles again."""
     x, y, drafts = rows_of()
     keys = keys_of()
@@ -202,7 +202,7 @@ def test_texts_follow_their_law_under_rules(method, params):
 
 
 @pytest.mark.slow
-def test_texts_follow_the_mixture_that_xtc_is():
+def test_texts_follow_the_mixture_of_xtc():
     """A position that is verified again also repeats the random choice of XTC."""
     chance, threshold = 0.5, 0.1
     params = SamplingParams(xtc_probability=chance, xtc_threshold=threshold)
@@ -311,7 +311,7 @@ def correction_by_the_uniform_of_the_draft(old, requests, position):
         ("_behind", correction_by_the_uniform_of_the_draft, "chain"),
     ],
 )
-def test_wrong_ways_fail_the_same_test(part, wrong, method):
+def test_wrong_variants_fail_the_same_test(part, wrong, method):
     p_value = text_p_value(patched([(rejection, part, wrong)], method))
     assert p_value < rejecting.ERROR_RATE / 100
 

@@ -60,7 +60,7 @@ VLLM = {
 }
 
 
-def test_the_words_of_vllm():
+def test_vllm_requests_are_read():
     got = only(namespace(**VLLM), vocab_size=9)
     assert got == {
         "presence_penalty": 0.5,
@@ -79,7 +79,7 @@ def test_the_words_of_vllm():
     }
 
 
-def test_the_words_of_openai():
+def test_openai_requests_are_read():
     said = {
         "model": "m",
         "messages": [{"role": "user", "content": "x"}],
@@ -99,7 +99,7 @@ def test_the_words_of_openai():
     }
 
 
-def test_the_words_of_hugging_face():
+def test_hugging_face_requests_are_read():
     said = {
         "do_sample": True,
         "temperature": 0.5,
@@ -136,7 +136,7 @@ def test_the_words_of_hugging_face():
     assert only({"min_new_tokens": 1, "eos_token_id": 7})["stop_token_ids"] == [7]
 
 
-def test_the_words_of_llama_cpp():
+def test_llama_cpp_requests_are_read():
     """llama.cpp's window is -1 for the whole text, and 0 disables the penalties."""
     said = {"repeat_penalty": 1.5, "presence_penalty": 0.5, "repeat_last_n": 64}
     penalties = {"repetition_penalty": 1.5, "presence_penalty": 0.5}
@@ -159,7 +159,7 @@ def test_biases_on_sequences(words):
     assert params.sequence_bias.tolist() == [[1.5, -np.inf, 0], [0, 0, 0]]
 
 
-def test_the_words_of_gemini():
+def test_gemini_requests_are_read():
     said = {
         "topP": 0.5,
         "topK": 40.0,
@@ -266,7 +266,7 @@ def test_rules_fix_the_shapes_of_a_batch():
         each.validate()
 
 
-def test_only_the_rules_that_a_request_asks_for():
+def test_only_the_rules_of_a_request_are_compiled():
     assert vars(from_requests([{}, {"top_p": 1, "top_k": -1, "stop_token_ids": [3]}])) == vars(
         SamplingParams()
     )
@@ -315,7 +315,7 @@ def test_a_long_integer_is_not_cut():
         ({"min_p": 0.5}, r"rules must contain 'min_p', set by requests\[1\] to 0.5"),
     ],
 )
-def test_what_is_wrong_is_named(said, match):
+def test_errors_name_invalid_values(said, match):
     rules = ("temperature", "top_p", "top_k", "logit_bias", "suppressed_token_ids", "bad_words")
     with pytest.raises(ValueError, match=match):
         from_requests([{}, said], rules=rules, vocab_size=9, max_bad_words=2, max_bad_word_length=1)
@@ -337,7 +337,7 @@ def test_what_is_wrong_is_named(said, match):
         ({"logit_bias": [[1, 2]]}, r"requests\[0\].logit_bias must map token ids to numbers"),
     ],
 )
-def test_what_is_of_the_wrong_kind_is_named(said, match):
+def test_errors_name_values_of_the_wrong_kind(said, match):
     with pytest.raises(TypeError, match=match):
         from_requests([said])
 
@@ -352,7 +352,7 @@ def test_the_options_are_checked():
     assert vars(from_requests([said], handled=handled)) == vars(SamplingParams())
 
 
-def test_no_name_stands_in_two_tables():
+def test_no_name_is_in_two_tables():
     ignored = [name for names in requests.IGNORED.values() for name in names]
     names = [*requests.TRANSLATED, *requests.REFUSED, *ignored, *FIELDS]
     assert len(names) == len(set(names))
@@ -394,7 +394,7 @@ RULES = {
 BATCH = [{"top_p": 0.5}, None, {"logit_bias": {1: 2}}, {"bad_words_ids": [[1, 2]]}]
 
 
-def test_rows_are_set_and_the_others_stay():
+def test_rows_are_set_and_the_others_do_not_change():
     params = from_requests(BATCH, **RULES)
     new = from_requests([{"temperature": 0.5}, {"top_p": 0.1}, {"logit_bias": {3: 4}}], **RULES)
     want = from_requests([{"logit_bias": {3: 4}}, None, BATCH[2], {"temperature": 0.5}], **RULES)
@@ -429,7 +429,7 @@ def test_rows_are_set_and_the_others_stay():
         (SamplingParams(custom={}), [0], {}, ValueError, "params must have no custom params"),
     ],
 )
-def test_rows_that_do_not_fit_are_named(params, rows, new, error, match):
+def test_errors_name_invalid_rows(params, rows, new, error, match):
     def made(value):
         return from_requests(value, **RULES) if isinstance(value, list) else value
 
@@ -439,7 +439,7 @@ def test_rows_that_do_not_fit_are_named(params, rows, new, error, match):
 
 
 @pytest.mark.slow
-def test_a_batch_of_requests_is_drawn_from_as_each_alone():
+def test_a_batch_of_requests_equals_each_alone():
     """One program serves all requests without compiling again."""
     x = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
     keys, state = (

@@ -43,7 +43,7 @@ def definition(logprobs, lengths, num, by):
 
 
 @pytest.mark.parametrize("by", ["mean", slow("sum")])
-def test_the_best_are_those_of_the_definition(by):
+def test_the_best_match_the_definition(by):
     logprobs, lengths = texts()
     indices, scores = best_of(logprobs, lengths, num=4, by=by)
     wanted, wanted_scores = definition(logprobs, lengths, 4, by)
@@ -60,7 +60,7 @@ def test_equal_scores_go_by_index_and_both_zeros_are_equal():
 
 
 @pytest.mark.slow
-def test_neither_the_batch_nor_the_padding_matters():
+def test_batch_and_padding_do_not_matter():
     logprobs, lengths = texts()
     want = best_of(logprobs, lengths, num=4)
     wide = np.pad(logprobs, [(0, 0), (0, 0), (0, 7)], constant_values=-1)
@@ -77,7 +77,7 @@ def test_neither_the_batch_nor_the_padding_matters():
 
 
 @pytest.mark.parametrize("dtype", ["float64", exhaustive("bfloat16")])
-def test_dtypes_and_values_share_what_they_can(dtype):
+def test_dtypes_and_values_share_programs(dtype):
     logprobs, lengths = texts()
     narrow = logprobs.astype(jnp.dtype(dtype))
     wanted = best_of(narrow.astype(np.float32), lengths, num=4)
@@ -99,6 +99,6 @@ def test_dtypes_and_values_share_what_they_can(dtype):
         ((np.zeros((3, 2)), 1), {"by": "median"}, ValueError, "by must be 'mean' or 'sum'"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, options, error, message):
+def test_errors_name_wrong_arguments(arguments, options, error, message):
     with pytest.raises(error, match=message):
         best_of(*arguments, **({"num": 1} | options))

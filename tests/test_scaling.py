@@ -89,7 +89,7 @@ def test_a_temperature_under_which_a_logit_overflows_is_greedy(dtype):
 
 
 @pytest.mark.slow
-def test_where_the_largest_logit_overflows():
+def test_the_largest_logit_may_overflow():
     x = jnp.array([[1.0, 9.0], [1.0, 9.0]])
     y = scaled_logits(x, jnp.array([2e-38, 2e-37]))
     np.testing.assert_array_equal(y[0], [-np.inf, 9])
@@ -156,7 +156,7 @@ def test_the_neutral_values_of_dynamic_scaling(dtype):
         assert_same_bits(y, x.astype(np.float32))
 
 
-def test_smoothing_masks_what_falls_out_of_range():
+def test_smoothing_masks_logits_that_go_out_of_range():
     lowest = np.finfo(np.float32).min  # some users mask with it
     y = smoothed_logits(np.float32([2.0, 1.0, lowest]), 0.3, 2.0)
     np.testing.assert_array_equal(y, np.float32([2, 1.7, -np.inf]))

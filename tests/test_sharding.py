@@ -56,7 +56,7 @@ def assert_same(one, several):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", every())
-def test_no_device_asks_for_the_rows_of_another(name):
+def test_no_device_requests_the_rows_of_another(name):
     one, several, compiled = both_ways(name, "vocab")
     assert_same(one, several)
     settled, searched = bytes_moved(compiled, min) / 18, bytes_moved(compiled, max) / 18
@@ -82,7 +82,7 @@ def test_sharding_changes_nothing(name, shape):
     assert_same(one, several)
 
 
-def test_rows_that_are_moved_would_be_seen():
+def test_moved_rows_are_detected():
     mesh = mesh_of(1, 8)
     x = jax.device_put(jnp.zeros((2, LONG)), NamedSharding(mesh, P(None, "vocab")))
     assert bytes_moved(jax.jit(jnp.sort).lower(x).compile()) > 2 * MOST_BYTES_A_ROW
@@ -95,13 +95,13 @@ def test_shards_of_no_whole_chunks_give_the_same_tokens(vocab):
     assert_same(one, several)
 
 
-def test_transforms_stay_where_their_logits_are():
+def test_transforms_keep_the_sharding_of_their_logits():
     _, several, _ = both_ways("min_p_logits", "both")
     assert several.sharding.spec == P("batch", "vocab")
 
 
 @pytest.mark.slow
-def test_explicit_mesh_axes_are_named_and_the_call_that_works():
+def test_errors_name_explicit_mesh_axes_and_the_call_that_works():
     """Runs the code of the documentation, and a bare spec inside `set_mesh`."""
     x, mesh = rows_of(4096), mesh_of(2, 4, AxisType.Explicit)
     keys, params = jax.random.split(jax.random.key(0), len(x)), js.SamplingParams(top_k=20)

@@ -74,7 +74,7 @@ def looking_back(batch, seed=1):
 
 
 @pytest.mark.slow
-def test_a_chain_is_plain_decoding():
+def test_a_chain_equals_plain_decoding():
     """Includes all rules that depend on the text, padding, bad rows and texts that exceed their
     room.
     """
@@ -91,7 +91,7 @@ def test_a_chain_is_plain_decoding():
 
 
 @pytest.mark.slow
-def test_a_tree_is_plain_decoding():
+def test_a_tree_equals_plain_decoding():
     """Includes a chain, equal siblings, and branches deeper than the accepted path."""
     number = 7
     x, rng = logits_of(BATCH, number + 1), np.random.default_rng(0)
@@ -108,7 +108,7 @@ def test_a_tree_is_plain_decoding():
 
 
 @pytest.mark.slow
-def test_past_the_stop_nothing_is_read():
+def test_nothing_is_read_after_the_stop():
     """Neither NaN, empty and garbage rows after it nor other drafts or padding change anything."""
     x = logits_of(BATCH, DRAFTS + 1)
     params, state = looking_back(BATCH)
@@ -123,7 +123,7 @@ def test_past_the_stop_nothing_is_read():
         plain.assert_equal(got, want)
 
 
-def test_bad_rows_keep_what_was_accepted_in_front_of_them():
+def test_bad_rows_keep_drafts_accepted_before_them():
     x = np.tile(np.float32([0, 1, 2, 3]), (3, 3, 1))
     x[0, 0, 1] = x[1, 1, 1] = x[2, 2, 1] = np.nan
     drafts = np.array([[3, 3], [3, 3], [3, -1]])
@@ -176,7 +176,7 @@ def test_columns_of_parameters_are_of_rows_or_of_positions():
 
 
 @pytest.mark.slow
-def test_without_drafts_it_is_sample():
+def test_without_drafts_it_equals_sample():
     x, keys = logits_of(3, 1), keys_of(3, 1)
     params, state = SamplingParams(temperature=0.9, frequency_penalty=0.5), a_state(3)
     out = speculative_sample(keys, x, np.zeros((3, 0), int), params, state)
@@ -198,7 +198,7 @@ def test_min_tokens_counts_each_draft():
 
 
 @pytest.mark.slow
-def test_masks_behind_a_draft_that_is_not_reached_are_not_read():
+def test_masks_after_a_draft_that_is_not_reached_are_not_read():
     """A grammar has no mask after a draft that it rejects."""
     x = np.tile(np.float32([0, 1, 2, 3]), (2, 4, 1))
     masks = np.int32([[[0b0100], [0b0010], [0], [0]], [[0b1000], [0b0001], [0], [0b1111]]])
@@ -228,7 +228,7 @@ X = np.zeros((2, 4, 10), np.float32)
         ({"params": None}, TypeError, "params must be a SamplingParams"),
     ],
 )
-def test_what_does_not_fit_is_named(change, error, match):
+def test_errors_name_invalid_arguments(change, error, match):
     given = {
         "keys": keys_of(2, 4),
         "logits": X,
@@ -297,7 +297,7 @@ def test_a_rule_of_the_caller_sees_the_drafts():
 
 
 @pytest.mark.slow
-def test_rows_alone_and_under_vmap():
+def test_rows_are_independent_and_may_be_mapped():
     x, keys = logits_of(BATCH, DRAFTS + 1), keys_of(BATCH, DRAFTS + 1)
     params, state = looking_back(BATCH)
     want, drafts = assert_plain(x, params, state)
@@ -350,7 +350,7 @@ def wide_arguments():
 
 @pytest.mark.slow
 @several_devices
-def test_devices_that_share_a_row_get_what_one_gets():
+def test_devices_that_share_a_row_get_the_result_of_one():
     arguments = wide_arguments()
     want = jax.jit(every_way)(*arguments)
     mesh = meshes.mesh_of(*meshes.MESHES["both"])

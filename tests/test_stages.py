@@ -36,7 +36,7 @@ def assert_composed(x, params, state, order, stages, **options):
 
 
 @pytest.mark.parametrize("name", [slow(name) for name in ORDERS])
-def test_sample_is_its_functions_in_order(name):
+def test_sample_equals_its_functions_in_order(name):
     x = every_kind(8, VOCAB)
     stages = itertools.chain(*((s,) if isinstance(s, str) else s for s in ORDERS[name]))
     assert_composed(x, every_param(len(x)), a_state(len(x)), ORDERS[name], [*stages])
@@ -54,7 +54,7 @@ def test_sample_is_its_functions_in_order(name):
         ("logit_bias", "xtc"),
     ],
 )
-def test_sample_is_its_functions_in_any_order(order):
+def test_sample_equals_its_functions_in_any_order(order):
     x = every_kind(8, VOCAB)
     stages = [*itertools.chain(*((s,) if isinstance(s, str) else s for s in order))]
     assert_composed(x, every_param(len(x)), a_state(len(x)), order, stages)
@@ -73,7 +73,7 @@ def assert_processed(x, params, state, order):
 
 
 @pytest.mark.slow
-def test_process_logits_gives_what_sample_draws_from():
+def test_process_logits_returns_the_logits_that_sample_draws_from():
     """For any fused stages; rows whose text exceeds its room are bad."""
     x = make("normal", 4, VOCAB)
     x[1, 7] = np.nan
@@ -91,7 +91,7 @@ def test_process_logits_gives_what_sample_draws_from():
 
 
 @pytest.mark.slow
-def test_process_logits_is_the_functions_in_order():
+def test_process_logits_equals_its_functions_in_order():
     x, order = every_kind(8, VOCAB, "bfloat16"), LLAMA_CPP_ORDER
     params, state = only(every_param(len(x)), order), a_state(len(x))
     keys = jax.random.split(jax.random.key(1), len(x))
@@ -116,7 +116,7 @@ MASKS = ("suppressed", "bitmask", "bad_words", "allowed", "min_tokens")
         slow(("repetition_penalty", "bitmask"), ("temperature",), 4097, "float32"),
     ],
 )
-def test_masks_before_the_draw_are_those_functions(masks, rules, vocab, dtype):
+def test_masks_before_the_draw_match_their_functions(masks, rules, vocab, dtype):
     """No logits are written for these masks, and masking a NaN or +inf does not repair its row."""
     x = np.array(every_kind(6, vocab, dtype))
     x[0, 3], x[1, -1], x[2] = np.nan, np.inf, -np.inf
@@ -157,13 +157,13 @@ def test_the_temperature_may_come_last(dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", exhaustive("float16")])
-def test_sample_is_its_functions_in_narrow_floats(dtype):
+def test_sample_equals_its_functions_in_narrow_floats(dtype):
     x = every_kind(8, VOCAB, dtype)
     assert_composed(x, every_param(len(x)), a_state(len(x)), DEFAULT_ORDER, DEFAULT_ORDER)
 
 
 @pytest.mark.slow
-def test_orders_keep_what_those_systems_keep():
+def test_orders_keep_the_tokens_of_their_systems():
     """p = .4 .3 .2 .1: the order of the rules determines the number of kept tokens."""
     x = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
 
@@ -343,7 +343,7 @@ def test_bad_rows_are_empty_everywhere():
 
 
 @pytest.mark.slow
-def test_xtc_and_the_draw_share_no_key():
+def test_xtc_and_the_draw_use_different_keys():
     x = jnp.asarray(make("normal", 3, VOCAB))
     params = SamplingParams(xtc_probability=0.5, xtc_threshold=0.05)
     with jax.debug_key_reuse(True), jax.checking_leaks():
@@ -389,7 +389,7 @@ X, KEY = np.zeros((2, 40), np.float32), jax.random.key(0)
         ({}, {"state": a_state(3, 0, 40)}, "state must be of logits of shape"),
     ],
 )
-def test_what_does_not_fit_is_named(params, options, match):
+def test_errors_name_invalid_arguments(params, options, match):
     with pytest.raises(ValueError, match=match):
         sample(KEY, X, SamplingParams(**params), **options)
 

@@ -29,7 +29,7 @@ def mask_of(bitmask, vocab):
     return np.asarray(bitmask_logits(jnp.zeros((*bitmask.shape[:-1], vocab)), bitmask)) == 0
 
 
-def test_a_new_state_holds_the_prompts():
+def test_a_new_state_contains_the_prompts():
     state = init_state(PROMPTS, LENGTHS, vocab_size=10, max_length=6)
     np.testing.assert_array_equal(state.lengths, LENGTHS)
     np.testing.assert_array_equal(state.prompt_lengths, LENGTHS)
@@ -73,7 +73,7 @@ def test_a_prompt_longer_than_its_room_is_bad():
     np.testing.assert_array_equal(np.asarray(out.tokens) >= 0, [True, False, False])
 
 
-def test_reset_rows_are_new_and_the_others_untouched():
+def test_reset_rows_are_new_and_the_others_do_not_change():
     state = init_state(PROMPTS, LENGTHS, 10, 6)
     state = update_state(state, np.array([7, 7, 2]))
     fresh = np.array([[8, 8], [1, 2], [4, 4]])
@@ -97,7 +97,7 @@ def test_states_of_one_row_and_under_vmap():
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
 @pytest.mark.parametrize("vocab", [1, 31, 32, 33, 500])
-def test_packed_bitmasks_are_read_as_they_were_written(lead, vocab):
+def test_packed_bitmasks_round_trip(lead, vocab):
     mask = np.random.default_rng(0).random((*lead, vocab)) < 0.5
     np.testing.assert_array_equal(mask_of(packed_bitmask(mask), vocab), mask)
 
@@ -149,7 +149,7 @@ def loop_step(key, logits, params, state):
 
 
 @pytest.mark.slow
-def test_rows_come_and_go_in_one_program():
+def test_one_program_replaces_rows():
     """The tokens of a request do not depend on its start or on the other rows of the batch."""
     step = jax.jit(loop_step)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32))
@@ -201,7 +201,7 @@ def test_rows_come_and_go_in_one_program():
         (lambda: reset_rows(big_state(), np.array([0]), np.zeros((2, 8), int), 1), ValueError, "r"),
     ],
 )
-def test_wrong_arguments_are_named(call, error, match):
+def test_errors_name_wrong_arguments(call, error, match):
     with pytest.raises(error, match=match):
         call()
 
@@ -212,7 +212,7 @@ def test_states_are_pytrees_with_keyword_fields():
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 2)])
-def test_several_tokens_at_once_are_one_after_the_other(lead):
+def test_several_tokens_at_once_equal_single_updates(lead):
     """Includes repeated and skipped tokens, invalid ids, full rows and inactive rows."""
     prompts = np.array([[3, 1], [0, 0], [5, 4], [5, 4]])
     tokens = np.array([[7, 7, -1, 2], [40, 0, 0, 9], [1, -1, -1, 1], [-1, 3, 4, 9]])
@@ -239,7 +239,7 @@ def test_several_tokens_do_not_reach_a_row_without_a_length():
     np.testing.assert_array_equal(got.lengths, [-1, -1, 2])
 
 
-def test_a_state_of_texts_is_that_of_their_tokens_one_by_one():
+def test_a_state_of_texts_equals_one_of_their_tokens_one_by_one():
     """With and without left padding, for rows of any lengths, invalid ids and a skipped token."""
     rng = np.random.default_rng(0)
     texts = rng.integers(0, 12, (6, 9))  # some outside the vocabulary of 10
@@ -263,7 +263,7 @@ def one_by_one(texts, prompts, lengths):
     return state
 
 
-def test_lengths_that_no_text_has_make_bad_rows():
+def test_impossible_lengths_make_bad_rows():
     prompts, lengths = np.array([2, 3, 2, -1, 2, 0]), np.array([4, 2, 5, 2, 4, 3])
     padding = np.array([0, 0, 0, 0, 1, -1])
     texts = np.ones((6, 4), int)

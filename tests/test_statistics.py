@@ -12,7 +12,7 @@ from scipy import stats
 from jaxsample import categorical_sample
 
 
-def test_the_test_sees_a_tail_that_is_drawn_too_often():
+def test_a_tail_that_is_drawn_too_often_is_detected():
     p = np.append(1 - 999e-8, np.full(999, 1e-8))
     with pytest.raises(AssertionError):
         assert_follows(np.append(np.zeros(19_900, int), np.full(100, 7)), p)
@@ -77,7 +77,7 @@ def test_bfloat16_draws_are_as_good_as_float32():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("logit", "temperature"), [(20.0, 1e-6), (1e30, 1.0), (-1e30, 1.0)])
-def test_ties_of_large_logits_are_drawn_alike(logit, temperature):
+def test_ties_of_large_logits_are_equally_likely(logit, temperature):
     tokens = draw(jnp.full(4, logit), 20_000, temperature=temperature)
     assert_follows(tokens, np.full(4, 0.25))
 

@@ -68,7 +68,7 @@ def test_texts_are_distinct_whole_and_have_their_log_probs():
 
 
 @pytest.mark.slow
-def test_the_order_is_that_of_draws_without_replacement():
+def test_the_order_follows_draws_without_replacement():
     _, index, p = drawn()
     law, orders = arrivals.order_law(p, 2)
     cell = {tuple(order): i for i, order in enumerate(orders.tolist())}
@@ -150,7 +150,7 @@ def test_bad_beams_end_and_touch_no_other_search():
 
 
 @pytest.mark.slow
-def test_neither_batch_nor_vmap_matter_and_values_compile_once():
+def test_batch_and_vmap_do_not_matter_and_values_compile_once():
     x = np.random.default_rng(4).normal(size=(3, BEAMS, 50)).astype(np.float32)
     keys, start = jax.random.split(jax.random.key(0), 3), js.init_stochastic_beams(BEAMS, 4, (3,))
     want = js.stochastic_beam_step(keys, start, x)

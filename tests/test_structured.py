@@ -107,7 +107,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
         (["--top-p", "2"], "{}", "top_p must be in [0, 1], got 2"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, capsys, flags, schema, said):
+def test_errors_are_reported_in_one_line(tmp_path, monkeypatch, capsys, flags, schema, said):
     file = tmp_path / "schema.json"
     file.write_text(schema)
     monkeypatch.setattr(sys, "argv", ["structured.py", "--schema", str(file), *flags])

@@ -16,7 +16,7 @@ def rows(lead):
 
 
 @pytest.mark.parametrize("lead", LEADS)
-def test_rows_of_one_axis_and_of_several_are_each_other(lead):
+def test_rows_of_one_axis_and_of_several_are_converted(lead):
     x = rows(lead)
     flat = _tiles.flat(x, len(lead))
     assert flat.shape == (np.prod(lead, dtype=int), VOCAB)

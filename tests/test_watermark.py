@@ -134,7 +134,7 @@ def detections(tokens, length, gamma=0.4):
 
 
 @pytest.mark.slow
-def test_detectors_score_what_is_new():
+def test_detectors_score_only_new_tokens():
     tokens, length = texts(12, 90)
     found = detections(tokens, length)
     for i, (row, n) in enumerate(zip(tokens, length, strict=True)):
@@ -152,7 +152,7 @@ def test_detectors_score_what_is_new():
 
 
 @pytest.mark.slow
-def test_missing_tokens_and_short_texts_tell_nothing():
+def test_missing_tokens_and_short_texts_have_no_score():
     for tokens, length in ((np.full((12, 90), -1), 90), (np.zeros((12, 90), int), 1)):
         for found in detections(tokens, length).values():
             np.testing.assert_array_equal(found.p_value, np.ones(12))
@@ -197,7 +197,7 @@ def test_bad_rows_stay_bad_and_alone():
     ("gamma", "delta"),
     [(0.0, 2), (1.0, 2), (-1.0, 2), (np.nan, 2), (0.5, -1), (0.5, np.nan), (0.5, np.inf)],
 )
-def test_bad_parameters_spoil_their_row(gamma, delta):
+def test_bad_parameters_make_their_row_bad(gamma, delta):
     x, context = make("masked", 2, 300), contexts(2, 1)
     gammas, deltas = np.float32([gamma, 0.25]), np.float32([delta, 2])
     got = np.asarray(green_list_logits(KEY, x, context, gammas, deltas))
@@ -267,7 +267,7 @@ def test_vmap_and_scan_do_not_matter(batch):
 
 
 @pytest.mark.slow
-def test_masked_columns_behind_the_vocabulary_do_not_matter(batch):
+def test_masked_columns_after_the_vocabulary_do_not_matter(batch):
     x, context, want = batch
     got = marks(np.concatenate([x, np.full((16, 90), -np.inf, x.dtype)], axis=-1), context)
     assert_same({name: a[..., :1003] if a.ndim > 1 else a for name, a in got.items()}, want)
@@ -406,7 +406,7 @@ def test_the_share_of_green_tokens_is_gamma():
 
 
 @pytest.mark.slow
-def test_words_of_neighbours_are_independent():
+def test_words_of_adjacent_tokens_are_independent():
     """Compares bits of adjacent candidates, of adjacent contexts, and of one word."""
     from jaxsample.watermarks import _hash
 
@@ -591,7 +591,7 @@ def test_texts_of_the_model_are_detected(name):
 
 
 @pytest.mark.slow
-def test_texts_of_the_model_without_a_mark_are_not():
+def test_unmarked_texts_of_the_model_are_not_detected():
     tokens, _ = write_texts("none", 250)
     keys = jax.random.split(KEY, 250)
     for name in WIDTHS:

@@ -31,7 +31,7 @@ def some_rows(dtype="float32"):
     return keys, x, without_replacement_sample(keys, x, num=NUM)
 
 
-def test_the_race_is_that_of_its_definition_in_float64():
+def test_the_race_matches_its_definition_in_float64():
     keys, x, (tokens, _, times) = some_rows()
     clocks = arrivals.Clocks(keys, VOCAB, NUM + 2)
     for row in np.flatnonzero(~np.isnan(x).any(-1)):
@@ -43,7 +43,7 @@ def test_the_race_is_that_of_its_definition_in_float64():
 
 
 @pytest.mark.parametrize("dtype", ["float32", exhaustive("bfloat16")])
-def test_tokens_are_distinct_and_their_logprobs_those_of_the_softmax(dtype):
+def test_tokens_are_distinct_and_their_logprobs_match_the_softmax(dtype):
     keys, x, out = some_rows(dtype)
     tokens, got, times = map(np.asarray, out)
     np.testing.assert_array_equal(tokens[:, 0], js.categorical_sample(keys, x))
@@ -71,7 +71,7 @@ def test_a_row_does_not_depend_on_the_number_of_tokens_or_on_the_other_rows():
 
 
 @pytest.mark.exhaustive
-def test_neither_on_vmap_masked_columns_or_the_dtype():
+def test_a_row_does_not_depend_on_vmap_masked_columns_or_the_dtype():
     keys, x, want = some_rows("bfloat16")
     draw = functools.partial(without_replacement_sample, num=NUM)
     behind = np.pad(x, [(0, 0), (0, 2000)], constant_values=-np.inf)
@@ -83,7 +83,7 @@ def test_neither_on_vmap_masked_columns_or_the_dtype():
 
 
 @pytest.mark.slow
-def test_one_token_and_nothing_else():
+def test_a_vocabulary_of_one_token_and_rows_of_one_token():
     tokens, got, times = without_replacement_sample(jax.random.key(0), jnp.zeros((2, 1)), num=1)
     assert tokens.tolist() == [[0], [0]]
     assert got.tolist() == [[0], [0]]
@@ -91,7 +91,7 @@ def test_one_token_and_nothing_else():
 
 
 @pytest.mark.slow
-def test_tokens_far_below_the_likeliest():
+def test_tokens_far_below_the_most_likely_one():
     """All tokens of a chunk are drawn; a chunk of weight 0 is never drawn, as documented."""
     x = np.full((3, VOCAB), -np.inf, np.float32)
     x[0, :3], x[1, ::256], x[2, :2] = (0, -40, -80), (0, -20, -40), (0, -100)
@@ -124,7 +124,7 @@ def test_the_order_follows_its_law():
 
 
 @pytest.mark.slow
-def test_another_law_of_the_order_would_be_seen():
+def test_another_law_of_the_order_is_detected():
     tokens, _ = many()
     law, orders = arrivals.order_law(P[[0, 1, 3, 2, 4]], 5)
     observed = (tokens[:, None] == orders).all(-1).sum(0)
@@ -237,6 +237,6 @@ def test_values_never_trace_again():
         (7, 1, TypeError, "keys must be a jax.random.key"),
     ],
 )
-def test_wrong_arguments_are_named(keys, num, error, message):
+def test_errors_name_wrong_arguments(keys, num, error, message):
     with pytest.raises(error, match=message):
         without_replacement_sample(keys, jnp.zeros((2, 4)), num=num)

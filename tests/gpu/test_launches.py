@@ -89,19 +89,19 @@ def test_chips_that_share_a_batch_write_no_array_of_the_size_of_their_rows():
 
 
 @needs_plugin
-def test_a_copy_would_be_seen():
+def test_a_copy_is_detected():
     one = compiled(Work(lambda x: x > 0, (jnp.zeros((8, 1024)),)), "H200")
     assert one.largest == "pred[8,1024]"
 
 
 @needs_plugin
-def test_a_sort_of_a_library_would_be_seen():
+def test_a_sort_of_a_library_is_detected():
     with pytest.raises(RuntimeError, match="CUB"):
         compiled(Work(jnp.sort, (jnp.zeros((ROWS, 2**15)),)), "H200")
 
 
 @needs_plugin
-def test_spilled_registers_would_be_seen():
+def test_spilled_registers_are_detected():
     def sums(x):  # more numbers than a thread has registers
         xs = tuple(x * i for i in range(130))
 

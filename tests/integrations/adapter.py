@@ -44,7 +44,7 @@ class Client:
 class Adapter:
     """Tests of an adapter, for a module with the fixture `client`."""
 
-    def test_greedy_text_is_that_of_the_client(self, client):
+    def test_greedy_text_matches_the_client(self, client):
         expected = client.greedy(PROMPTS)
         assert client.serve([{"temperature": 0}] * 4) == expected
         mixed = client.serve()

@@ -69,7 +69,7 @@ def searched_by_tunix(model, num_beams, stops):
 
 @pytest.mark.parametrize("num_beams", [1, 2, 4])
 @pytest.mark.parametrize("stops", [[-1], [7, 19, 33, 50]], ids=["none end", "some end"])
-def test_best_texts_are_those_of_tunix(model, num_beams, stops):
+def test_best_texts_match_tunix(model, num_beams, stops):
     texts = [text[:STEPS] for text in searched(model, num_beams, stops)]
     ended = [text[-1] in stops for text in texts]
     expected = searched_by_tunix(model, num_beams, stops)

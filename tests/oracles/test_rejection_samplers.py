@@ -55,7 +55,7 @@ def test_outputs_of_a_step(system, outputs, record_property):
     record_property("compared", f"{system}, rejection: {ROWS} rows, {expected.size} outputs")
 
 
-def test_both_systems_have_one_law():
+def test_both_systems_have_the_same_law():
     x, y = models()
     laws = [getattr(oracle, of)(softmax(x), softmax(y)) for of in ("vllm", "tpu_inference")]
     assert laws[0].keys() == laws[1].keys()

@@ -144,7 +144,7 @@ def loops_over(program, size):
     return [loop for loop in loops if holds(loop.result, size)]
 
 
-def test_a_search_without_its_kernel_would_be_seen():
+def test_a_search_without_its_kernel_is_detected():
     x = jnp.zeros((FEW_ROWS, USUAL))
     function, arguments = shapes("top_p_logits", x)
     place = SingleDeviceSharding(devices("v5e:2x2")[0])
@@ -182,7 +182,7 @@ PASSES = {
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_logits_are_read_and_written_no_more_often_than_they_must(name):
+def test_logits_are_read_and_written_no_more_often_than_necessary(name):
     dtype = DTYPES[[*PASSES].index(name) % 2]
     x = jnp.zeros((MANY_ROWS, USUAL), dtype)
     function, arguments = shapes(name, x)
@@ -210,7 +210,7 @@ def holds(result, size):
     return any(math.prod(int(n) for n in dims.split(",")) >= size for dims in shapes)
 
 
-def test_a_copy_would_be_seen():
+def test_a_copy_is_detected():
     x = jnp.zeros((ROWS, 128256))
     place = SingleDeviceSharding(devices("v5e:2x2")[0])
     costs = settled(compiled(jnp.transpose, (x,), lambda _: place), "v5e")
@@ -218,7 +218,7 @@ def test_a_copy_would_be_seen():
     assert sum(cost.written for cost in costs) >= x.nbytes
 
 
-def test_a_sort_would_be_seen():
+def test_a_sort_is_detected():
     place = SingleDeviceSharding(devices("v5e:2x2")[0])
     assert sorts(compiled(jnp.sort, (jnp.zeros((8, 4096)),), lambda _: place), 4096)
 
@@ -230,7 +230,7 @@ def test_a_sort_would_be_seen():
     "name",
     ["greedy_sample", "categorical_sample", "top_p_logits", "sample, masks", "sample, full call"],
 )
-def test_no_chip_asks_for_the_rows_of_another(name, topology, shape):
+def test_no_chip_requests_the_rows_of_another(name, topology, shape):
     x = jnp.zeros((FEW_ROWS, 131072))
     types = (AxisType.Auto, AxisType.Auto)
     mesh = jax.make_mesh(shape, ("batch", "vocab"), types, devices=devices(topology))
@@ -249,7 +249,7 @@ def test_no_chip_asks_for_the_rows_of_another(name, topology, shape):
 
 
 @pytest.mark.parametrize("name", ["greedy_sample", "categorical_sample", "top_p_logits"])
-def test_nor_inside_shard_map(name):
+def test_no_chip_requests_the_rows_of_another_inside_shard_map(name):
     x = jnp.zeros((FEW_ROWS, 131072), "bfloat16")
     mesh = jax.make_mesh((2, 8), ("batch", "vocab"), devices=devices("v5e:4x4"))
     function, arguments = shapes(name, x)
