@@ -56,7 +56,7 @@ ASKED = {
 
 
 def serve(requests, among=VARIED):
-    """Decodes requests with the rules compiled that these and the others use."""
+    """Decodes requests with a program for the rules of these and of `among`."""
     work = jobs.make_jobs(TOKENIZER, [*requests, *among], CONFIG.context)[: len(requests)]
     return batching.serve(WEIGHTS, CONFIG, work)[0]
 

@@ -376,7 +376,7 @@ def test_gradients_and_vmap_use_no_kernels():
     def loss(x, implementation):
         return jnp.sum(js.sample(keys, x, params, implementation=implementation).logprobs)
 
-    # The default differentiates, too, though on a CPU it also binds the program for a TPU.
+    # Includes the default, whose program on a CPU also contains the branch for TPU.
     gradient = jax.grad(loss)
     same(gradient(x, None), gradient(x, "xla"))
 

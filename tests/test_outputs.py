@@ -210,7 +210,7 @@ def test_more_kept_ids_than_candidates(vocab):
 
 @pytest.mark.slow
 def test_gradients_are_of_log_probs_alone():
-    """Only log-probs of named tokens do, unless a token is not kept or a row is bad."""
+    """Named tokens have gradients, except dropped tokens and bad rows."""
     x = jnp.asarray(make("normal", 3, VOCAB)).at[1, 3].set(jnp.nan)
     params = SamplingParams(temperature=0.7, top_k=5)
     ids = jnp.argmax(x, axis=-1)[:, None]

@@ -88,7 +88,7 @@ def works():
 
 
 @pytest.mark.skipif(
-    jax.__version_info__ < (0, 10), reason="compilers before do not fuse the passes"
+    jax.__version_info__ < (0, 10), reason="older compilers do not fuse the passes"
 )
 @pytest.mark.parametrize("name", works())
 def test_passes_over_the_logits(name):
@@ -114,7 +114,7 @@ def of_drafts():
 
 
 @pytest.mark.skipif(
-    jax.__version_info__ < (0, 10), reason="compilers before do not fuse the passes"
+    jax.__version_info__ < (0, 10), reason="older compilers do not fuse the passes"
 )
 @pytest.mark.parametrize("name", of_drafts())
 def test_passes_over_the_logits_of_drafts(name):

@@ -48,7 +48,7 @@ BOUNDS = {
     (PENALTIES, "float32"): [(40, 101, 104), (39, 98, 104), (39, 98, 104)],
     (SPECULATIVE, "float32"): [(40, 101, 37), (39, 98, 37), (39, 98, 37)],
 }
-SHORT = ("greedy", "categorical")  # to compile
+SHORT = ("greedy", "categorical")  # by compile time
 UNSEARCHED = (*SHORT, "T .8")
 DEFAULT = [("T .8", "float32", "B200"), (JOINT, "float32", "H200")]
 DEFAULT += [(name, "float32", chip) for name in SHORT for chip in CHIPS]

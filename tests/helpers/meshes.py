@@ -23,7 +23,7 @@ MOST_BYTES_A_ROW = 64 * 1024
 def rows_of(vocab):
     x = every_kind(2, vocab)
     x[1, 3] = np.nan
-    return jnp.asarray(x)  # 18
+    return jnp.asarray(x)  # 18 rows
 
 
 def mesh_of(batch, vocab, axis_type=AxisType.Auto):

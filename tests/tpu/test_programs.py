@@ -65,7 +65,7 @@ OPERATIONS = {
     "sample": 130,
     "sample, masks": 200,
 }
-LONG = ("sample", "sample, masks")  # to compile
+LONG = ("sample", "sample, masks")  # by compile time
 USUAL = 128256
 
 
