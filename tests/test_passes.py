@@ -87,9 +87,7 @@ def works():
     }
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ < (0, 10), reason="older compilers do not fuse the passes"
-)
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older compilers do not fuse the passes")
 @pytest.mark.parametrize("name", works())
 def test_passes_over_the_logits(name):
     most, function, *arguments = works()[name]
@@ -113,9 +111,7 @@ def of_drafts():
     }
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ < (0, 10), reason="older compilers do not fuse the passes"
-)
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older compilers do not fuse the passes")
 @pytest.mark.parametrize("name", of_drafts())
 def test_passes_over_the_logits_of_drafts(name):
     """Counts the logits of the target and draft model, except those of the rejected row."""
