@@ -44,7 +44,7 @@ def params_with(field, token):
 
 
 def function_of(field, x, p):
-    """Returns the function of a field's rule, called with the same arguments."""
+    """Applies the function of a field's rule to the same arguments."""
     s = state()
     return {
         "logit_bias_token_ids": lambda: js.biased_logits(x, p.logit_bias_token_ids, p.logit_bias),

@@ -1,4 +1,4 @@
-"""Keys of requests: all 64 bits of a seed matter, and the keys of requests are independent."""
+"""Keys of a request: all 64 bits of its seed matter, and its keys do not depend on other requests."""
 
 import jax
 import jax.numpy as jnp

@@ -145,7 +145,7 @@ def test_arrival_times_are_exponential_and_independent():
 
 @pytest.mark.slow
 def test_inclusion_probabilities_and_the_estimate_are_unbiased():
-    """Of two tokens, with the arrival of the third, which is returned only for fewer tokens."""
+    """Of the first two tokens, with the arrival time of the third, which `num=2` also returns."""
     tokens, times = many()
     f = np.array([1.0, -2.0, 5.0, 0.5, 30.0])
     p = P[tokens[:, :2]]
