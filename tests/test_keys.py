@@ -1,4 +1,4 @@
-"""Keys of a request: all 64 bits of its seed matter, and its keys do not depend on other requests."""
+"""Keys of a request: all 64 bits of its seed matter, and other requests do not."""
 
 import jax
 import jax.numpy as jnp
