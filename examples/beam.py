@@ -157,8 +157,8 @@ def distinct(texts: Texts, n: int) -> float:
 def main() -> None:
     """Runs each method, and prints one of its texts and a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--beams", type=int, default=4, help="texts for each prompt")
-    parser.add_argument("--length", type=int, default=40, help="tokens of a text at most")
+    parser.add_argument("--beams", type=int, default=4, help="beams per prompt (%(default)s)")
+    parser.add_argument("--length", type=int, default=40, help="tokens per text (%(default)s)")
     args = parser.parse_args()
     config, tokenizer, weights = open_model(MODEL)
     prompts, lengths = encoded(tokenizer, config)
@@ -177,7 +177,7 @@ def main() -> None:
         tqdm.write(PROMPTS[0] + tokenizer.decode(texts.tokens[0, best, : texts.lengths[0, best]]))
         table.append((method, scores.max(1).mean(), scores.mean(), texts))
 
-    print("\nLog-prob a token, of each prompt's best text and of all, and distinct n-grams:")
+    print("\nLog-prob per token of each prompt's best text and of all, and distinct n-grams:")
     print(f"\n{'':18}{'best':>8}{'all':>8}{'1-grams':>9}{'2-grams':>9}")
     for method, best, mean, texts in table:
         grams = f"{distinct(texts, 1):9.0%}{distinct(texts, 2):9.0%}"

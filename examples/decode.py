@@ -72,8 +72,8 @@ def print_speed(tokens: int, first: np.ndarray, again: np.ndarray, replay: np.nd
 def main() -> None:
     """Decodes, prints the texts and measures the time."""
     parser = make_parser(__doc__.partition("\n")[0])
-    parser.add_argument("--model", type=Path, default=MODEL, help="a folder made by train.py")
-    parser.add_argument("--order", choices=ORDERS, default="default", help="of the rules")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder written by train.py")
+    parser.add_argument("--order", choices=ORDERS, default="default", help="order of the rules")
     args = parser.parse_args()
     try:
         requests = make_requests(vars(args))

@@ -37,16 +37,16 @@ CHUNK = 256
 def make_flags() -> Parser:
     """Returns the command line parser."""
     parser = make_parser(__doc__.partition("\n")[0])
-    parser.add_argument("--model", type=Path, default=MODEL, help="a folder made by train.py")
-    parser.add_argument("--processes", type=int, help="how many to start on this machine")
-    parser.add_argument("--coordinator", help="of a cluster: host:port of process 0")
-    parser.add_argument("--num-processes", type=int, help="of a cluster: how many there are")
-    parser.add_argument("--process-id", type=int, help="of a cluster: which one this is, from 0")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder written by train.py")
+    parser.add_argument("--processes", type=int, help="number of local processes to start")
+    parser.add_argument("--coordinator", help="on a cluster: host:port of process 0")
+    parser.add_argument("--num-processes", type=int, help="on a cluster: number of processes")
+    parser.add_argument("--process-id", type=int, help="on a cluster: index of this process")
     parser.add_argument(
         "--patience",
         type=int,
         default=30,
-        help="seconds without a sign of life after which a process is given up (default: 30)",
+        help="seconds after which a process that does not respond is abandoned (default: 30)",
     )
     return parser
 

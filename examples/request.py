@@ -171,8 +171,8 @@ def make_parser(description: str) -> Parser:
     """Returns the command line parser; settings that are not given are not in its namespace."""
     parser = Parser(description=description, argument_default=argparse.SUPPRESS)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--prompt", action="append", help="a text to continue; may be repeated")
-    source.add_argument("--requests", type=Path, help="a JSON list of objects of these settings")
+    source.add_argument("--prompt", action="append", help="text to continue; may be repeated")
+    source.add_argument("--requests", type=Path, help="JSON file with a list of requests")
     add_settings(parser)
     return parser
 
@@ -185,7 +185,7 @@ def add_settings(parser: Parser) -> None:
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",
                 type=functools.partial(parse_flag, field.name),
-                help=f"of every request (default: {default}, or what the request says)",
+                help=f"for every request (default: the value of the request, or {default})",
             )
 
 

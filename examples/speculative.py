@@ -179,8 +179,8 @@ def write(run: Any, texts: Texts) -> tuple[Texts, float]:
 def main() -> None:
     """Writes the texts without drafts and with each kind of draft, and compares them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--tokens", type=int, default=100, help="of each text (%(default)s)")
-    parser.add_argument("--drafts", type=int, default=4, help="of each step (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens per text (%(default)s)")
+    parser.add_argument("--drafts", type=int, default=4, help="drafts per step (%(default)s)")
     args = parser.parse_args()
     config, tokenizer, weights = open_model(MODEL)
     drafter = open_weights(DRAFT_MODEL)[1]
@@ -198,14 +198,14 @@ def main() -> None:
     plain, seconds = texts_by("lookup", 0)
     written = plain.state.lengths - first.state.lengths
     print(f"{written.sum()} tokens of {len(PROMPTS)} texts; plain decoding takes {seconds:.2f} s")
-    print(f"{'drafts':<8} {'accepted':>9} {'tokens a step':>14} {'seconds':>8}  text")
+    print(f"{'drafts':<8} {'accepted':>9} {'tokens per step':>15} {'seconds':>8}  text")
     for method in (*EQUAL, *REJECTING):
         texts, seconds = texts_by(method, args.drafts)
         share = texts.accepted.sum() / texts.drafted.sum()
         rate = (texts.state.lengths - first.state.lengths).sum() / texts.steps.sum()
         same = bool(jnp.all(texts.state.tokens == plain.state.tokens))
-        verdict = "equal to plain decoding" if same else "another"
-        print(f"{method:<8} {share:>9.1%} {rate:>14.2f} {seconds:>8.2f}  {verdict}")
+        verdict = "equal to plain decoding" if same else "different"
+        print(f"{method:<8} {share:>9.1%} {rate:>15.2f} {seconds:>8.2f}  {verdict}")
 
 
 if __name__ == "__main__":

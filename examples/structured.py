@@ -142,7 +142,7 @@ def verdict(text: str, reason: str, schema: dict | None) -> str:
 def main() -> None:
     """Decodes a batch, then parses and validates the texts."""
     parser = Parser(description=__doc__.partition("\n")[0], argument_default=argparse.SUPPRESS)
-    parser.add_argument("--schema", type=Path, help="a JSON schema for all rows but the last")
+    parser.add_argument("--schema", type=Path, help="JSON schema for all rows except the last")
     add_settings(parser)
     flags = vars(parser.parse_args())
     # Enough for the longest function that the schema allows.

@@ -140,8 +140,8 @@ def write(
 def main() -> None:
     """Writes the texts without and with drafts, compares them, and checks the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--drafts", type=int, default=4, help="of each step (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=200, help="of a text (%(default)s)")
+    parser.add_argument("--drafts", type=int, default=4, help="drafts per step (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=200, help="tokens per text (%(default)s)")
     args = parser.parse_args()
     config, tokenizer, weights = open_model(MODEL)
     run = functools.partial(
@@ -156,9 +156,9 @@ def main() -> None:
         written = tokenizer.decode(text)
         print(f"{prompt}{written.rstrip()}")
         print(f"── {verdict(written, 'stop' if ended else 'length', schema)} ──\n")
-    same = "equal to" if fast.texts == plain.texts else "other than"
+    same = "equal to" if fast.texts == plain.texts else "different from"
     print(f"{fast.accepted / fast.drafted:.1%} of the drafts accepted,", end=" ")
-    print(f"{sum(map(len, fast.texts)) / fast.steps:.2f} tokens a step of the model;", end=" ")
+    print(f"{sum(map(len, fast.texts)) / fast.steps:.2f} tokens per step of the model;", end=" ")
     print(f"the texts are {same} those of plain decoding")
 
 

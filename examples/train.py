@@ -166,13 +166,13 @@ def parse_arguments() -> argparse.Namespace:
     """Returns the flags of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--tokenizer", type=Path, help="a file to use and not to train anew")
+    parser.add_argument("--tokenizer", type=Path, help="a file to use instead of training")
     for field in ("width", "layers", "hidden"):
         size = getattr(Config, field)
-        parser.add_argument(f"--{field}", type=int, default=size, help="of the model (%(default)s)")
+        parser.add_argument(f"--{field}", type=int, default=size, help="model size (%(default)s)")
     parser.add_argument("--steps", type=int, default=1700, help="optimizer steps (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="train no longer than this")
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it works")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="limit of training time")
+    parser.add_argument("--smoke", action="store_true", help="run only a few steps, as a test")
     args = parser.parse_args()
     if args.steps < 1:
         parser.error(f"argument --steps: must be at least 1, not {args.steps}")

@@ -1,4 +1,4 @@
-"""Rows that need more work get it in groups, and no row notices which."""
+"""Rows that need more work are processed in groups, without affecting other rows."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxsample._core._groups import update_rows
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4, 13])
-def test_rows_that_need_it_are_updated_and_no_others(rows):
+def test_only_rows_that_need_it_are_updated(rows):
     x = jnp.arange(3 * rows, dtype=jnp.int32).reshape(rows, 3)
     before = {"sum": jnp.full(rows, -1), "row": jnp.full((rows, 3), -1)}
 
@@ -31,7 +31,7 @@ def test_rows_that_need_it_are_updated_and_no_others(rows):
         np.testing.assert_array_equal(got["row"], np.where(needed[:, None], x, -1))
 
 
-def test_as_many_groups_run_as_the_rows_need(monkeypatch):
+def test_only_as_many_groups_run_as_the_rows_need(monkeypatch):
     starts = []
 
     def counted(going, body, start, loop=jax.lax.while_loop):

@@ -1,4 +1,4 @@
-"""Compiles a function for a GPU that is not there."""
+"""Compiles a function for a GPU that need not be present."""
 
 import functools
 import math
@@ -22,7 +22,7 @@ from bench.works import Work
 
 _OPTIONS = {
     "xla_gpu_fail_ptx_compilation_on_register_spilling": True,
-    "xla_gpu_deviceless_cub_mode": "DEVICELESS_CUB_NO_FALLBACK",  # of sorts by a library
+    "xla_gpu_deviceless_cub_mode": "DEVICELESS_CUB_NO_FALLBACK",  # for sorts by CUB
 }
 _NOT_WRITTEN = {"parameter", "bitcast", "tuple", "get-tuple-element", "while", "conditional"}
 
@@ -31,10 +31,10 @@ class Program(NamedTuple):
     """A compiled function.
 
     Attributes:
-      thunks: its steps.
-      module: its operations.
-      temporaries: bytes of temporary memory.
-      seconds: of all processors, to trace and to compile.
+      thunks: the steps of the program.
+      module: the operations of the program.
+      temporaries: the size of the temporary memory in bytes.
+      seconds: the processor time to trace and to compile.
     """
 
     thunks: list[Thunk]
@@ -44,7 +44,7 @@ class Program(NamedTuple):
 
     @property
     def largest(self) -> str:
-        """The shape of the largest array, by elements, that an operation writes."""
+        """Returns the shape of the largest array, by elements, that an operation writes."""
         computations = self.module.computations
         operations = [one for of in computations.values() for one in of.values()]
         fused = {name for one in operations for name in one.calls("calls") + one.calls("to_apply")}
@@ -58,15 +58,15 @@ class Program(NamedTuple):
 
 
 def elements(shape: str) -> int:
-    """The elements of an array, from the text of its shape."""
+    """Returns the number of elements of an array, from the text of its shape."""
     return math.prod(map(int, re.findall(r"\d+", shape.partition("[")[2])))
 
 
 def compiled(work: Work, chip: str, number: int = 1) -> Program:
-    """The program of a function whose rows are sharded over a number of chips.
+    """Compiles a function whose rows are sharded over a number of chips.
 
     Raises:
-      RuntimeError: a kernel spills registers, or a library would sort.
+      RuntimeError: if a kernel spills registers, or a library would sort.
     """
     start, mesh = _processor_seconds(), _mesh(chip, number)
     place = NamedSharding(mesh, PartitionSpec("batch"))
@@ -92,6 +92,6 @@ def _mesh(chip: str, number: int) -> Mesh:
 
 
 def _processor_seconds() -> float:
-    """Of this process and of those that it ran."""
+    """Returns the processor time of this process and of its child processes."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime

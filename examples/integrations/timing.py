@@ -163,7 +163,7 @@ def main():
     times = np.array([[seconds(loop) for loop in loops] for _ in range(REPEATS)])
     own, adapter = (1000 * statistics.median(x) / STEPS for x in times.T)
     ratio = statistics.median(times[:, 0] / times[:, 1])
-    print(f"a token: own {own:.1f} ms, adapter {adapter:.1f} ms, ratio {ratio:.1f}")
+    print(f"per token: own {own:.1f} ms, adapter {adapter:.1f} ms, ratio {ratio:.1f}")
     print("first call: own {:.1f} s, adapter {:.1f} s".format(*first))
 
 
