@@ -214,9 +214,11 @@ def chunk_max(rows: Rows) -> Array:
     """Returns the largest logit of each chunk, `[..., chunks]`."""
     *lead, blocks = rows.block_max.shape
     per_chunk, chunks = CHUNK // block_size(rows, blocks), -(-rows.vocab // CHUNK)
-    missing = jnp.full((*lead, chunks * per_chunk - blocks), -jnp.inf, jnp.float32)
-    block_max = jnp.concatenate([rows.block_max, missing], axis=-1)
-    return jnp.max(block_max.reshape(*lead, chunks, per_chunk), axis=-1)
+    window = (*(1 for _ in lead), per_chunk)
+    padding = [(0, 0)] * len(lead) + [(0, chunks * per_chunk - blocks)]
+    # Not a reduction of `[..., chunks, per_chunk]`, which a TPU would copy to that shape.
+    least = np.float32(-np.inf)
+    return lax.reduce_window(rows.block_max, least, lax.max, window, window, padding)
 
 
 def block_size(rows: Rows, blocks: int) -> int:

@@ -68,6 +68,9 @@ def draw(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut) -> Array
     rates = _mass.rates(sums, scale.shifts)
     chunks = _lookup.positions(rates)
     places = jnp.broadcast_to(np.arange(CHUNK, dtype=np.int32), (*rates.shape[:-1], CHUNK))
+    # A token of a bad row may be anything. If the words of the noise depend on a number of the row,
+    # a GPU computes them beside other numbers of it, and else in a kernel of their own.
+    noise = jnp.where(rows.bad[..., None], 0, noise)
     chunk_times, token_times = _exponentials(noise, chunks, places)
     chunk = winner(chunk_times / rates, chunks)
     raw, ids = take_chunk(rows, chunk)
@@ -153,18 +156,22 @@ def draw_prefix(
     def scaled(rows: Rows, beta: Array | None) -> Rows:
         return rows if beta is None else _rows.scaled_after(rows, beta)
 
-    def weigh(rows: Rows, cut: Cut, kept: Kept | None, beta: Array | None) -> tuple[Kept, Cut]:
-        if kept is None:
-            rows = scaled(rows, beta)
-            kept = _search.weigh_to(rows, _chunks.probability(rows), cut)
-        return kept, cut
+    def weigh(
+        rows: Rows, cut: Cut, kept: Kept | None, beta: Array | None
+    ) -> tuple[Kept, Mass, Cut]:
+        rows = scaled(rows, beta)
+        scale = _chunks.probability(rows)
+        kept = _search.weigh_to(rows, scale, cut) if kept is None else kept
+        return kept, _chunks.added_up(kept.sums, scale), cut
 
     drawn = scaled(rows, beta)
-    results = _prefix.weigh_prefix(drawn, top.tokens, found.length), found.cut
-    kept, cut = update_beyond(
-        weigh, ~found.within, results, rows, rules, beta, weighed=beta is None
+    scale = _chunks.probability(drawn)
+    kept = _prefix.weigh_prefix(drawn, top.tokens, found.kept)
+    mass = found.mass if beta is None else _chunks.added_up(kept.sums, scale)
+    kept, mass, cut = update_beyond(
+        weigh, ~found.within, (kept, mass, found.cut), rows, rules, beta, weighed=beta is None
     )
-    return _from_weighed(noise, drawn, _chunks.probability(drawn), kept, cut), cut
+    return Drawn(draw(noise, drawn, scale, kept.sums, cut), mass, kept.num_kept), cut
 
 
 def _from_weighed(noise: Array, rows: Rows, scale: Scale, kept: Kept, cut: Cut) -> Drawn:

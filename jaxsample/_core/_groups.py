@@ -78,25 +78,25 @@ def _in_groups(
         lambda a: a.reshape(-1, *a.shape[len(lead) :]), (needed, results, args)
     )
     rows = np.arange(needed.size, dtype=np.int32)
-    number = jnp.sum(needed, dtype=jnp.int32)
 
-    def update(state: tuple[Array, Any]) -> tuple[Array, Any]:
-        start, results = state
-        # In the loop, since a batch that needs no group should not wait for it.
-        some, start = lax.optimization_barrier((needed, start))
-        place = jnp.cumsum(some, dtype=jnp.int32) - 1
-        here = some[None] & (place[None] == start + np.arange(size, dtype=np.int32)[:, None])
+    def update(state: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        _, needed, results = state
+        number = jnp.cumsum(needed, dtype=jnp.int32)
+        here = needed[None] & (number[None] == np.arange(1, size + 1, dtype=np.int32)[:, None])
         index = jnp.min(jnp.where(here, rows[None], needed.size), axis=-1)
         # Materialised: XLA would fuse the gather into each pass and read the rows from memory.
         group = lax.optimization_barrier(jax.tree.map(lambda a: _take(a, index), args))
         new = function(index < needed.size, *group, grouped=True)
-        return start + size, jax.tree.map(
-            lambda old, new: old.at[index].set(new, mode="drop"), results, new
+        needed &= number > size
+        return (
+            jnp.any(needed),
+            needed,
+            jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), results, new),
         )
 
-    _, results = lax.while_loop(
-        lambda state: state[0] < number, update, (jnp.zeros_like(number), results)
-    )
+    # The test is part of the state: a GPU would compute it in a kernel of its own.
+    start = jnp.any(needed), needed, results
+    *_, results = lax.while_loop(lambda state: state[0], update, start)
     return tuple(a.reshape(*lead, *a.shape[1:]) for a in jax.tree.leaves(results))
 
 

@@ -42,12 +42,14 @@ class Prefix(NamedTuple):
     Attributes:
       cut: `[...]`, its last token.
       within: bool `[...]`, whether it lies among the candidates.
-      length: int32 `[...]`, its length where it does.
+      kept: bool `[..., n]`, the candidates that it holds.
+      mass: the mass of these.
     """
 
     cut: Cut
     within: Array
-    length: Array
+    kept: Array
+    mass: Mass
 
 
 def checked(vocab: int, given: Rules) -> tuple[Rules, Array]:
@@ -75,12 +77,14 @@ def candidates(rows: Rows) -> Candidates:
 def prefix(rows: Rows, top: Candidates, rules: Rules) -> Prefix:
     """Returns the prefix that the rules keep, in rows where it lies among the candidates."""
     size = top.tokens.logit.shape[-1]
-    length = _length(rows, rules, top.tokens)
-    cut = jax.tree.map(lambda a: _lookup.at(a, jnp.minimum(length, size) - 1), top.tokens)
+    masses = _mass.cumulative(_mass.place(*_ranking.weigh_first(rows, top.tokens)))
+    length, kept = _length(rows, rules, top.tokens, masses)
+    last = jnp.minimum(length, size) - 1
+    cut, mass = jax.tree.map(lambda a: _lookup.at(a, last), (top.tokens, masses))
     within = (length <= size) & top.complete
     if rules.greedy is not None:
         within |= rules.greedy
-    return Prefix(cut, within | rows.bad, length)
+    return Prefix(cut, within | rows.bad, kept, mass)
 
 
 def cut_of(rows: Rows, top: Candidates, rules: Rules) -> Cut:
@@ -91,26 +95,30 @@ def cut_of(rows: Rows, top: Candidates, rules: Rules) -> Cut:
     )
 
 
-def weigh_prefix(rows: Rows, top: Cut, length: Array) -> Kept:
-    """Weighs and counts the first tokens of the ranking, up to a length `[...]`."""
+def weigh_prefix(rows: Rows, top: Cut, kept: Array) -> Kept:
+    """Weighs and counts the candidates that a prefix holds, bool `[..., n]`."""
     x = rows.read_from_cut(top.logit)
-    chosen = (_lookup.positions(x) < length[..., None]) & (x > -jnp.inf)
+    chosen = kept & (x > -jnp.inf)
     weights, _ = _ranking.weigh_first(rows, Cut(x, top.token))
     chunks = -(-rows.vocab // CHUNK)
     sums = sums_by_index(jnp.where(chosen, weights, 0), top.token // CHUNK, chunks)
     return Kept(sums, jnp.sum(chosen, axis=-1, dtype=jnp.int32))
 
 
-def _length(rows: Rows, rules: Rules, top: Cut) -> Array:
-    """Returns the length of the prefix, or more than the candidates are where they do not tell."""
+def _length(rows: Rows, rules: Rules, top: Cut, masses: Mass) -> tuple[Array, Array]:
+    """Returns the length of the prefix and the candidates that it holds, bool `[..., n]`.
+
+    The length is more than the number of candidates where they do not tell it.
+    """
     size = top.logit.shape[-1]
+    places = _lookup.positions(top.logit)
     beyond = size if size == rows.vocab else size + 1
     length = jnp.full(rows.row_max.shape, beyond, jnp.int32)
     if rules.greedy is not None:
         length = jnp.where(rules.greedy, 1, length)
+    length_by_mass, kept_by_mass = length, jnp.array(True)
     unknown = jnp.full(rows.row_max.shape, False)
     dropped = jnp.full(rows.row_max.shape, False)
-    masses = _mass.cumulative(_mass.place(*_ranking.weigh_first(rows, top)))
     for group in rules.order:
         before = length
         for name in group:
@@ -123,22 +131,32 @@ def _length(rows: Rows, rules: Rules, top: Cut) -> Array:
                 length = jnp.where(above < size, jnp.minimum(length, above), length)
             else:
                 on = value < 1
-                whole = _mass_of_prefix(rows, before, masses, on)
-                share = jax.tree.map(lambda a: a[..., None], _mass.fraction(whole, value))
-                short = jnp.sum(~_mass.reaches(masses, share), axis=-1, dtype=jnp.int32)
+                share = _share(rows, before, masses, value, on)
+                share = jax.tree.map(lambda a: a[..., None], share)
+                reached = on[..., None] & _mass.reaches(masses, share)
+                # A token is kept if those before it do not reach the share.
+                by_others = jnp.pad(reached, [(0, 0)] * (reached.ndim - 1) + [(1, 0)])
+                kept_by_mass = ~by_others[..., :-1]
+                length_by_mass = jnp.sum(~reached, axis=-1, dtype=jnp.int32) + 1
                 # The mass of a prefix that is longer than the candidates is not known yet.
                 unknown |= on & (before > size) & dropped
-                length = jnp.where(on, jnp.minimum(length, short + 1), length)
         dropped |= dropping(rows, rules, group)
-    return jnp.where(unknown, beyond, length)
+    # Not by the length by mass, a reduction, behind which a GPU would start another kernel.
+    kept = (places < length[..., None]) & kept_by_mass
+    return jnp.where(unknown, beyond, jnp.minimum(length, length_by_mass)), kept
 
 
-def _mass_of_prefix(rows: Rows, length: Array, masses: Mass, on: Array) -> Mass:
-    """Returns the mass that top-p takes a share of: the candidates' or the row's."""
+def _share(rows: Rows, length: Array, masses: Mass, p: Array, on: Array) -> Mass:
+    """Returns the share `p` of the mass of the first tokens, up to a length, or of the row."""
     size = masses.low.shape[-1]
     inside = length <= size
-    some = jax.tree.map(lambda a: _lookup.at(a, jnp.minimum(length, size) - 1), masses)
     needed = on & ~inside & ~rows.bad
+    last = _lookup.positions(masses.low) == length[..., None] - 1
+    some = jax.tree.map(lambda a: jnp.sum(jnp.where(last, a, 0), axis=-1, dtype=a.dtype), masses)
+
+    def of_row() -> Mass:
+        return _mass.fraction(_mass.select(inside, some, _search.row_mass(rows, needed)), p)
+
+    # Both branches compute the share: one that returned its operand would copy it.
     with jax.named_scope("row_mass"):  # by which estimates tell the conditional
-        whole = lax.cond(jnp.any(needed), lambda: _search.row_mass(rows, needed), lambda: some)
-    return jax.tree.map(lambda s, w: jnp.where(inside, s, w), some, whole)
+        return lax.cond(jnp.any(needed), of_row, lambda: _mass.fraction(some, p))

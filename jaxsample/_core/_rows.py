@@ -7,7 +7,7 @@ from jax import Array, lax
 
 from jaxsample._core._checks import to_elements
 from jaxsample._core._elementary import product
-from jaxsample._core._sortable import from_sortable, to_sortable
+from jaxsample._core._sortable import from_sortable
 from jaxsample._core._source import Source
 
 
@@ -18,7 +18,7 @@ class Rows(NamedTuple):
       source: the logits. With a sharded vocabulary, all other fields are of the whole row.
       beta: float32 `[...]`, the inverse temperature, by which logits are multiplied; None is 1.
       cut_beta: the beta of truncation; None if the temperature is applied after the cut.
-      block_max: float32 `[..., blocks]`, beta times the largest logit of each block. Without a
+      maxima: `[..., blocks]`, the largest logit of each block as a sortable integer. Without a
         ranking (`_scan.scan_and_weigh`) the blocks are chunks.
       raw_max: float32 `[...]`, the largest logit of the row; 0 on a bad row.
       row_max: float32 `[...]`, beta times `raw_max`.
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     source: Source
     beta: Array | None
     cut_beta: Array | None
-    block_max: Array
+    maxima: Array
     raw_max: Array
     row_max: Array
     bad: Array
@@ -44,6 +44,11 @@ class Rows(NamedTuple):
     @property
     def vocab(self) -> int:
         return self.source.vocab
+
+    @property
+    def block_max(self) -> Array:
+        """Beta times the largest logit of each block, float32 `[..., blocks]`."""
+        return self.read(from_sortable(self.maxima, self.dtype))
 
     @property
     def ids(self) -> Array:
@@ -80,14 +85,13 @@ def scanned(source: Source, sortable: Array, beta: Array | None = None) -> Rows:
     if beta is not None:
         beta, overflows = bounded_beta(beta, raw_max)
     # Rounding is monotone, so the largest logit remains the largest.
-    block_max, row_max = (_read(x, beta) for x in (from_sortable(sortable, dtype), raw_max))
-    return Rows(source, beta, beta, block_max, raw_max, row_max, bad, overflows)
+    row_max = _read(raw_max, beta)
+    return Rows(source, beta, beta, sortable, raw_max, row_max, bad, overflows)
 
 
 def scaled_after(rows: Rows, beta: Array) -> Rows:
     """Returns scanned rows with a temperature that is applied after truncation."""
-    sortable = to_sortable(rows.block_max.astype(rows.dtype))
-    return scanned(rows.source, sortable, beta)._replace(cut_beta=None)
+    return scanned(rows.source, rows.maxima, beta)._replace(cut_beta=None)
 
 
 def bounded_beta(beta: Array, raw_max: Array) -> tuple[Array, Array]:
