@@ -216,8 +216,8 @@ def chunk_max(rows: Rows) -> Array:
     per_chunk, chunks = CHUNK // block_size(rows, blocks), -(-rows.vocab // CHUNK)
     window = (*(1 for _ in lead), per_chunk)
     padding = [(0, 0)] * len(lead) + [(0, chunks * per_chunk - blocks)]
-    # Not a reduction of `[..., chunks, per_chunk]`, which a TPU would copy to that shape.
     least = np.float32(-np.inf)
+    # A reshape to `[..., chunks, per_chunk]` would be a copy on a TPU, and another kernel on a GPU.
     return lax.reduce_window(rows.block_max, least, lax.max, window, window, padding)
 
 
