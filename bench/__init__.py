@@ -1,5 +1,5 @@
-"""Times jaxsample against JAX's own operations and the stack that code bases write on top of them.
+"""Times jaxsample against JAX's own operations and against the stack that code bases build on them.
 
-`python -m bench` prints the tables, `python -m bench --report` writes the whole report, and
-`python -m bench --help` tells what else it can do.
+`python -m bench` prints the tables, `python -m bench --report` writes the whole report, and `python
+-m bench --help` lists the other options.
 """

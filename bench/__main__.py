@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures what the options ask for, prints it, and writes it to files."""
+    """Runs the requested measurements, prints the results and writes them to files."""
     options = parse(arguments)
     if options.report:
         performance_report(options)
@@ -50,8 +50,8 @@ def tables(options: argparse.Namespace) -> None:
 
 
 def performance_report(options: argparse.Namespace) -> None:
-    """Prints the report and writes it; a quick one is kept only if `--out` says where."""
-    from bench import performance  # brings matplotlib, which the tables do without
+    """Prints the report and writes it; a quick one is written only if `--out` is given."""
+    from bench import performance  # imports matplotlib, which the tables do not need
 
     found = performance.measured(QUICK if options.quick else FULL)
     path = file_at(options.out or RESULTS, "-report")
@@ -63,7 +63,7 @@ def performance_report(options: argparse.Namespace) -> None:
 
 
 def file_at(out: Path, suffix: str) -> Path:
-    """A JSON file, or the device's file in a folder."""
+    """Returns the path of the JSON file; in a folder it is named by the device."""
     if out == RESULTS:
         out.mkdir(exist_ok=True)
     name = re.sub(r"\W+", "-", report.device_name()).lower()
@@ -71,7 +71,7 @@ def file_at(out: Path, suffix: str) -> Path:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Ends the program with exit code 2."""
@@ -79,27 +79,31 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options, with the sizes that are not given filled in."""
+    """Parses the options and fills in the default sizes."""
     parser = Parser(
         "python -m bench",
-        description="Times the samplers against JAX's own operations and a stack of sorts.",
-        epilog="The tables and the report take about ten minutes each on two cores.",
+        description="Time the samplers against JAX's own operations and a sort-based stack.",
+        epilog="The tables take about ten minutes on two cores, and so does the report.",
     )
-    # The least vocabulary has the 64 tokens that top-k asks for, the largest is the library's.
+    # The lower bound is the 64 of the top-k benchmark, the upper bound is that of the library.
     vocab = whole_number(64, 2**21)
-    parser.add_argument("--quick", action="store_true", help="small sizes and few repeats")
+    parser.add_argument("--quick", action="store_true", help="use small sizes and few repeats")
     kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--rules", action="store_true", help="each rule alone, beside jnp.argmax")
+    kinds.add_argument(
+        "--rules", action="store_true", help="each rule alone, relative to jnp.argmax"
+    )
     kinds.add_argument(
         "--report",
         action="store_true",
-        help="bars, peers, memory and scaling, written to bench/results; in sizes of its own",
+        help="write bars, peers, memory and scaling, at fixed sizes, to bench/results",
     )
-    parser.add_argument("--batch", type=whole_number(1), nargs="+", metavar="N", help="rows")
-    parser.add_argument("--vocab", type=vocab, nargs="+", metavar="N", help="tokens")
-    parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="of the logits")
     parser.add_argument(
-        "--repeats", type=whole_number(1), metavar="N", help="the most calls of each work"
+        "--batch", type=whole_number(1), nargs="+", metavar="N", help="numbers of rows"
+    )
+    parser.add_argument("--vocab", type=vocab, nargs="+", metavar="N", help="vocabulary sizes")
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+", help="dtypes of the logits")
+    parser.add_argument(
+        "--repeats", type=whole_number(1), metavar="N", help="maximum calls of each function"
     )
     parser.add_argument(
         "--out",
@@ -107,7 +111,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="?",
         const=RESULTS,
         metavar="PATH",
-        help="a JSON file to write, or a folder for one named by the device (bench/results)",
+        help="JSON file to write, or folder for a file named by the device (bench/results)",
     )
     options = parser.parse_args(arguments)
     sizes = QUICK_TABLES if options.quick else RULES if options.rules else TABLES
@@ -120,7 +124,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def whole_number(least: int, most: int = 10**6) -> Callable[[str], int]:
-    """An argument type: a number in a range."""
+    """Returns an argument type: an integer in a range."""
 
     def convert(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) <= most:
@@ -131,7 +135,7 @@ def whole_number(least: int, most: int = 10**6) -> Callable[[str], int]:
 
 
 def out_path(text: str) -> Path:
-    """An argument type: a path in a folder that exists, since a long run should not end in vain."""
+    """Converts an argument to a path in an existing folder, so that errors precede a long run."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"no such folder: {path.parent}")

@@ -1,9 +1,9 @@
-"""Acceptance of a draft by method, against the distance of the two models.
+"""Acceptance rates of the draft methods by the distance between the two models.
 
     python -m bench.acceptance
 
-Prints the table of docs/guides/speculation.md. One draft behind a text, of a draft model whose
-logits are those of the target with noise: how often each method accepts it, drawn with fixed keys.
+Prints the table of docs/guides/speculation.md. Each rate is that of one draft after a text,
+proposed by a draft model whose logits are those of the target plus noise. Keys are fixed.
 """
 
 import jax
@@ -26,13 +26,13 @@ PAIRS = {
     "mid, top-k 50": (3.0, SamplingParams(top_k=50)),
     "flat": (1.0, SamplingParams()),
 }
-"""The deviation of the target's logits, and the rules of both models."""
+"""The standard deviation of the target's logits and the rules of both models, by name."""
 NOISE = (0.25, 0.5, 1.0)
 
 
 @jax.jit
 def acceptance(target: Array, draft: Array) -> dict[str, Array]:
-    """The share of accepted drafts by method."""
+    """Returns the share of accepted drafts of each method."""
 
     def one(seed: Array) -> dict[str, Array]:
         key, other = (jax.random.fold_in(jax.random.key(of), seed) for of in range(2))

@@ -1,4 +1,4 @@
-"""The bars that the library sets itself, and where it stands."""
+"""The performance bars of the library and the measured values."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from jaxsample import (
 
 
 class Line(NamedTuple):
-    """A value beside the bar that it should reach and the stretch beyond."""
+    """A measured value, the bar that it must reach, and the stretch goal."""
 
     work: str
     value: float
@@ -38,7 +38,7 @@ class Line(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Compares the value with the bar; large ones are good if the stretch is above the bar."""
+        """Compares the value with both goals; larger is better if the stretch is above the bar."""
         sign = 1 if self.stretch > self.bar else -1
         if sign * self.value >= sign * self.stretch:
             return "stretch"
@@ -46,7 +46,7 @@ class Line(NamedTuple):
 
 
 def bars(sizes: Sizes) -> tuple[list[Line], dict[str, Timing]]:
-    """The lines, and the times that they are made of."""
+    """Returns the lines and the timings from which they are computed."""
     timings: dict[str, Timing] = {}
     for works in (_float32, _bfloat16, _vocabularies, _one_row):
         label = f"bars,{works.__name__.replace('_', ' ')}"
@@ -55,7 +55,7 @@ def bars(sizes: Sizes) -> tuple[list[Line], dict[str, Timing]]:
 
 
 def lines(timings: Mapping[str, Timing], seconds: float, sizes: Sizes) -> list[Line]:
-    """The lines of times, and of the seconds that every stage takes to compile."""
+    """Returns the lines for measured times and for the compile time of `every_stage`."""
 
     def ratio(over: str, under: str) -> float:
         return timings[over].median / timings[under].median
@@ -92,12 +92,12 @@ def lines(timings: Mapping[str, Timing], seconds: float, sizes: Sizes) -> list[L
 
 
 def full_call(keys: Array, x: Array, params: SamplingParams, state: SamplerState) -> SampleOutput:
-    """A bias, a mask, penalties, the joint rules, and the 20 likeliest tokens."""
+    """A bias, a mask, penalties, the joint rules, and the 20 largest log-probs."""
     return sample(keys, x, params, state, num_logprobs=20)
 
 
 def every_stage(keys: Array, x: Array, params: SamplingParams, state: SamplerState) -> SampleOutput:
-    """Every field, and all that `sample` returns."""
+    """All fields of the params and all outputs of `sample`."""
     return sample(keys, x, params, state, num_logprobs=20, return_kept=True)
 
 

@@ -1,8 +1,9 @@
-"""JAX's own operations, and what code bases write today for the joint rules: a sort.
+"""JAX's own operations, and the sort that code bases use today for the joint rules.
 
-The stack is written as fast as it gets without another idea: one sort serves top-k and top-p,
-where many sort for each, it sorts values without their indices, and a threshold takes the place of
-the scatter back into the vocabulary's order. Tokens that are equal at a threshold are all kept.
+The stack is an optimised version of that sort: one sort serves both top-k and top-p, where many
+code bases sort for each; it sorts values without their indices, and compares logits with a
+threshold instead of scattering them back into the order of the vocabulary. All tokens equal to a
+threshold are kept.
 """
 
 import jax
@@ -11,12 +12,12 @@ from jax import Array, lax
 
 
 def argmax(x: Array) -> Array:
-    """The likeliest token of each row."""
+    """Returns the most likely token of each row."""
     return jnp.argmax(x, axis=-1)
 
 
 def top_k_64(x: Array) -> tuple[Array, Array]:
-    """The 64 largest logits of each row, and their tokens."""
+    """Returns the 64 largest logits of each row and their tokens."""
     return lax.top_k(x, 64)
 
 
@@ -26,8 +27,8 @@ def sort_stack(
     """Draws a token of each row of `logits [batch, vocab]`, int32 `[batch]`.
 
     Args:
-      key: one for all rows.
-      logits: any float; they are computed with in float32.
+      key: a single key for all rows.
+      logits: any float dtype; converted to float32.
       temperature: float32 `[batch]`, above 0.
       k: int32 `[batch]`, in [1, vocab].
       p: float32 `[batch]`.
@@ -37,7 +38,7 @@ def sort_stack(
 
 
 def sort_stack_logits(logits: Array, temperature: Array, k: Array, p: Array, min_p: Array) -> Array:
-    """Returns the logits that `sort_stack` draws from, float32, -inf where a token is dropped."""
+    """Returns the logits that `sort_stack` draws from, float32, -inf for dropped tokens."""
     logits = logits.astype(jnp.float32) / temperature[:, None]
     ranked = jnp.sort(logits, axis=-1, descending=True)
 

@@ -1,7 +1,7 @@
 """Times the samplers on a GPU by its own clock: `python -m bench.gpu`.
 
-A call of small kernels waits for the processor that launches them, longer than all of them run. So
-beside the time of a call this adds up how long its kernels run, and how many there are.
+A call of small kernels spends longer on launching them than on running them. So both the time of a
+call and the total time and number of its kernels are measured.
 """
 
 import argparse
@@ -30,17 +30,17 @@ from bench.works import BASELINES, Call, Case, Work, works
 ARGMAX = "jnp.argmax"
 PEER = "FlashInfer"
 CALLS = 5
-"""Calls under the profiler."""
+"""The number of calls under the profiler."""
 
 REPEATS = 100
 
 
 class Kernels(NamedTuple):
-    """The kernels that a GPU runs for a call.
+    """The kernels that a GPU runs during a call.
 
     Attributes:
-      microseconds: how long its operations run, added up.
-      operations: kernels and copies.
+      microseconds: the total duration of its operations.
+      operations: the number of kernels and copies.
     """
 
     microseconds: float
@@ -48,14 +48,14 @@ class Kernels(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The time of a work: of the GPU, and from the call to its end."""
+    """The time of a function: of its kernels, and of the whole call."""
 
     gpu: Kernels
     call: Timing
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures what the options ask for, prints the tables and writes them."""
+    """Runs the requested measurements, prints the tables and writes them."""
     options = parse(arguments)
     if jax.default_backend() != "gpu":
         sys.exit(f"python -m bench.gpu: needs a GPU, and JAX runs on {jax.default_backend()}")
@@ -71,10 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measured(case: Case, *, with_peer: bool) -> dict[str, Found]:
-    """The works of a case, and FlashInfer if it is there."""
+    """Returns the functions of a case, with FlashInfer if it is installed."""
     plain = works(case)
     given: dict[str, Work | Call] = {**plain, **with_kernels(plain)}
-    if with_peer and case.dtype == "float32":  # of which alone it takes logits
+    if with_peer and case.dtype == "float32":  # FlashInfer takes only float32 logits
         name = f"{PEER}, T {peers.T}, k {peers.K}, p {peers.P}".replace("0.", ".")
         given[name] = PEERS[PEER].work(logits.peaked(*case))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -96,7 +96,7 @@ def with_kernels(plain: Mapping[str, Work]) -> dict[str, Work]:
 
 
 def kernels(call: Call) -> Kernels:
-    """Returns the kernels of a call, on average of a few calls."""
+    """Returns the kernels of a call, averaged over a few calls."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
             for _ in range(CALLS):
@@ -108,7 +108,7 @@ def kernels(call: Call) -> Kernels:
 
 
 def durations(profile: Any) -> list[float]:
-    """The nanoseconds of everything that the streams of a GPU did."""
+    """Returns the durations in nanoseconds of all events on the streams of the GPUs."""
     return [
         event.duration_ns
         for plane in profile.planes
@@ -120,11 +120,11 @@ def durations(profile: Any) -> list[float]:
 
 
 def text(found: Mapping[Case, Mapping[str, Found]], missing: str) -> str:
-    """The tables in Markdown.
+    """Returns the tables in Markdown.
 
     Args:
-      found: by case and work.
-      missing: why FlashInfer was not measured; empty where it was.
+      found: the results by case and name.
+      missing: the reason why FlashInfer was not measured, or the empty string.
     """
     head = f"""# On a GPU
 
@@ -143,7 +143,7 @@ brings, hands its tokens to the processor, and has no log-probs and no min-p."""
 
 
 def table(case: Case, found: Mapping[str, Found]) -> str:
-    """A line a work."""
+    """Returns a table with a line for each function."""
     argmax = found[ARGMAX].gpu.microseconds
     rows = (
         (
@@ -160,7 +160,7 @@ def table(case: Case, found: Mapping[str, Found]) -> str:
 
 
 def document(found: Mapping[Case, Mapping[str, Found]], missing: str) -> dict[str, Any]:
-    """All that was measured and what it was measured on, ready for JSON."""
+    """Returns all results and the environment that they were measured in, ready for JSON."""
     return report.provenance() | {
         "peer_versions": peers.versions(),
         "absent_peers": {PEER: missing} if missing else {},
@@ -178,7 +178,7 @@ def document(found: Mapping[Case, Mapping[str, Found]], missing: str) -> dict[st
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parses the options."""
     parser = Parser("python -m bench.gpu", description=__doc__)
     rows, tokens = whole_number(1), whole_number(64, 2**21)
     parser.add_argument("--batch", type=rows, nargs="+", default=[128], metavar="N", help="rows")

@@ -1,6 +1,6 @@
-"""The logits that are measured on: rows like those of a language model, and the two ends.
+"""The logits of the benchmarks: rows like those of a language model, and the two extremes.
 
-The ids of each row are in an order of its own, so that no two rows keep the same tokens.
+The order of the ids is random in each row, so that rows keep different tokens.
 """
 
 import jax.numpy as jnp
@@ -12,16 +12,16 @@ SEED = 0
 
 
 def peaked(batch: int, vocab: int, dtype: DTypeLike) -> Array:
-    """Rows `[batch, vocab]` of a model that is sure: 12 tokens hold .95 of the mass.
+    """Returns rows `[batch, vocab]` of a confident model: 12 tokens have .95 of the mass.
 
-    The probability of a token is as 1 / rank**2, down to 1e-10 at rank 128,000.
+    The probability of a token is proportional to 1 / rank**2, down to 1e-10 at rank 128,000.
     """
     ranks = np.arange(1, vocab + 1, dtype=np.float32)
     return _shuffled(-2 * np.log(ranks), batch, dtype)
 
 
 def flat(batch: int, vocab: int, dtype: DTypeLike) -> Array:
-    """Rows `[batch, vocab]` of a model that knows nothing: .95 of the mass takes .74 of the tokens.
+    """Returns rows `[batch, vocab]` of an ignorant model: .95 of the mass is on .74 of the tokens.
 
     The logits are standard normal.
     """
@@ -30,10 +30,10 @@ def flat(batch: int, vocab: int, dtype: DTypeLike) -> Array:
 
 
 def text(batch: int, vocab: int, dtype: DTypeLike) -> Array:
-    """Rows `[batch, vocab]` whose nuclei of .95 have the sizes of those of a language model.
+    """Returns rows `[batch, vocab]` whose .95 nuclei have the sizes of those of a language model.
 
     A tenth of the rows keep more than 64 tokens and one in a hundred more than 1,000; the median is
-    10. The probability of a token is as a power of its rank, another one in each row.
+    10. The probability of a token is a power of its rank, with another exponent in each row.
     """
     quantiles = (np.arange(batch) + 0.5) / batch
     sizes = np.interp(quantiles, [0, 0.5, 0.9, 0.99, 1], np.log([1, 10, 64, 1000, 5000]))
@@ -47,19 +47,19 @@ def text(batch: int, vocab: int, dtype: DTypeLike) -> Array:
 
 
 def one_flat(batch: int, vocab: int, dtype: DTypeLike) -> Array:
-    """Rows `[batch, vocab]` that are peaked, but the first is flat."""
+    """Returns rows `[batch, vocab]` of which the first is flat and the others are peaked."""
     first = jnp.arange(batch)[:, None] == 0
     return jnp.where(first, flat(batch, vocab, dtype), peaked(batch, vocab, dtype))
 
 
 def mixed(batch: int, vocab: int, dtype: DTypeLike) -> Array:
-    """Rows `[batch, vocab]` of which every other one is flat, the first too."""
+    """Returns rows `[batch, vocab]` of which every other one is flat, starting with the first."""
     even = jnp.arange(batch)[:, None] % 2 == 0
     return jnp.where(even, flat(batch, vocab, dtype), peaked(batch, vocab, dtype))
 
 
 def _nucleus(weights: np.ndarray) -> int:
-    """The number of tokens whose probabilities, which fall, first add up to .95."""
+    """Returns the smallest number of leading tokens whose decreasing probabilities sum to .95."""
     mass = np.cumsum(weights, dtype=np.float64)
     return int(np.searchsorted(mass, 0.95 * mass[-1])) + 1
 

@@ -1,4 +1,4 @@
-"""The performance report to read: Markdown."""
+"""The performance report in Markdown."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -35,7 +35,7 @@ def versions() -> str:
 
 
 def bars(lines: Sequence[Line], sizes: Sizes) -> str:
-    """The bars, and how far each work gets."""
+    """Returns the bars and the measured values."""
     rows = (
         (one.work, one.unit, *map(digits, (one.value, one.bar, one.stretch)), one.verdict)
         for one in lines
@@ -51,7 +51,7 @@ k = 50, p = .95 and min-p = .02.
 def beside(
     measured: Mapping[int, Mapping[str, Timing]], absent: Mapping[str, str], sizes: Sizes
 ) -> str:
-    """The table of peers, how many times as fast as each ours is, and who is missing."""
+    """Returns the table of peers, the speedup of jaxsample over each, and the missing peers."""
     batches = [f"B = {batch}" for batch in measured]
     cases = measured.items()
     names = list(dict.fromkeys(name for timings in measured.values() for name in timings))
@@ -87,7 +87,7 @@ How many times as fast ours is that has the temperature at the same place:
 
 
 def temporaries(found: Sequence[Temporaries], sizes: Sizes) -> str:
-    """The memory that programs take beside their arguments and results."""
+    """Returns the memory that programs need in addition to their arguments and results."""
     rows = (
         (
             one.work,
@@ -107,7 +107,7 @@ Peak temporaries at {sizes.batch} x {sizes.vocab}, by the compiler's account.
 
 
 def sweeps(found: Mapping[str, Sequence[Point]], plot: str) -> str:
-    """The plot, and the tables of both sweeps."""
+    """Returns the plot and the tables of both sweeps."""
     by_vocab, by_batch = found["vocab"], found["batch"]
     vocabs = [f"V = {point.vocab}" for point in by_vocab]
     batches = [f"B = {point.batch}" for point in by_batch]
@@ -152,7 +152,7 @@ def _nanoseconds(headers: Sequence[str], points: Sequence[Point]) -> str:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]], words: int = 1) -> str:
-    """A table of a few columns of words and then numbers, which stand to the right."""
+    """Returns a table of columns of words, then right-aligned columns of numbers."""
     return tabulate(
         list(rows),
         headers,

@@ -1,4 +1,4 @@
-"""The temporaries of the programs of `sample`, beside the logits."""
+"""The temporaries of the programs of `sample`, relative to the logits."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -14,11 +14,11 @@ from bench.works import Work
 from jaxsample import sample
 
 LIMIT = 0.25
-"""The share of the logits that temporaries should stay under."""
+"""The limit of the temporaries as a share of the logits."""
 
 
 class Temporaries(NamedTuple):
-    """The most that a program has in memory at once, its arguments and results apart."""
+    """The peak memory of a program without its arguments and results."""
 
     work: str
     dtype: str
@@ -27,7 +27,7 @@ class Temporaries(NamedTuple):
 
 
 def memory(sizes: Sizes) -> list[Temporaries]:
-    """The temporaries of `sample` by what it is asked for, and by the dtype of the logits."""
+    """Returns the temporaries of `sample` for each set of rules and each dtype of the logits."""
     return [
         _temporaries(name, work, jnp.dtype(dtype))
         for dtype in ("float32", "bfloat16")

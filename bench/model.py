@@ -1,8 +1,8 @@
-"""Rows of a real model: `python -m bench.model`.
+"""Benchmarks on logits of a real model: `python -m bench.model`.
 
-The model of the examples reads the source files of jaxsample, which it was not trained on. The
-tables tell how many tokens a nucleus has, and how long top-p takes on such rows beside rows that
-are all sure and rows that are all flat.
+The model of the examples reads the source files of jaxsample, which are not part of its training
+data. The tables contain the number of tokens in a nucleus, and the time of top-p on these rows, on
+peaked rows and on flat rows.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from jaxsample import SamplingParams, sample
 MODEL = Path(__file__).parents[1] / "examples" / "weights"
 BATCHES = (8, 32, 128)
 SETTINGS = ((1.0, 0.95), (0.8, 0.95), (0.6, 0.9))
-"""Temperatures and shares of top-p."""
+"""Temperatures and values of top-p."""
 
 ROWS = 2048
 
@@ -35,7 +35,7 @@ ROWS = 2048
 def main() -> None:
     """Prints the sizes of the nuclei, then the times."""
     parser = argparse.ArgumentParser("python -m bench.model", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=100, help="the most calls of each work")
+    parser.add_argument("--repeats", type=int, default=100, help="maximum calls of each function")
     repeats = parser.parse_args().repeats
     rows = model_logits(ROWS)
     print(report.headline(rules=True).splitlines()[0])
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def model_logits(number: int) -> Array:
-    """Logits `[number, 4096]` at random places of the text, float32."""
+    """Returns logits `[number, 4096]` at random positions of the text, float32."""
     config = Config(**json.loads((MODEL / "config.json").read_text())["sizes"])
     tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
     weights = load(MODEL / "weights.npz", config)
@@ -55,7 +55,7 @@ def model_logits(number: int) -> Array:
 
 
 def sizes(rows: Array) -> str:
-    """A table of how many tokens the nuclei hold."""
+    """Returns a table of the number of tokens in the nuclei."""
     keys, lines = requests.keys(len(rows)), []
     for temperature, p in SETTINGS:
         params = SamplingParams(temperature=temperature, top_p=p)
@@ -66,7 +66,7 @@ def sizes(rows: Array) -> str:
 
 
 def times(rows: Array, repeats: int) -> str:
-    """A table of top-p's milliseconds at temperature 1."""
+    """Returns a table of the milliseconds of top-p at temperature 1."""
     lines = []
     for batch in BATCHES:
         case = batch, rows.shape[1], "float32"

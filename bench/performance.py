@@ -13,14 +13,14 @@ from bench.timing import Timing, measure
 
 
 class Performance(NamedTuple):
-    """All that the report is made of.
+    """The results in the report.
 
     Attributes:
-      sizes: what was measured at.
+      sizes: the sizes of the measurements.
       lines: the bars.
-      timings: the times that the bars are made of.
-      absent: the peers that do not run here, and why.
-      peers: the times of ours and of each peer, by the batch.
+      timings: the timings from which the bars are computed.
+      absent: the peers that do not run here, with the reasons.
+      peers: the timings of jaxsample and of each peer, by the batch size.
       memory: the temporaries.
       scaling: the sweeps, "vocab" and "batch".
     """
@@ -35,7 +35,7 @@ class Performance(NamedTuple):
 
 
 def measured(sizes: Sizes) -> Performance:
-    """Measures everything."""
+    """Measures all parts of the report."""
     present, absent = peers.present()
     lines, timings = bars(sizes)
     beside = {}
@@ -48,12 +48,12 @@ def measured(sizes: Sizes) -> Performance:
 
 
 def text(found: Performance, command: str, plot: str) -> str:
-    """The report in Markdown.
+    """Returns the report in Markdown.
 
     Args:
-      found: what was measured.
-      command: that measured it.
-      plot: the file of the picture beside the text.
+      found: the results.
+      command: the command that measured them.
+      plot: the file name of the plot, which is in the folder of the report.
     """
     sections = [
         markdown.head(command),
@@ -75,7 +75,7 @@ def write(found: Performance, command: str, path: Path) -> list[Path]:
 
 
 def document(found: Performance) -> dict[str, Any]:
-    """All that was measured and what it was measured on, ready for JSON."""
+    """Returns all results and the environment that they were measured in, ready for JSON."""
     return report.provenance() | {
         "sizes": found.sizes._asdict(),
         "peer_versions": peers.versions(),

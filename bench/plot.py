@@ -1,4 +1,4 @@
-"""The plot of the report: what a draw costs, in calls of `jnp.argmax`, as the sizes grow."""
+"""The plot of the report: the time of a draw in calls of `jnp.argmax`, by size."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from bench import peers
 from bench.scaling import CATEGORICAL, GREEDY, Point
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; each peer has a marker, too.
+# The colours of Okabe and Ito, which colour-blind readers can distinguish; each peer also has its
+# own marker.
 LOOKS: dict[str, dict[str, Any]] = {
     peers.OURS: {"color": "#0072B2", "marker": "o", "linewidth": 3},
     CATEGORICAL: {"color": "#0072B2", "marker": "", "linestyle": "--"},
@@ -66,7 +67,7 @@ def _panel(axes: Axes, label: str, sizes: Sequence[int], points: Sequence[Point]
 
 
 def _short(size: int) -> str:
-    """As in 32, 4k and 1M."""
+    """Returns a number in short form, such as 32, 4k or 1M."""
     for unit, letter in ((2**20, "M"), (2**10, "k")):
         if size >= unit:
             return f"{size / unit:.0f}{letter}"

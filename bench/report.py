@@ -1,4 +1,4 @@
-"""The measured times as a table to read and as a document to keep."""
+"""The timings as Markdown tables and as JSON documents."""
 
 import datetime
 import importlib.metadata
@@ -27,7 +27,7 @@ def headline(rules: bool) -> str:
 
 
 def table(case: Case, timings: Timings) -> str:
-    """A line a sampler: its median, and how many times as fast as each baseline it is."""
+    """Returns a table of the median of each sampler and its speedup over each baseline."""
     ratios = times_as_fast_as(timings)
     medians = [f"{name}\n{digits(timings[name].median)} ms" for name in BASELINES]
     lines = [
@@ -44,7 +44,7 @@ def table(case: Case, timings: Timings) -> str:
 
 
 def rules_table(case: Case, timings: Timings) -> str:
-    """A line a rule: its median and its ratio to `jnp.argmax`."""
+    """Returns a table of the median of each rule and its ratio to `jnp.argmax`."""
     lines = [
         [name, digits(timings[name].median), digits(ratio)]
         for name, ratio in to_argmax(timings).items()
@@ -59,7 +59,7 @@ def rules_table(case: Case, timings: Timings) -> str:
 
 
 def document(tables: Mapping[Case, Timings], ratios: Callable[[Timings], Any]) -> dict[str, Any]:
-    """All that was measured and what it was measured on, ready for JSON."""
+    """Returns all timings and the environment that they were measured in, ready for JSON."""
     return provenance() | {
         "tables": [
             {
@@ -73,7 +73,7 @@ def document(tables: Mapping[Case, Timings], ratios: Callable[[Timings], Any]) -
 
 
 def provenance() -> dict[str, Any]:
-    """When it was measured, of what and where."""
+    """Returns the date, the versions and the device of the measurement."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": versions(),
@@ -82,13 +82,13 @@ def provenance() -> dict[str, Any]:
 
 
 def to_argmax(timings: Timings) -> dict[str, float]:
-    """Returns the time of each work, in calls of `jnp.argmax`."""
+    """Returns the time of each function in calls of `jnp.argmax`."""
     argmax = timings["jnp.argmax"].median
     return {name: timing.median / argmax for name, timing in timings.items()}
 
 
 def times_as_fast_as(timings: Timings) -> dict[str, dict[str, float]]:
-    """Returns how many times as fast as each baseline each sampler is."""
+    """Returns the speedup of each sampler over each baseline."""
     return {
         name: {baseline: timings[baseline].median / timing.median for baseline in BASELINES}
         for name, timing in timings.items()
@@ -118,13 +118,13 @@ def device() -> dict[str, Any]:
 
 
 def device_name() -> str:
-    """The device in a word or two; JAX calls every processor "cpu"."""
+    """Returns the device in one or two words; JAX calls every processor "cpu"."""
     found = device()
     return str(found["processor"] if found["platform"] == "cpu" else found["kind"])
 
 
 def _processor() -> str:
-    # Python knows no model on Linux, and Linux tells it only on x86.
+    # Python does not report the model on Linux; Linux reports it only on x86.
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -132,5 +132,5 @@ def _processor() -> str:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, and no exponent."""
+    """Returns a number with three significant digits and without an exponent."""
     return f"{float(f'{value:.3g}'):g}"

@@ -1,4 +1,4 @@
-"""Parameters and states of the rows of a batch, from the joint rules to every field."""
+"""Parameters and states for the rows of a batch, from the joint rules to every field."""
 
 import dataclasses
 
@@ -19,18 +19,18 @@ JOINT = (0.8, 50, 0.95, 0.02)
 
 
 def keys(batch: int) -> Array:
-    """A key a row."""
+    """Returns a key for each row."""
     return jax.random.split(jax.random.key(0), batch)
 
 
 def joint(batch: int, temperature: float, k: int, p: float, min_p: float) -> SamplingParams:
-    """Temperature, top-k, top-p and min-p, each an array of one value a row."""
+    """Returns temperature, top-k, top-p and min-p, each an array of one value per row."""
     temperatures, ks, ps, min_ps = (jnp.full(batch, value) for value in (temperature, k, p, min_p))
     return SamplingParams(temperature=temperatures, top_k=ks, top_p=ps, min_p=min_ps)
 
 
 def full(batch: int, vocab: int) -> SamplingParams:
-    """A bias of 64 tokens, a grammar's packed mask, three penalties and the joint rules."""
+    """Returns a bias of 64 tokens, a packed grammar mask, three penalties and the joint rules."""
     rng = np.random.default_rng(SEED)
     return dataclasses.replace(
         joint(batch, *JOINT),
@@ -44,7 +44,7 @@ def full(batch: int, vocab: int) -> SamplingParams:
 
 
 def every_stage(batch: int, vocab: int) -> SamplingParams:
-    """Every field there is."""
+    """Returns params with every field."""
 
     def each(value: float) -> Array:
         return jnp.full(batch, value)
@@ -89,7 +89,7 @@ def every_stage(batch: int, vocab: int) -> SamplingParams:
 
 
 def state(batch: int, vocab: int) -> SamplerState:
-    """Rows with a prompt of 1,024 tokens by Zipf's law, of which they wrote 32 again."""
+    """Returns states with Zipf prompts of 1,024 tokens, of which the rows wrote 32 again."""
     rng = np.random.default_rng(SEED)
     text = (np.minimum(rng.zipf(1.3, (batch, HISTORY)), vocab) - 1).astype(np.int32)
     state = init_state(text, HISTORY, vocab, 2 * HISTORY)

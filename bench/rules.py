@@ -1,7 +1,7 @@
 """Times each rule alone: a call of its function, as a ratio to `jnp.argmax`.
 
-Rules that look at the distribution are given flat rows, on which they keep many tokens and their
-searches go all the way, and values that ask all of them to work; histories are Zipf's.
+Rules that depend on the whole distribution get flat rows, on which they keep many tokens and need
+the search, and values with which no rule is neutral. Histories follow Zipf's law.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from bench.works import Case, Work
 
 
 def rules(case: Case) -> dict[str, Work]:
-    """Each rule by its name, and `jnp.argmax`."""
+    """Returns the works of all rules and of `jnp.argmax` by name."""
     x = logits.flat(*case)
     rng = np.random.default_rng(logits.SEED)
     keys = requests.keys(case.batch)

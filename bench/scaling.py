@@ -1,4 +1,4 @@
-"""Times ours and each peer over vocabularies and over batches."""
+"""Times jaxsample and the peers over vocabulary sizes and batch sizes."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,29 +12,29 @@ from bench.works import Call, Case, Work
 from jaxsample import categorical_sample, greedy_sample
 
 SLOWEST_MS = 2000
-"""Peers leave before a call takes longer."""
+"""The maximum time of a call of a peer; peers that would exceed it are left out."""
 
 LARGE = 10**6
-"""Logits from which on the cost of each should be the same."""
+"""The number of logits from which the cost of a logit should be constant."""
 
 GREEDY, CATEGORICAL = "greedy", "categorical"
 OURS = (GREEDY, CATEGORICAL, peers.OURS)
 
 
 class Point(NamedTuple):
-    """The times at one size."""
+    """The timings at one size."""
 
     batch: int
     vocab: int
     timings: dict[str, Timing]
 
     def nanoseconds(self, name: str) -> float:
-        """The cost of a logit."""
+        """Returns the cost of a logit."""
         return self.timings[name].median * 1e6 / (self.batch * self.vocab)
 
 
 def scaling(sizes: Sizes, present: Mapping[str, Peer]) -> dict[str, list[Point]]:
-    """The points of both sweeps, "vocab" and "batch", from small to large."""
+    """Returns the points of both sweeps, "vocab" and "batch", in increasing order of size."""
     by_vocab = [Case(sizes.vocabs_batch, vocab, "float32") for vocab in sizes.vocabs]
     by_batch = [Case(batch, sizes.batches_vocab, "float32") for batch in sizes.batches]
     return {
@@ -44,7 +44,7 @@ def scaling(sizes: Sizes, present: Mapping[str, Peer]) -> dict[str, list[Point]]
 
 
 def spreads(sweeps: Mapping[str, Sequence[Point]]) -> dict[str, float]:
-    """Returns, for each of ours, the cost of the dearest logit over the cheapest at large sizes."""
+    """Returns the ratio of the largest to the smallest cost of a logit at large sizes, by name."""
     large = [p for points in sweeps.values() for p in points if p.batch * p.vocab >= LARGE]
     costs = {name: [point.nanoseconds(name) for point in large] for name in OURS}
     return {name: max(some) / min(some) for name, some in costs.items() if some}

@@ -1,21 +1,21 @@
-"""The sizes that the performance report measures at."""
+"""The sizes of the measurements of the performance report."""
 
 from typing import NamedTuple
 
 
 class Sizes(NamedTuple):
-    """The sizes that the report measures at; small ones try it out.
+    """The sizes of the measurements of the report; small ones are for trying it out.
 
     Attributes:
-      batch: rows of the bars and of the temporaries.
-      vocab: tokens of the bars, of the temporaries and of the peers.
-      odd_vocabs: vocabularies of real models, whose rows do not end with a chunk.
-      even_vocab: what they are compared with.
-      peer_batches: rows of the table of peers.
-      vocabs: the vocabularies of the scaling, at `vocabs_batch` rows.
-      batches: the rows of the scaling, at `batches_vocab` tokens.
-      repeats: the most calls of a work.
-      compilations: how often every stage is compiled.
+      batch: the number of rows for the bars and the temporaries.
+      vocab: the number of tokens for the bars, the temporaries and the peers.
+      odd_vocabs: vocabulary sizes of real models that are not multiples of the chunk size.
+      even_vocab: the vocabulary size that they are compared with.
+      peer_batches: the numbers of rows for the table of peers.
+      vocabs: the vocabulary sizes of the scaling, at `vocabs_batch` rows.
+      batches: the numbers of rows of the scaling, at `batches_vocab` tokens.
+      repeats: the maximum number of calls of a function.
+      compilations: the number of compilations of every stage.
     """
 
     batch: int = 128

@@ -1,4 +1,4 @@
-"""Medians of works that are measured in turn, so that what disturbs one disturbs them all."""
+"""Median times of functions that are called in turns, so that disturbances affect all of them."""
 
 import ctypes
 import functools
@@ -14,22 +14,22 @@ from tqdm import tqdm
 from bench.works import Call, Work
 
 BUDGET_MS = 2000
-"""What the calls of one work may take together."""
+"""The time budget for all calls of one function."""
 
 LEAST_REPEATS = 3
-"""Calls of a work that is too slow for the budget."""
+"""The number of calls of a function that is too slow for the budget."""
 
 QUICK_MS = 100
-"""A call that is quicker notices what the call before it left, in the caches and of its threads."""
+"""The time below which a call is affected by the caches and threads of the previous call."""
 
 REST_S = 0.005
-"""How long the threads of some libraries go on spinning after a call."""
+"""The time for which the threads of some libraries keep spinning after a call."""
 
 T = TypeVar("T")
 
 
 class Timing(NamedTuple):
-    """The time of a call, in milliseconds, and the number of calls."""
+    """The time of a call in milliseconds, and the number of calls."""
 
     median: float
     quartiles: tuple[float, float]
@@ -40,9 +40,9 @@ def measure(works: Mapping[str, Work | Call], most_repeats: int, label: str) -> 
     """Compiles the works and calls them in rounds, each as often as the budget allows.
 
     Args:
-      works: by their names.
-      most_repeats: the calls of a work that is quick.
-      label: what the progress bar says.
+      works: the works by name.
+      most_repeats: the maximum number of calls.
+      label: the label of the progress bar.
     """
     keep_memory()
     calls: dict[str, Call] = {}
@@ -50,7 +50,7 @@ def measure(works: Mapping[str, Work | Call], most_repeats: int, label: str) -> 
     quick: dict[str, bool] = {}
     for name, work in _progress(works.items(), f"{label}, compiling"):
         calls[name] = ready(work)
-        first = _milliseconds(calls[name])  # which also warms up
+        first = _milliseconds(calls[name])  # also warms up
         repeats[name] = min(most_repeats, max(LEAST_REPEATS, int(BUDGET_MS / first)))
         quick[name] = first < QUICK_MS
 
@@ -58,7 +58,7 @@ def measure(works: Mapping[str, Work | Call], most_repeats: int, label: str) -> 
     times: dict[str, list[float]] = {name: [] for name in works}
     for turn in _progress(range(rounds), f"{label}, measuring"):
         for name, call in calls.items():
-            # True in as many rounds as the work has repeats, and these lie evenly among all.
+            # True in `repeats[name]` rounds, evenly spaced.
             if turn * repeats[name] % rounds < repeats[name]:
                 if quick[name]:
                     time.sleep(REST_S)
@@ -68,14 +68,14 @@ def measure(works: Mapping[str, Work | Call], most_repeats: int, label: str) -> 
 
 
 def keep_memory() -> None:
-    """Has the C library keep what is freed, as the allocators of servers do.
+    """Makes the C library keep freed memory, as the allocators of servers do.
 
-    It gives large arrays back to the system instead, which clears and maps each page of the next
-    one: for a result of the size of the logits that takes several times as long as to compute it,
-    and differs from call to call.
+    By default it returns large arrays to the system, which clears and maps each page of the next
+    one. For a result of the size of the logits this takes several times as long as computing it,
+    and the time varies from call to call.
     """
     library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):  # glibc's
+    if hasattr(library, "mallopt"):  # glibc
         trim_threshold, mmap_max = -1, -4
         library.mallopt(mmap_max, 0)
         library.mallopt(trim_threshold, 2**31 - 1)
@@ -84,7 +84,7 @@ def keep_memory() -> None:
 def compile_seconds(
     function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int
 ) -> float:
-    """The median time of tracing, lowering and compiling a function that was never seen."""
+    """Returns the median time to trace, lower and compile a function without any cache."""
     times = []
     for _ in _progress(range(repeats), "every stage, compiling"):
         jax.clear_caches()
@@ -95,7 +95,7 @@ def compile_seconds(
 
 
 def ready(work: Work | Call) -> Call:
-    """The call of a work, compiled."""
+    """Compiles a work and returns its call."""
     if isinstance(work, Call):
         return work
     executable, arguments = compiled(work), work.arguments
@@ -103,7 +103,7 @@ def ready(work: Work | Call) -> Call:
 
 
 def compiled(work: Work) -> jax.stages.Compiled:
-    """The program of a work; works that differ in values alone share it."""
+    """Compiles a work; works that differ only in values share a program."""
     shapes = jax.eval_shape(lambda *arguments: arguments, *work.arguments)
     leaves, structure = jax.tree.flatten(shapes)
     return _compiled(work.function, structure, *leaves)

@@ -1,8 +1,8 @@
 """The static schedules of the samplers on TPUs: `python -m bench.tpu_static`.
 
-No TPU is needed and nothing runs: all figures are the compiler's, of a program that it made for a
-chip. They tell what a program cannot be faster than and which operations it spends its cycles on,
-not how long it takes.
+No TPU is needed and no program runs: all figures are computed by the compiler for a chip. They are
+lower bounds of the time of a program and show which operations take its cycles. They do not predict
+the time.
 """
 
 import argparse
@@ -39,13 +39,13 @@ from bench.works import Case
 RESULTS = Path(__file__).parent / "results" / "tpu-static.json"
 ARGMAX = "jnp.argmax"
 TEXT_ROWS = 13
-"""Of 128 rows like text, those that keep more than the candidates with top-p .95."""
+"""The number of text-like rows out of 128 that keep more than the candidates with top-p .95."""
 
 TEXT_BLOCKS = 8
-"""The blocks of eight neighbours of 128 rows like text that hold one of these."""
+"""The number of blocks of eight adjacent rows of 128 text-like rows that contain one of these."""
 
 SHARE = 0.01
-"""Operations below this share of a program are listed as one."""
+"""Operations below this share of a program are merged into one line."""
 
 
 class Place(NamedTuple):
@@ -59,18 +59,18 @@ class Place(NamedTuple):
 
     @property
     def floor(self) -> float:
-        """Cycles in which HBM reads the logits once."""
+        """Returns the cycles in which HBM reads the logits once."""
         size = {"float32": 4, "bfloat16": 2}[self.case.dtype]
         return self.case.batch * self.case.vocab * size / CHIPS[self.chip].bytes_a_cycle
 
 
 class Found(NamedTuple):
-    """The estimates of a program, or why there is none.
+    """The estimates of a program, or the reason why there is none.
 
     Attributes:
-      settled: conditionals by their cheapest branches: the candidates settle every row.
-      searched: by their dearest: some row needs the search, and all that it may need.
-      failure: the compiler's words.
+      settled: takes the cheapest branches: the candidates settle every row.
+      searched: takes the most expensive branches: some rows need every search.
+      failure: the error message of the compiler.
     """
 
     settled: Estimate
@@ -78,7 +78,7 @@ class Found(NamedTuple):
     failure: str = ""
 
     def like_text(self, name: str, case: Case) -> float | None:
-        """Cycles where rows are like text, if some of them need the search of the program."""
+        """Returns the cycles for text-like rows, if some of them need the search of the program."""
         if name not in WEIGHED or case.batch != 128:
             return None
         gathered = name.endswith("XLA") or (case.dtype == "float32" and case.vocab % 128 == 0)
@@ -88,12 +88,12 @@ class Found(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compiles what the options ask for, prints the tables and writes them."""
+    """Compiles the requested programs, prints the tables and writes them."""
     options = parse(arguments)
     cases = [Case(options.batch, options.vocab, dtype) for dtype in options.dtype]
     found: dict[Place, dict[str, Found]] = {}
     names = [*OURS, *THEIRS]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each compiler is a process of its own
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # each compiler is a separate process
         for case, chip in itertools.product(cases, options.chip):
             place = Place(chip, case)
             estimates = pool.map(functools.partial(estimated, place), names)
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def estimated(place: Place, name: str) -> Found:
-    """A program's estimates."""
+    """Returns the estimates of a program."""
     try:
         program = compiled(place.chip, name, place.case)
     except RuntimeError as error:
@@ -116,7 +116,7 @@ def estimated(place: Place, name: str) -> Found:
 
 
 def text(found: Mapping[Place, Mapping[str, Found]]) -> str:
-    """The tables in Markdown."""
+    """Returns the tables in Markdown."""
     listed = ", ".join(f"{name} {version}" for name, version in versions().items())
     first = next(iter(found))
     sections = [
@@ -231,7 +231,7 @@ def _operation(cost: Cost) -> tuple[str, ...]:
 
 
 def document(found: Mapping[Place, Mapping[str, Found]]) -> dict[str, Any]:
-    """All estimates and what made them, ready for JSON."""
+    """Returns all estimates and the versions that made them, ready for JSON."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "kind": "estimates of the TPU compiler; nothing was measured",
@@ -274,7 +274,7 @@ def versions() -> dict[str, str]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parses the options."""
     parser = argparse.ArgumentParser("python -m bench.tpu_static", description=__doc__)
     parser.add_argument("--chip", choices=CHIPS, nargs="+", default=list(CHIPS))
     parser.add_argument("--batch", type=int, default=128, metavar="N", help="rows")

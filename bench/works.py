@@ -1,8 +1,8 @@
-"""The measured functions, and the arrays that they are called with.
+"""The measured functions and their arguments.
 
-All are given logits in the dtype under test, as a model hands them over. The parameters of sampling
-are arrays of one value a row, since the requests of a batch differ. Ours take a key a row and
-return all that a user gets; the baselines take the one key that they are made for and return less.
+All take logits in the dtype under test, as a model returns them. The parameters are arrays of one
+value per row, since the requests of a batch differ. The functions of jaxsample take one key per row
+and return the complete output; the baselines take a single key and return less.
 """
 
 from collections.abc import Callable
@@ -36,21 +36,21 @@ class Work(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A function to call as it is, and one to call before it while no clock runs."""
+    """A function to call without compiling it, and one to call before each measurement."""
 
     run: Callable[[], Any]
     prepare: Callable[[], Any] = lambda: None
 
 
 BASELINES = ("jnp.argmax", "random.categorical", "lax.top_k 64", "sort stack")
-"""The works that are not ours.
+"""The names of the baselines.
 
-They are measured on peaked rows alone: flat ones take them as long, or a little longer in bfloat16.
+They are measured on peaked rows only: flat rows take the same time, or slightly more in bfloat16.
 """
 
 
 def works(case: Case) -> dict[str, Work]:
-    """The samplers of jaxsample and the baselines, by their names in the tables."""
+    """Returns the samplers of jaxsample and the baselines, by their names in the tables."""
     peaked, flat = logits.peaked(*case), logits.flat(*case)
     text, one_flat = logits.text(*case), logits.one_flat(*case)
     key, keys = jax.random.key(0), requests.keys(case.batch)

@@ -1,10 +1,11 @@
-"""Continuous batching: requests come and go in fixed slots, and no program is compiled anew.
+"""Continuous batching: requests enter and leave fixed slots without recompilation.
 
-A finished row gives its slot to the next request while the others go on. A request's text depends
-on the request alone, whatever the slot, the neighbours and the order of arrival: the key of each
-draw comes from the request's seed and the position in its text, and `sample` treats each row by
-itself. The model must do so too, bit for bit, and a matrix product may round differently with
-another number of rows: hence there are always `SLOTS` rows, and prompts are read one by one.
+When a row finishes, its slot is assigned to the next request while the other rows continue. The
+text of a request does not depend on its slot, its neighbours or the order of arrival: the key of
+each draw is derived from the request's seed and the position in its text, and `sample` computes
+each row independently. The model must do so too, bit for bit. Since a matrix product may round
+differently for a different number of rows, the batch always has `SLOTS` rows, and prompts are read
+one at a time.
 """
 
 import collections
@@ -43,19 +44,19 @@ REASONS = {
 }
 
 TRACES: collections.Counter[str] = collections.Counter()
-"""How often each compiled function was traced: its Python code runs at no other time."""
+"""How often each compiled function was traced: its Python code runs only then."""
 
 
 class Job(NamedTuple):
-    """A request in the form that a slot takes. All jobs of a run have the same shapes.
+    """A request as arrays for a slot. All jobs of a run have the same shapes.
 
     Attributes:
       prompt: int32 [context], padded.
       length: int32 [], the number of tokens in the prompt.
       max_tokens: int32 [].
       seed: uint32 [2], the words of `seed_words`.
-      params: traced like all the others: no setting is ever compiled in, only which are None.
-      script: int32 [context], if given, a text to write again without the sampler.
+      params: traced; only the set of fields that are None is static.
+      script: int32 [context], optional: a text to write again without the sampler.
     """
 
     prompt: ArrayLike
@@ -67,15 +68,15 @@ class Job(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """Everything on the device but the weights; each array has a leading axis of SLOTS.
+    """All device arrays except the weights, each with a leading axis of SLOTS.
 
     Attributes:
-      jobs: a slot without a request keeps the last one.
+      jobs: the request of each slot; an empty slot keeps its last one.
       state: the texts.
       logprobs: float32 [SLOTS, context], of the token at each position.
-      newest: int32 [SLOTS], the token drawn last.
-      reason: int32 [SLOTS], why the text ended, of `StopReason`.
-      active: bool [SLOTS], which rows write.
+      newest: int32 [SLOTS], the last drawn token.
+      reason: int32 [SLOTS], why the text ended, a `StopReason`.
+      active: bool [SLOTS], rows that are still writing.
       logits: float32 [SLOTS, vocab], of the next token.
       cache: keys and values of the texts.
     """
@@ -94,10 +95,10 @@ class Text(NamedTuple):
     """The text that was written for a job.
 
     Attributes:
-      tokens: int32 [n]; it includes an end-of-text.
-      logprobs: float32 [n], of each token under the distribution it was drawn from.
-      reason: why it ended: "stop", "length" or an error.
-      slot: where it was written.
+      tokens: int32 [n], including an end-of-text.
+      logprobs: float32 [n], of each token under the sampled distribution.
+      reason: why the text ended: "stop", "length" or an error.
+      slot: the slot that wrote it.
     """
 
     tokens: np.ndarray
@@ -107,7 +108,7 @@ class Text(NamedTuple):
 
 
 def empty(weights: Weights, config: Config, job: Job) -> Slots:
-    """Slots for jobs like this one, none of them active."""
+    """Returns inactive slots for jobs with the shapes of `job`."""
 
     def blank(x: Any) -> Array:
         return jnp.zeros((SLOTS, *x.shape), x.dtype)
@@ -128,9 +129,9 @@ def empty(weights: Weights, config: Config, job: Job) -> Slots:
 
 @functools.partial(jax.jit, donate_argnames="slots")
 def admit(weights: Weights, slots: Slots, slot: ArrayLike, job: Job) -> Slots:
-    """Reads a job's prompt and gives it a slot; all other slots stay as they are.
+    """Reads a job's prompt and assigns it to a slot; other slots do not change.
 
-    Each prompt is padded to the whole context: one compilation serves them all.
+    Each prompt is padded to the whole context, so all prompts share one compilation.
     """
     TRACES["admit"] += 1
 
@@ -158,7 +159,7 @@ def step(weights: Weights, slots: Slots, order: Order = DEFAULT_ORDER) -> Slots:
     else:
         tokens = jnp.take_along_axis(jobs.script, state.lengths[:, None], axis=1)[:, 0]
         logprobs = jnp.take_along_axis(slots.logits, tokens[:, None], axis=1)[:, 0]
-    # A row that has stopped may stand at the end of the context, where writes are dropped.
+    # A stopped row may be at the end of the context, where writes are dropped.
     logits, cache = decode_step(weights, slots.cache, tokens, state.lengths)
     after = update_state(state, tokens, slots.active)
     reason = stop_reason(after, tokens, stop_token_ids=[END], max_tokens=jobs.max_tokens)
@@ -176,7 +177,7 @@ def step(weights: Weights, slots: Slots, order: Order = DEFAULT_ORDER) -> Slots:
 
 @functools.partial(jax.jit, donate_argnames="slots", static_argnames="order")
 def write(weights: Weights, slots: Slots, *, order: Order = DEFAULT_ORDER) -> Slots:
-    """Writes tokens until a row stops, of which one at least must be active."""
+    """Writes tokens until a row stops. At least one row must be active."""
     TRACES["write"] += 1
 
     def none_stopped(now: Slots) -> Array:
@@ -186,7 +187,7 @@ def write(weights: Weights, slots: Slots, *, order: Order = DEFAULT_ORDER) -> Sl
 
 
 def text_in(slots: Slots, slot: int) -> Text:
-    """Returns the text that a slot holds."""
+    """Returns the text in a slot."""
     begin, end = int(slots.state.prompt_lengths[slot]), int(slots.state.lengths[slot])
     return Text(
         tokens=np.asarray(slots.state.tokens[slot])[begin:end],
@@ -199,7 +200,7 @@ def text_in(slots: Slots, slot: int) -> Text:
 def serve(
     weights: Weights, config: Config, jobs: Sequence[Job], order: Order = DEFAULT_ORDER
 ) -> tuple[list[Text], np.ndarray]:
-    """Writes the texts of any number of jobs; also the seconds [2] of reading and of writing."""
+    """Returns the texts of any number of jobs, and the seconds [2] of reading and writing."""
     slots, seconds = empty(weights, config, jobs[0]), np.zeros(2)
     waiting, serving, texts = collections.deque(range(len(jobs))), {}, {}
     while waiting or serving:
@@ -217,7 +218,7 @@ def serve(
 
 
 def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
-    """The finished result of a call and the seconds it took."""
+    """Returns the result of a call, when it is ready, and the seconds it took."""
     began = time.perf_counter()
     result = jax.block_until_ready(function(*args, **kwargs))
     return result, time.perf_counter() - began

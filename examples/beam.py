@@ -1,10 +1,10 @@
-"""Continues prompts by four texts each: beam search, diverse and stochastic beams, and sampling.
+"""Generates four texts per prompt by beam search, diverse beams, stochastic beams and sampling.
 
     python examples/beam.py
     python examples/beam.py --beams 8 --length 60
 
-Each method is one compiled loop. The KV cache has a row for each beam, and is reordered by
-`take_beams` where a beam continues another one.
+Each method is one compiled loop. The KV cache has a row for each beam, and `take_beams` reorders it
+by the parents of the beams.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class Texts(NamedTuple):
 
     Attributes:
       tokens: int32 `[prompts, beams, length]`, valid up to `lengths`.
-      lengths: int32 `[prompts, beams]`, with the end-of-text.
+      lengths: int32 `[prompts, beams]`, including the end-of-text.
     """
 
     tokens: Array
@@ -68,7 +68,7 @@ def encoded(tokenizer: Tokenizer, config: Config) -> tuple[np.ndarray, np.ndarra
 def search(
     weights: Weights, prompts: Array, lengths: Array, *, method: str, beams: int, length: int
 ) -> Texts:
-    """Continues each prompt by some texts."""
+    """Returns `beams` continuations of each prompt."""
     key, batch = jax.random.key(0), (len(prompts),)
 
     def draw(state: Any, logits: Array, position: Array) -> Any:
@@ -94,14 +94,14 @@ def search(
 def loop(
     weights: Weights, prompts: Array, lengths: Array, start: Any, step: Callable[..., Any]
 ) -> Any:
-    """Returns the state of a search when it is done.
+    """Returns the final state of a search.
 
     Args:
       weights: the model.
       prompts: int32 `[prompts, context]`.
       lengths: int32 `[prompts]`.
-      start: the state before the first token, whose beams `[prompts, *]` are the rows of the cache.
-      step: continues a state with logits `[prompts, *, vocab]` at a position of the output.
+      start: the state before the first token; its beams `[prompts, *]` are the rows of the cache.
+      step: advances a state with logits `[prompts, *, vocab]` at a position of the output.
     """
     rows = start.tokens.shape[:-1]
 
@@ -130,7 +130,7 @@ def loop(
 
 @jax.jit
 def logprobs_of(weights: Weights, prompts: Array, lengths: Array, texts: Texts) -> Array:
-    """Returns the log-probabilities of texts, `[prompts, beams]`: the model reads them anew."""
+    """Returns the log-probabilities of texts, `[prompts, beams]`, recomputed by the model."""
 
     def of_text(prompt: Array, start: Array, tokens: Array, length: Array) -> Array:
         place = jnp.arange(len(tokens))
@@ -144,7 +144,7 @@ def logprobs_of(weights: Weights, prompts: Array, lengths: Array, texts: Texts) 
 
 
 def distinct(texts: Texts, n: int) -> float:
-    """Returns the share of distinct n-grams among those of the texts of a prompt, on average."""
+    """Returns the mean share of distinct n-grams among the texts of a prompt."""
     shares = []
     for tokens, lengths in zip(np.asarray(texts.tokens), np.asarray(texts.lengths), strict=True):
         rows = [row[:length].tolist() for row, length in zip(tokens, lengths, strict=True)]
@@ -155,10 +155,10 @@ def distinct(texts: Texts, n: int) -> float:
 
 
 def main() -> None:
-    """Searches by each method, and prints a text of each and the table."""
+    """Runs each method, and prints one of its texts and a table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--beams", type=int, default=4, help="texts for each prompt")
-    parser.add_argument("--length", type=int, default=40, help="tokens of a text at most")
+    parser.add_argument("--beams", type=int, default=4, help="beams per prompt (%(default)s)")
+    parser.add_argument("--length", type=int, default=40, help="tokens per text (%(default)s)")
     args = parser.parse_args()
     config, tokenizer, weights = open_model(MODEL)
     prompts, lengths = encoded(tokenizer, config)
@@ -177,7 +177,7 @@ def main() -> None:
         tqdm.write(PROMPTS[0] + tokenizer.decode(texts.tokens[0, best, : texts.lengths[0, best]]))
         table.append((method, scores.max(1).mean(), scores.mean(), texts))
 
-    print("\nLog-prob a token, of each prompt's best text and of all, and distinct n-grams:")
+    print("\nLog-prob per token of each prompt's best text and of all, and distinct n-grams:")
     print(f"\n{'':18}{'best':>8}{'all':>8}{'1-grams':>9}{'2-grams':>9}")
     for method, best, mean, texts in table:
         grams = f"{distinct(texts, 1):9.0%}{distinct(texts, 2):9.0%}"

@@ -1,11 +1,11 @@
-r"""Continues prompts, each with its own sampling settings, by continuous batching.
+r"""Continues prompts with continuous batching, each with its own sampling settings.
 
     python examples/decode.py
     python examples/decode.py --prompt $'import os\n\n\ndef ' --temperature 0.7 --seed 3
     python examples/decode.py --requests requests.json --order vllm
 
-There may be more requests than slots; `batching.py` has the loop. A rule that no request uses is
-not compiled, every other setting is traced: the same programs serve requests of all kinds.
+There may be more requests than slots; `batching.py` has the loop. Rules that no request uses are
+not compiled. All other settings are traced, so the same programs serve all requests.
 """
 
 import json
@@ -27,7 +27,7 @@ REPEATS = 3
 
 
 def open_model(folder: Path) -> tuple[Config, Tokenizer, Weights]:
-    """Returns the model that train.py saved in a folder."""
+    """Returns the model that train.py saved in a folder, with its tokenizer."""
     config, weights = open_weights(folder)
     return config, Tokenizer.from_buffer((folder / "tokenizer.json").read_bytes()), weights
 
@@ -39,13 +39,13 @@ def open_weights(folder: Path) -> tuple[Config, Weights]:
 
 
 def replaying(job: Job, text: Text) -> Job:
-    """The job that writes a text again without the sampler."""
+    """Returns a job that writes a text again without the sampler."""
     script = [*job.prompt[: job.length], *text.tokens]
     return job._replace(script=padded(script, len(job.prompt)))
 
 
 def print_texts(tokenizer: Tokenizer, requests: list[Request], texts: list[Text]) -> None:
-    """Prints each prompt and its continuation between two rules."""
+    """Prints each prompt and its continuation between two lines."""
     width = min(shutil.get_terminal_size().columns, 100)
     bold = "\033[1m{}\033[0m" if sys.stdout.isatty() else "{}"
     for request, text in zip(requests, texts, strict=True):
@@ -60,7 +60,7 @@ def print_texts(tokenizer: Tokenizer, requests: list[Request], texts: list[Text]
 
 
 def print_speed(tokens: int, first: np.ndarray, again: np.ndarray, replay: np.ndarray) -> None:
-    """Prints the rates from the seconds [2] of `serve`: at first, compiled, and without sampler."""
+    """Prints the rates from the seconds [2] of `serve`: first, compiled, and without sampler."""
     reading, writing = again
     compiling = (first - again).sum()
     print(f"{tokens} tokens in {writing:.2f} s: {tokens / writing:.0f} tokens/s", end=" ")
@@ -70,17 +70,17 @@ def print_speed(tokens: int, first: np.ndarray, again: np.ndarray, replay: np.nd
 
 
 def main() -> None:
-    """Decodes, prints the texts, then measures."""
+    """Decodes, prints the texts and measures the time."""
     parser = make_parser(__doc__.partition("\n")[0])
-    parser.add_argument("--model", type=Path, default=MODEL, help="a folder made by train.py")
-    parser.add_argument("--order", choices=ORDERS, default="default", help="of the rules")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder written by train.py")
+    parser.add_argument("--order", choices=ORDERS, default="default", help="order of the rules")
     args = parser.parse_args()
     try:
         requests = make_requests(vars(args))
         config, tokenizer, weights = open_model(args.model)
         jobs = make_jobs(tokenizer, requests, config.context)
         texts, first = serve(weights, config, jobs, args.order)
-    except (OSError, ValueError) as error:  # of an order without a rule that is asked for, too
+    except (OSError, ValueError) as error:  # also if the order lacks a requested rule
         parser.error(str(error))
 
     print_texts(tokenizer, requests, texts)

@@ -1,16 +1,16 @@
-r"""Continues prompts on the devices of several processes, which all hold the same tokens.
+r"""Continues prompts on the devices of several processes, which all get the same tokens.
 
     python examples/distributed_decode.py --processes 4
     python examples/distributed_decode.py --coordinator host0:1234 --num-processes 2 --process-id 0
     srun python examples/distributed_decode.py
 
-The first line starts all processes on this machine, the second is one process of a cluster, and
-where JAX can ask the cluster (Slurm, TPU pods, Open MPI) nothing needs to be told, as in the third.
+The first command starts all processes on this machine. The second starts one process of a cluster.
+The third needs no flags, because JAX detects the cluster (Slurm, TPU pods, Open MPI).
 
-The loop is that of `batching.py` and its tokens are those of `decode.py`. Every process runs it on
-the same requests; only the weights are placed on the devices of all. The embedding, which is the
-head too, is split by vocabulary, hence so are the logits, and `sample` draws from them as they lie.
-A process that dies or falls silent ends all the others.
+The loop is that of `batching.py` and gives the tokens of `decode.py`. Every process runs it on the
+same requests; only the weights are distributed over all devices. The embedding, which is also the
+head, is sharded by vocabulary. The logits are therefore sharded too, and `sample` draws from them
+without gathering. If a process dies or stops responding, all others end.
 """
 
 import hashlib
@@ -31,28 +31,28 @@ from request import Parser, Request, make_parser, make_requests
 from tokenizers import Tokenizer
 
 CHUNK = 256
-"""Tokens that a draw looks at together; a device must hold whole chunks."""
+"""The number of tokens of a chunk of the draw; a device must hold whole chunks."""
 
 
 def make_flags() -> Parser:
-    """The command line."""
+    """Returns the command line parser."""
     parser = make_parser(__doc__.partition("\n")[0])
-    parser.add_argument("--model", type=Path, default=MODEL, help="a folder made by train.py")
-    parser.add_argument("--processes", type=int, help="how many to start on this machine")
-    parser.add_argument("--coordinator", help="of a cluster: host:port of process 0")
-    parser.add_argument("--num-processes", type=int, help="of a cluster: how many there are")
-    parser.add_argument("--process-id", type=int, help="of a cluster: which one this is, from 0")
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder written by train.py")
+    parser.add_argument("--processes", type=int, help="number of local processes to start")
+    parser.add_argument("--coordinator", help="on a cluster: host:port of process 0")
+    parser.add_argument("--num-processes", type=int, help="on a cluster: number of processes")
+    parser.add_argument("--process-id", type=int, help="on a cluster: index of this process")
     parser.add_argument(
         "--patience",
         type=int,
         default=30,
-        help="seconds without a sign of life after which a process is given up (default: 30)",
+        help="seconds after which a process that does not respond is abandoned (default: 30)",
     )
     return parser
 
 
 def members(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By name, for each process to start here, what JAX is told."""
+    """Returns the cluster settings of JAX for each process to start here, by its name."""
     told = {
         "coordinator_address": flags.get("coordinator"),
         "num_processes": flags.get("num_processes"),
@@ -72,20 +72,20 @@ def members(flags: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def loopback() -> str:
-    """An address of this machine at which nobody listens."""
+    """Returns an unused address of this machine."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 def prepare(flags: dict[str, Any]) -> tuple[list[Request], Config, Tokenizer, Weights, list[Job]]:
-    """All that decoding needs."""
+    """Returns the requests, the model and the jobs."""
     requests = make_requests(flags)
     config, tokenizer, weights = open_model(flags["model"])
     return requests, config, tokenizer, weights, make_jobs(tokenizer, requests, config.context)
 
 
 def place(weights: Weights) -> Weights:
-    """Splits the embedding by vocabulary over the devices of all processes; each has the layers."""
+    """Shards the embedding by vocabulary over all devices, and replicates the layers."""
     vocab, devices = len(weights["embedding"]), jax.device_count()
     if vocab % (CHUNK * devices):
         raise ValueError(
@@ -105,12 +105,12 @@ def place(weights: Weights) -> Weights:
 
 
 def digest(texts: list[Text]) -> str:
-    """Tells apart texts that differ in a token."""
+    """Returns a hash of the tokens of texts."""
     return hashlib.sha256(b"".join(text.tokens.tobytes() for text in texts)).hexdigest()[:16]
 
 
 def join(cluster: dict[str, Any], patience: int) -> None:
-    """Meets the other processes."""
+    """Connects to the other processes."""
     try:
         jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=patience)
     except ValueError as error:
@@ -120,7 +120,7 @@ def join(cluster: dict[str, Any], patience: int) -> None:
 
 
 def decode(cluster: dict[str, Any], flags: dict[str, Any]) -> None:
-    """Runs a process: decodes, prints the digest of its tokens, measures."""
+    """Decodes in one process, prints the digest of its tokens and measures the time."""
     join(cluster, flags["patience"])
     name = f"process {jax.process_index()} of {jax.process_count()}"
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
@@ -139,7 +139,7 @@ def decode(cluster: dict[str, Any], flags: dict[str, Any]) -> None:
 
 
 def decode_or_fail(cluster: dict[str, Any], flags: dict[str, Any]) -> None:
-    """Decodes; what may go wrong is told in one line."""
+    """Decodes, and reports expected errors in one line."""
     try:
         decode(cluster, flags)
     except ValueError as error:
@@ -150,12 +150,12 @@ def decode_or_fail(cluster: dict[str, Any], flags: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Checks the flags, then decodes in processes of which none outlives another's failure."""
+    """Checks the flags, then decodes in processes that all end if one fails."""
     parser = make_flags()
     flags = vars(parser.parse_args())
     if "processes" in flags:
-        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # other devices are one process's alone
-    jax.config.update("jax_platforms", "cpu")  # here; the devices belong to the processes started
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")  # other devices belong to one process
+    jax.config.update("jax_platforms", "cpu")  # only here; the started processes use the devices
     try:
         prepare(flags)
         run(decode_or_fail, {name: (cluster, flags) for name, cluster in members(flags).items()})

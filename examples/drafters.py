@@ -1,4 +1,4 @@
-"""Drafts for `speculative.py`: by lookup, and by a draft model, as chains and as a tree."""
+"""Drafts for `speculative.py`, by lookup or by a draft model, as chains or as a tree."""
 
 import functools
 from typing import Any, NamedTuple
@@ -22,17 +22,17 @@ from jaxsample import (
 )
 
 SIBLINGS = 2
-"""Of a tree, at each depth: the draft model's draw and the token that came nearest to it."""
+"""Drafts at each depth of a tree: the draw and the token that came closest to being drawn."""
 
 
 class Drafts(NamedTuple):
     """Drafts of each row.
 
     Attributes:
-      tokens: int32 [rows, n], -1 where there are none.
-      cache: of the draft model, behind them.
-      parents: int32 [n], of a tree: the draft in front of each draft, or -1 for the text.
-      logits: float32 [rows, n, vocab], what they were drawn from; None if they were not drawn.
+      tokens: int32 [rows, n], -1 for none.
+      cache: the cache of the draft model after the drafts.
+      parents: int32 [n], for a tree: the draft before each draft, or -1 for the text.
+      logits: float32 [rows, n, vocab] that the drafts were drawn from; None if they were not drawn.
     """
 
     tokens: Array
@@ -42,7 +42,7 @@ class Drafts(NamedTuple):
 
 
 def from_place(place: Array, number: int) -> Array:
-    """Returns consecutive positions from one of each row on, [rows, number]."""
+    """Returns consecutive positions that start at `place` [rows], [rows, number]."""
     return place[:, None] + jnp.arange(number, dtype=jnp.int32)[None]
 
 
@@ -53,7 +53,7 @@ def last_tokens(state: SamplerState, number: int) -> tuple[Array, Array]:
 
 
 def look_up(state: SamplerState, number: int) -> Array:
-    """Returns the tokens that followed the last two where the text had them last."""
+    """Returns the tokens that followed the most recent occurrence of the last two tokens."""
     first, second = jnp.unstack(last_tokens(state, 2)[0], axis=1)
     text = state.tokens
     here = (text == first[:, None]) & (jnp.roll(text, -1, axis=1) == second[:, None])
@@ -73,16 +73,16 @@ def draft(
     number: int,
     method: str,
 ) -> Drafts:
-    """Returns drafts of a draft model, drawn one after the other.
+    """Returns drafts of a draft model, generated one after the other.
 
     Args:
       weights: the draft model.
-      cache: its cache of the texts, which need not hold their last two tokens.
+      cache: its cache of the texts, which need not include their last two tokens.
       state: the texts.
-      params: of the requests.
-      seeds: of the target for "coupled" and "tree", which draw with its keys; else of the drafter.
+      params: the params of the requests.
+      seeds: those of the target for "coupled" and "tree", otherwise those of the drafter.
       number: the depth of the drafts.
-      method: "coupled", "tree", "argmax", or "own" for draws of its own.
+      method: "coupled", "tree", "argmax", or "own" for draws with the drafter's keys.
     """
     begin = state.lengths
     logits, cache = extend(weights, cache, *last_tokens(state, 2))
@@ -96,7 +96,7 @@ def draft(
             tokens = nearest_draws(keys, logits, params, state, num=SIBLINGS)
         else:
             logits = process_logits(logits, params, state)
-            # A key of each step and draft: a position is drafted again behind a rejected draft.
+            # One key per step and draft: a position is drafted again after a rejected draft.
             keys = jax.vmap(jax.random.fold_in, (0, None))(request_keys(seeds, begin), i)
             draw = functools.partial(categorical_sample, keys)
             tokens = (draw if method == "own" else greedy_sample)(logits)[:, None]
@@ -107,22 +107,22 @@ def draft(
     carry = logits[:, -1], cache, state
     (_, cache, _), (tokens, given) = lax.scan(one, carry, jnp.arange(number, dtype=jnp.int32))
     tokens = tokens.swapaxes(0, 1).reshape(len(begin), -1)
-    if method == "tree":  # each token and its siblings stand behind the draw before
+    if method == "tree":  # the parent of a token and its siblings is the previous draw
         depth = np.arange(number * SIBLINGS) // SIBLINGS
         return Drafts(tokens, cache, np.where(depth > 0, (depth - 1) * SIBLINGS, -1))
     return Drafts(tokens, cache, logits=given.swapaxes(0, 1) if method == "own" else None)
 
 
 def look_at(parents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the depths of a text and its tree of drafts, and which tokens each one attends to.
+    """Returns the depths of a text and its tree of drafts, and the attention mask.
 
     Args:
-      parents: int [n], the draft in front of each draft, -1 for the text.
+      parents: int [n], the draft before each draft, -1 for the text.
 
     Returns:
       Int [n + 1], 0 for the text and the number of drafts up to each draft; and bool
-      [n + 1, n + 1], whether the token of a row attends to that of a column: to itself and to those
-      in front of it.
+      [n + 1, n + 1], whether the token of a row attends to that of a column: itself and its
+      ancestors.
     """
     seen = np.eye(len(parents) + 1, dtype=bool)
     for draft, parent in enumerate(parents, start=1):

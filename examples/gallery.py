@@ -1,9 +1,9 @@
-"""Draws the pictures of the documentation: what each rule does to a distribution of a real model.
+"""Draws the pictures of the documentation: the effect of each rule on a model's distribution.
 
     pip install -e ".[bench,examples]"
     python examples/gallery.py
 
-The distribution is that of the example's model for the token after `TEXT`.
+The distribution is that of the example model for the token after `TEXT`.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,7 +48,7 @@ STYLE = {
 }
 
 Rules = Mapping[str, Callable[[Array], Array]]
-"""Functions of the logits, by the text above their panel."""
+"""Functions of the logits, by the title of their panel."""
 
 
 def scenery() -> tuple[Array, np.ndarray, list[str]]:
@@ -60,7 +60,7 @@ def scenery() -> tuple[Array, np.ndarray, list[str]]:
 
 
 def rules_of(tokens: np.ndarray, vocab: int) -> dict[str, Rules]:
-    """Returns the rules of each picture, by the picture's name."""
+    """Returns the rules of each picture, by the name of the picture."""
     counts = jnp.zeros(vocab, jnp.int32).at[tokens].add(1)
     length = len(tokens)
     temperature: Rules = {
@@ -107,7 +107,7 @@ def rules_of(tokens: np.ndarray, vocab: int) -> dict[str, Rules]:
 
 
 def draw_rules(name: str, rules: Rules, logits: Array, texts: list[str], columns: int) -> None:
-    """Draws a panel for each rule: probabilities before and after it."""
+    """Draws a panel for each rule, with the probabilities before and after it."""
     before = np.asarray(jax.nn.softmax(logits))
     order = np.argsort(-before, kind="stable")[:SHOWN]
     labels = [shown(texts[i]) for i in order]
@@ -135,7 +135,7 @@ def draw_rules(name: str, rules: Rules, logits: Array, texts: list[str], columns
 
 
 def dropped_from(logits: Array) -> str:
-    """Returns how many tokens are kept, if some are dropped."""
+    """Returns a label with the number of kept tokens, empty if none is dropped."""
     kept = int(jnp.isfinite(logits).sum())
     return "" if kept == len(logits) else f"{kept:,} tokens kept"
 
@@ -154,7 +154,7 @@ def label_tokens(panel: Axes, labels: list[str]) -> None:
 
 
 def shown(text: str) -> str:
-    """Returns the text of a token with its blanks visible."""
+    """Returns the text of a token with visible spaces."""
     return text.replace("\n", "↵").replace(" ", "␣")
 
 
@@ -193,7 +193,7 @@ def draw_two_stages(logits: Array, texts: list[str]) -> None:
 
 
 def save(figure: Figure, name: str) -> None:
-    """Writes a picture, the same bytes each time."""
+    """Writes a picture, reproducibly to the byte."""
     figure.savefig(IMAGES / f"{name}.svg", metadata={"Date": None})
 
 

@@ -1,7 +1,7 @@
-"""From requests to jobs: arrays of the same shapes for each, whatever it asks for.
+"""Converts requests to jobs: arrays with the same shapes for all requests.
 
-A rule that no request of a run uses stays None and is not compiled. In a run that uses it, a
-request that does not has its neutral value.
+A rule that no request of a run uses stays None and is not compiled. Otherwise, requests that do not
+use it have its neutral value.
 """
 
 import json
@@ -21,7 +21,7 @@ from jaxsample import SamplingParams, seed_words
 
 
 def make_jobs(tokenizer: Tokenizer, requests: list[Request], context: int) -> list[Job]:
-    """The requests as arrays, all of the same shapes."""
+    """Returns the requests as arrays, all of the same shapes."""
     prompts = [tokenize(tokenizer, request, context) for request in requests]
     return [
         Job(
@@ -38,7 +38,7 @@ def make_jobs(tokenizer: Tokenizer, requests: list[Request], context: int) -> li
 
 
 def tokenize(tokenizer: Tokenizer, request: Request, context: int) -> list[int]:
-    """The tokens of a prompt, which must leave room for those to be written."""
+    """Returns the tokens of a prompt, which must leave room for `max_tokens` more."""
     tokens = [END, *tokenizer.encode(request.prompt).ids]
     if len(tokens) + request.max_tokens > context:
         raise ValueError(
@@ -49,26 +49,26 @@ def tokenize(tokenizer: Tokenizer, request: Request, context: int) -> list[int]:
 
 
 def padded(tokens: Any, context: int) -> np.ndarray:
-    """Tokens as int32 [context]."""
+    """Returns tokens padded to int32 [context]."""
     return np.pad(np.asarray(tokens, np.int32), (0, context - len(tokens)), constant_values=END)
 
 
 def make_params(requests: Sequence[Request], tokenizer: Tokenizer) -> list[SamplingParams]:
-    """The params of each request.
+    """Returns the params of each request.
 
     Raises:
-      ValueError: A bias of what is not a token; the message names it.
+      ValueError: A bias for a text that is not a token; the message names it.
     """
     batch = SamplingParams.from_requests([in_tokens(request, tokenizer) for request in requests])
     return [jax.tree.map(operator.itemgetter(row), batch) for row in range(len(requests))]
 
 
 def in_tokens(request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The settings of a request, with token ids for texts."""
+    """Returns the settings of a request, with texts converted to token ids."""
     return {name: getattr(request, name) for name in NEUTRAL} | {
         "stop_token_ids": [END],
         "logit_bias": token_bias(request, tokenizer),
-        # A word before a space may end in another token.
+        # A word followed by a space may end in a different token.
         "bad_words": [
             tokenizer.encode(w + end).ids for w in request.bad_words for end in ("", " ")
         ],
@@ -76,7 +76,7 @@ def in_tokens(request: Request, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def token_bias(request: Request, tokenizer: Tokenizer) -> dict[int, float]:
-    """The bias of each token id."""
+    """Returns the bias of each token id."""
     bias: dict[int, float] = {}
     for name, value in request.logit_bias.items():
         ids = [int(name)] if name.isdecimal() else tokenizer.encode(name).ids

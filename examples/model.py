@@ -1,8 +1,8 @@
 """A small decoder-only transformer as pure functions over a pytree of weights.
 
-RMSNorm, rotary positions, SwiGLU and tied embeddings. Training (`forward`), reading a prompt
-(`prefill`) and writing one more token (`decode_step`) or several (`extend`) run the same code,
-`_transform`: they differ only in where the keys and values that a query looks back on come from.
+The model has RMSNorm, rotary positions, SwiGLU and tied embeddings. Training (`forward`), reading a
+prompt (`prefill`) and appending one token (`decode_step`) or several (`extend`) share the code of
+`_transform`. They differ only in the source of the keys and values that a query attends to.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import numpy as np
 HEAD_DIM = 48
 
 END = 0
-"""The token that ends a text, and that stands before its first."""
+"""The token before the first token of a text and after its last."""
 
 Weights = dict[str, Any]
 Cache = list[tuple[jax.Array, jax.Array]]
-"""Per layer the keys and the values, each [rows, context, heads, head_dim]."""
+"""The keys and values of each layer, [rows, context, heads, head_dim]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The sizes of a model: 2.5 million weights as they stand."""
+    """The sizes of a model; the defaults give 2.5 million weights."""
 
     vocab: int = 4096
     context: int = 256
@@ -38,7 +38,7 @@ class Config:
 
 
 def init(key: jax.Array, config: Config) -> Weights:
-    """Draws the initial weights, float32. The norms have no gains, so all of them are matrices."""
+    """Draws the initial float32 weights. All are matrices, since the norms have no gains."""
     width, hidden = config.width, config.hidden
 
     def matrix(key: jax.Array, rows: int, columns: int, scale: float = 1.0) -> jax.Array:
@@ -46,7 +46,7 @@ def init(key: jax.Array, config: Config) -> Weights:
 
     def layer(key: jax.Array) -> Weights:
         qkv, out, gate_up, down = jax.random.split(key, 4)
-        # Every layer adds to the same stream twice; its sum should not grow with their number.
+        # Each layer adds to the residual stream twice; the sum should not grow with their number.
         residual = (2 * config.layers) ** -0.5
         return {
             "qkv": matrix(qkv, width, 3 * width),
@@ -63,7 +63,7 @@ def init(key: jax.Array, config: Config) -> Weights:
 
 
 def forward(weights: Weights, tokens: jax.Array) -> jax.Array:
-    """Logits of the token after each of `tokens`: int32 [rows, length] -> [rows, length, vocab]."""
+    """Returns logits [rows, length, vocab] of the token after each of `tokens` [rows, length]."""
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden, _ = _transform(weights, tokens, positions)
     return hidden @ weights["embedding"].T
@@ -72,8 +72,8 @@ def forward(weights: Weights, tokens: jax.Array) -> jax.Array:
 def prefill(weights: Weights, prompt: jax.Array, length: jax.Array) -> tuple[jax.Array, Cache]:
     """Reads one prompt.
 
-    What lies beyond the prompt's end is computed too, but never seen: `decode_step` overwrites a
-    position of the cache before any query may look at it.
+    Positions after the end of the prompt are also computed but never used: `decode_step`
+    overwrites a position of the cache before any query attends to it.
 
     Args:
       weights: The model.
@@ -81,7 +81,7 @@ def prefill(weights: Weights, prompt: jax.Array, length: jax.Array) -> tuple[jax
       length: int32 [], the number of tokens in the prompt, at least 1.
 
     Returns:
-      Logits [vocab] of the token after the prompt, and its row of the cache.
+      Logits [vocab] of the token after the prompt, and one row of the cache.
     """
     hidden, cache = _transform(weights, prompt[None], jnp.arange(len(prompt))[None])
     logits = hidden[0, length - 1] @ weights["embedding"].T
@@ -95,12 +95,12 @@ def decode_step(
 
     Args:
       weights: The model.
-      cache: Keys and values of the tokens before.
+      cache: Keys and values of the previous tokens.
       tokens: int32 [rows], the new tokens.
-      positions: int32 [rows], where in its text each new token stands.
+      positions: int32 [rows], the position of each new token in its text.
 
     Returns:
-      Logits [rows, vocab] of the token after, and the cache with the new tokens in it.
+      Logits [rows, vocab] of the next token, and the cache with the new tokens.
     """
     logits, cache = extend(weights, cache, tokens[:, None], positions[:, None])
     return logits[:, 0], cache
@@ -113,21 +113,21 @@ def extend(
     positions: jax.Array,
     tree: np.ndarray | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Appends several tokens to every row, as `decode_step`.
+    """Appends several tokens to every row, like `decode_step`.
 
-    What was written at a position before is replaced, so that drafts which are rejected need not be
-    removed.
+    Existing entries at these positions are replaced, so rejected drafts need not be removed.
 
     Args:
       weights: The model.
-      cache: Keys and values of the tokens before.
+      cache: Keys and values of the previous tokens.
       tokens: int32 [rows, n], the new tokens.
-      positions: int32 [rows, n], where in its text each new token stands.
-      tree: bool [n, n], which of the new tokens each one looks at; None: those in front of it. In a
-        tree several stand at one position, so the cache holds them one behind the other.
+      positions: int32 [rows, n], the position of each new token in its text.
+      tree: bool [n, n], the new tokens that each new token attends to; None: itself and those
+        before it. Several tokens of a tree may have the same position, so the cache stores them in
+        order.
 
     Returns:
-      Logits [rows, n, vocab] of the token after each, and the cache with the new tokens in it.
+      Logits [rows, n, vocab] of the token after each, and the cache with the new tokens.
     """
     slots = seen = None
     if tree is not None:
@@ -141,15 +141,15 @@ def extend(
 
 
 def kept(cache: Cache, start: jax.Array, nodes: jax.Array) -> Cache:
-    """Moves the tokens of a tree that were accepted behind the text.
+    """Moves the accepted tokens of a tree directly after the text.
 
     Args:
       cache: Keys and values, with those of the tree from `start` on.
-      start: int32 [rows], where the first of its tokens is held.
-      nodes: int32 [rows, n], which of its tokens come next, -1 for none.
+      start: int32 [rows], the index of the tree's first token in the cache.
+      nodes: int32 [rows, n], the accepted tokens of the tree in order, -1 for none.
 
     Returns:
-      The cache with these tokens one behind the other.
+      The cache with these tokens in consecutive places.
     """
     rows, place = jnp.arange(len(start))[:, None], jnp.arange(nodes.shape[1])[None]
     old = start[:, None] + jnp.where(nodes < 0, place, nodes)
@@ -164,10 +164,11 @@ def _transform(
     slots: jax.Array | None = None,
     seen: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-    """Tokens and positions [rows, length] -> final hidden states [rows, length, width], cache.
+    """Returns final hidden states [rows, length, width] of tokens [rows, length], and the cache.
 
-    `slots` [rows, length] is where the cache holds the tokens, and `seen` [rows, length, context]
-    what each of them looks at: without them, its position and all up to it.
+    `slots` [rows, length] are the indices of the tokens in the cache, by default their positions.
+    `seen` [rows, length, context] are the entries that each token attends to, by default those up
+    to its position.
     """
     rows = jnp.arange(len(tokens))[:, None]
     x = _rms_norm(weights["embedding"][tokens])
@@ -191,14 +192,14 @@ def _transform(
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
-    """Each query [rows, length, heads, head_dim] looks at the keys that it has `seen`."""
+    """Returns attention of queries [rows, length, heads, head_dim] over the `seen` keys."""
     scores = jnp.einsum("rqhd,rkhd->rhqk", q, k) * q.shape[-1] ** -0.5
     scores = jnp.where(seen[:, None], scores, -jnp.inf)
     return jnp.einsum("rhqk,rkhd->rqhd", jax.nn.softmax(scores), v)
 
 
 def _rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rotary embedding of x [rows, length, heads, head_dim]."""
+    """Returns the rotary embedding of x [rows, length, heads, head_dim]."""
     half = x.shape[-1] // 2
     frequencies = 1e4 ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = jnp.tensordot(positions.astype(jnp.float32), frequencies, 0)[:, :, None]
@@ -212,13 +213,13 @@ def _rms_norm(x: jax.Array) -> jax.Array:
 
 
 def save(path: Path, weights: Weights) -> None:
-    """Writes the weights as bfloat16, a type numpy cannot store: the file holds its bits."""
+    """Writes the weights as the bits of bfloat16, a type that NumPy cannot store."""
     leaves = [np.asarray(w.astype(jnp.bfloat16)).view(np.uint16) for w in jax.tree.leaves(weights)]
     np.savez(path, **dict(zip(_names(weights), leaves, strict=True)))
 
 
 def load(path: Path, config: Config) -> Weights:
-    """Reads the weights back as float32."""
+    """Reads the weights as float32."""
     shapes = jax.eval_shape(functools.partial(init, config=config), jax.random.key(0))
     with np.load(path) as file:
         leaves = [jnp.asarray(file[n].view(jnp.bfloat16), jnp.float32) for n in _names(shapes)]
@@ -226,6 +227,6 @@ def load(path: Path, config: Config) -> Weights:
 
 
 def _names(weights: Weights) -> list[str]:
-    """Names of the leaves, such as "layers.0.qkv"."""
+    """Returns the names of the leaves, such as "layers.0.qkv"."""
     paths, _ = jax.tree.flatten_with_path(weights)
     return [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]

@@ -1,6 +1,6 @@
-"""Runs a function in several processes of this machine; when one of them fails, all of them end.
+"""Runs a function in several processes on this machine; if one fails, all processes end.
 
-JAX too ends a process that has lost another one, but at worst with no more than a C++ stack trace.
+JAX also ends a process that has lost another one, but in some cases only with a C++ stack trace.
 """
 
 import multiprocessing
@@ -15,19 +15,19 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TextIO
 
 FAILED = 2
-"""The status of a process that has told its error."""
+"""The exit status of a process that has printed its error."""
 
 
 class Failed(Exception):
-    """A process has failed, for the reason that the message tells."""
+    """A process has failed; the message gives the reason."""
 
 
 def run(function: Callable[..., None], arguments: Mapping[str, tuple[Any, ...]]) -> None:
-    """Calls a function once for each of the named arguments, each time in a process of its own.
+    """Calls a function once for each of the named arguments, each in its own process.
 
     Raises:
-      Failed: One of the processes has failed, and none of them runs any more. The function may
-        raise it too: then its message is all that the process prints.
+      Failed: One of the processes has failed, and all have ended. If the function raises it, the
+        process prints only its message.
     """
     spawn = multiprocessing.get_context("spawn")
     started = []
@@ -44,12 +44,12 @@ def run(function: Callable[..., None], arguments: Mapping[str, tuple[Any, ...]])
 
 
 def tell(line: str, file: TextIO | None = None) -> None:
-    """Prints a line in one piece, though several processes print."""
+    """Prints a line in one write, since several processes print."""
     print(f"{line}\n", end="", file=file, flush=True)
 
 
 def _call(function: Callable[..., None], *args: Any) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent has it too, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent also gets it, and ends this process
     threading.Thread(target=_follow_parent, daemon=True).start()
     try:
         function(*args)
@@ -59,7 +59,7 @@ def _call(function: Callable[..., None], *args: Any) -> None:
         traceback.print_exc()
     else:
         return
-    os._exit(FAILED)  # at an orderly end JAX would wait for the others, of which one may be gone
+    os._exit(FAILED)  # at a normal exit JAX would wait for the others, which may be gone
 
 
 def _follow_parent() -> None:
@@ -68,7 +68,7 @@ def _follow_parent() -> None:
 
 
 def _watch(processes: list[BaseProcess]) -> None:
-    """Waits for all to finish or one to fail."""
+    """Waits until all processes finish or one fails."""
     running = {process.sentinel: process for process in processes}
     while running:
         ended = [running.pop(sentinel) for sentinel in connection.wait(running)]
@@ -80,17 +80,17 @@ def _watch(processes: list[BaseProcess]) -> None:
 
 
 def _by_jax(process: BaseProcess) -> bool:
-    """Whether JAX ended this one: with 1 in JAX 0.9, by SIGABRT since."""
+    """Returns whether JAX ended the process: with status 1 in JAX 0.9, later with SIGABRT."""
     return process.exitcode in (1, -signal.SIGABRT)
 
 
 def _suspicion(process: BaseProcess) -> int:
-    """Highest where it was the first to fail, and not because another one did."""
+    """Returns a rank that is highest for a process that failed first, not because of another."""
     return 0 if _by_jax(process) else 1 if process.exitcode > 0 else 2
 
 
 def _end(process: BaseProcess) -> str:
-    """Describes how a process failed."""
+    """Returns how a process failed."""
     status, why = process.exitcode, ""
     how = f"with status {status}" if status > 0 else f"by {signal.Signals(-status).name}"
     if _by_jax(process):

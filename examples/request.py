@@ -1,4 +1,4 @@
-"""Requests of a user, from flags or a file, checked as far as needs no model."""
+"""User requests, from flags or a file, with all checks that need no model."""
 
 import argparse
 import dataclasses
@@ -20,13 +20,13 @@ class Request:
 
     Attributes:
       prompt: the text to continue.
-      seed: of the draws.
-      max_tokens: how many to write at most.
-      logit_bias: numbers, -Infinity too, by the text of a token or by its id.
-      bad_words: texts not to be written.
+      seed: the seed of the draws.
+      max_tokens: the maximum number of tokens to write.
+      logit_bias: numbers, including -Infinity, by the text or the id of a token.
+      bad_words: texts that must not be written.
 
     Raises:
-      ValueError: A field of the wrong type or outside its range; the message names it.
+      ValueError: A field has the wrong type or is out of range; the message names it.
     """
 
     prompt: str
@@ -68,7 +68,7 @@ class Request:
             check(name, getattr(self, name))
 
     def __str__(self) -> str:
-        """The settings that matter to the text."""
+        """Returns the settings that affect the text."""
         shown, hidden = ["seed", "temperature"], set()
         if self.temperature == 0:
             shown, hidden = [], {"temperature", "top_k", "top_p", "min_p"}
@@ -91,7 +91,7 @@ _LOWEST = {"seed": 0, "max_tokens": 1}
 
 
 def check(name: str, value: Any) -> None:
-    """Raises a ValueError, naming the field and what it allows, for a `value` it does not."""
+    """Raises a ValueError that names the field and its allowed values, if `value` is invalid."""
     kind = KINDS[name]
     _check_kind(name, kind, value)
     if kind is dict:
@@ -129,7 +129,7 @@ NEUTRAL: dict[str, Any] = {
     for name in KINDS
     if name in jaxsample.NEUTRAL
 }
-"""The rules, each with the value at which it does nothing."""
+"""The neutral value of each rule, at which it does nothing."""
 
 
 def load_requests(path: Path, overrides: dict[str, Any]) -> list[Request]:
@@ -160,19 +160,19 @@ def _request(place: str, entry: object, overrides: dict[str, Any]) -> Request:
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line."""
+    """Reports errors in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Ends the program."""
+        """Exits with the error message."""
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def make_parser(description: str) -> Parser:
-    """The flags of the command line; a setting that is not given is not in the namespace."""
+    """Returns the command line parser; settings that are not given are not in its namespace."""
     parser = Parser(description=description, argument_default=argparse.SUPPRESS)
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--prompt", action="append", help="a text to continue; may be repeated")
-    source.add_argument("--requests", type=Path, help="a JSON list of objects of these settings")
+    source.add_argument("--prompt", action="append", help="text to continue; may be repeated")
+    source.add_argument("--requests", type=Path, help="JSON file with a list of requests")
     add_settings(parser)
     return parser
 
@@ -185,12 +185,12 @@ def add_settings(parser: Parser) -> None:
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",
                 type=functools.partial(parse_flag, field.name),
-                help=f"of every request (default: {default}, or what the request says)",
+                help=f"for every request (default: the value of the request, or {default})",
             )
 
 
 def parse_flag(name: str, text: str) -> Any:
-    """Reads the value of a setting: a number, else JSON."""
+    """Parses the value of a setting: a number, or else JSON."""
     kind = KINDS[name]
     try:
         value = kind(text) if kind in (int, float) else json.loads(text)
@@ -199,7 +199,7 @@ def parse_flag(name: str, text: str) -> Any:
     try:
         check(name, value)
     except ValueError as error:
-        # The only error whose message argparse passes on.
+        # argparse reports the message of no other error.
         raise argparse.ArgumentTypeError(str(error)) from None
     return value
 
@@ -218,12 +218,12 @@ DEMO = [
 
 
 def settings_in(flags: dict[str, Any]) -> dict[str, Any]:
-    """The settings among the flags."""
+    """Returns the settings among the flags."""
     return {name: value for name, value in flags.items() if name in KINDS and name != "prompt"}
 
 
 def make_requests(flags: dict[str, Any]) -> list[Request]:
-    """The requests that the flags ask for: prompts, a file or else the demonstration."""
+    """Returns the requests that the flags specify: prompts, a file or else the demo."""
     settings = settings_in(flags)
     if "prompt" in flags:
         return [Request(prompt=prompt, **settings) for prompt in flags["prompt"]]

@@ -1,9 +1,9 @@
-"""Draws the picture of a beam search in the documentation: what it tries, and what it keeps.
+"""Draws the picture of a beam search in the documentation, with kept and dropped continuations.
 
     pip install -e ".[bench,examples]"
     python examples/search_tree.py
 
-The texts are those of the example's model behind `TEXT`.
+The example model continues `TEXT`.
 """
 
 from typing import NamedTuple
@@ -22,17 +22,17 @@ from jaxsample import beam_step, init_beams, top_logprobs
 TEXT = "def test_open(self):\n    self."
 BEAMS, STEPS = 3, 4
 LABEL = 0.62
-"""The width of a label, of which a step is 1."""
+"""The width of a label, in units of a step."""
 
 
 class Child(NamedTuple):
     """A continuation of a beam.
 
     Attributes:
-      parent: its beam, by its place in the order of score.
-      token: what it adds.
+      parent: the index of the beam that it continues, in order of score.
+      token: the token that it appends.
       score: the sum of its log-probs.
-      beam: its own place among the next beams, or -1.
+      beam: its index among the next beams, or -1.
     """
 
     parent: int
@@ -42,7 +42,7 @@ class Child(NamedTuple):
 
 
 def searched() -> tuple[list[list[Child]], list[str]]:
-    """Returns the likeliest continuations in each step, and the texts of all tokens."""
+    """Returns the likeliest continuations of each step, and the texts of all tokens."""
     config, tokenizer, weights = open_model(MODEL)
     prompt = [END, *tokenizer.encode(TEXT).ids]
     state, steps = init_beams(BEAMS, STEPS + 1), []
@@ -67,7 +67,7 @@ def searched() -> tuple[list[list[Child]], list[str]]:
 
 
 def draw(steps: list[list[Child]], texts: list[str]) -> None:
-    """Draws the tree: a column for each step, beams in blue."""
+    """Draws the tree, with a column for each step and beams in blue."""
     figure = Figure(figsize=(7.4, 3.9), layout="constrained")
     panel = figure.subplots()
     heights = {0: 0.0}
@@ -94,7 +94,7 @@ def draw_child(
     end: tuple[float, float],
     texts: list[str],
 ) -> None:
-    """Draws a continuation and the line from its beam, behind whose label it begins."""
+    """Draws a continuation and the line from the label of its beam."""
     kept = child.beam >= 0
     color, order = (AFTER, 2) if kept else (BEFORE, 1)
     panel.plot(
@@ -114,7 +114,7 @@ def draw_child(
 
 
 def main() -> None:
-    """Searches and draws."""
+    """Runs the search and draws its tree."""
     with mpl.rc_context(STYLE):
         draw(*searched())
 

@@ -1,19 +1,19 @@
-"""Speculative decoding of the small model: what each kind of draft gains, and that texts stay.
+"""Compares kinds of drafts in speculative decoding of the example model.
 
     python examples/speculative.py
     python examples/speculative.py --drafts 6
 
-Drafts are verified by equality (`speculative_sample`), which gives the very text of plain decoding,
-or by rejection (`rejection_sample`), which gives another text of the same law. They come from
+Drafts are verified by equality (`speculative_sample`), which gives the text of plain decoding, or
+by rejection (`rejection_sample`), which gives another text with the same distribution. Drafts are
 
-- lookup: what followed the last two tokens where the text has them before,
-- coupled: a draft model that draws with the keys of the target,
-- tree: these draws, and beside each the token that came nearest to being drawn,
+- lookup: the tokens that followed the previous occurrence of the last two tokens,
+- coupled: draws of a draft model with the keys of the target,
+- tree: these draws, each with the token that came closest to being drawn,
 - argmax: the likeliest tokens of the draft model,
-- chain, block: its own draws, for rejection.
+- chain, block: draws of the draft model with its own keys, for rejection.
 
-The draft model was trained by `train.py`, as the target, and has a quarter of its weights. Both are
-so small that drafts save little time: look at the tokens of a step and not at the clock.
+The draft model was trained by `train.py`, like the target, and has a quarter of its weights. Both
+are so small that drafts save little time: compare the tokens per step, not the seconds.
 """
 
 import argparse
@@ -61,18 +61,18 @@ PARAMS = SamplingParams(
 EQUAL = ("lookup", "coupled", "tree", "argmax")
 REJECTING = ("chain", "block")
 DRAFTER_SEED = 2**40
-"""Added to the seeds of the requests, for draws that share no noise with the target's."""
+"""Added to the seeds of the requests, so that drafts share no noise with the target."""
 
 
 class Texts(NamedTuple):
     """The rows of a batch.
 
     Attributes:
-      state: the texts. The caches need not hold their last token.
-      cache, draft_cache: of the target and of the draft model.
-      active: bool [rows], which texts go on.
-      drafted: int32 [rows], how many drafts could have been accepted.
-      accepted, steps: int32 [rows].
+      state: the texts. The caches need not include their last token.
+      cache, draft_cache: those of the target and of the draft model.
+      active: bool [rows], texts that have not ended.
+      drafted: int32 [rows], the number of drafts that could have been accepted.
+      accepted, steps: int32 [rows], the number of accepted drafts and of steps.
     """
 
     state: SamplerState
@@ -98,14 +98,14 @@ def start(weights: Weights, drafter: Weights, config: Config, tokenizer: Tokeniz
 
 
 def seeds_of() -> list[np.ndarray]:
-    """The seeds of the requests, of the target and of the draft model's own draws."""
+    """Returns the seeds of the requests, for the target and for draws of the draft model."""
     return [seed_words(np.arange(len(PROMPTS)) + more) for more in (0, DRAFTER_SEED)]
 
 
 def verify(
     weights: Weights, texts: Texts, drafts: Drafts, seeds: Array, number: int, method: str
 ) -> tuple[SpeculativeOutput, Cache]:
-    """Verifies drafts in one step of the target, over the last token and the drafts."""
+    """Verifies drafts in one step of the target, on the last token and the drafts."""
     state, parents, start = texts.state, drafts.parents, texts.state.lengths - 1
     last, _ = last_tokens(state, 1)
     tokens = jnp.concatenate([last, jnp.maximum(drafts.tokens, 0)], axis=1)
@@ -113,10 +113,10 @@ def verify(
     places = start[:, None] + depths.astype(np.int32)[None]
     logits, cache = extend(weights, texts.cache, tokens, places, tree)
     if method in REJECTING:
-        keys = request_keys(seeds, state.lengths)  # one a step
+        keys = request_keys(seeds, state.lengths)  # one per step
         args = (keys, logits, drafts.tokens, drafts.logits, PARAMS, state)
         return rejection_sample(*args, method=method), cache
-    keys = request_keys(seeds[:, None], from_place(state.lengths, number + 1))  # one a position
+    keys = request_keys(seeds[:, None], from_place(state.lengths, number + 1))  # one per position
     out = speculative_sample(keys, logits, drafts.tokens, PARAMS, state, parents=parents)
     return out, cache if parents is None else kept(cache, start, out.nodes)
 
@@ -133,7 +133,7 @@ def step(
     number: int,
     method: str,
 ) -> Texts:
-    """Drafts, verifies and appends what was accepted, up to an end-of-text or the length."""
+    """Drafts, verifies, and appends accepted tokens up to an end-of-text or the length."""
     state = texts.state
     if method == "lookup" or not number:
         drafts = Drafts(look_up(state, number), texts.draft_cache)
@@ -169,7 +169,7 @@ def step(
 
 
 def write(run: Any, texts: Texts) -> tuple[Texts, float]:
-    """Writes the texts to their ends; also the seconds it took."""
+    """Returns the finished texts and the seconds it took."""
     began = time.perf_counter()
     while texts.active.any():
         texts = run(texts)
@@ -177,10 +177,10 @@ def write(run: Any, texts: Texts) -> tuple[Texts, float]:
 
 
 def main() -> None:
-    """Writes the texts plainly and by every kind of draft, and compares."""
+    """Writes the texts without drafts and with each kind of draft, and compares them."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--tokens", type=int, default=100, help="of each text (%(default)s)")
-    parser.add_argument("--drafts", type=int, default=4, help="of each step (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=100, help="tokens per text (%(default)s)")
+    parser.add_argument("--drafts", type=int, default=4, help="drafts per step (%(default)s)")
     args = parser.parse_args()
     config, tokenizer, weights = open_model(MODEL)
     drafter = open_weights(DRAFT_MODEL)[1]
@@ -198,14 +198,14 @@ def main() -> None:
     plain, seconds = texts_by("lookup", 0)
     written = plain.state.lengths - first.state.lengths
     print(f"{written.sum()} tokens of {len(PROMPTS)} texts; plain decoding takes {seconds:.2f} s")
-    print(f"{'drafts':<8} {'accepted':>9} {'tokens a step':>14} {'seconds':>8}  text")
+    print(f"{'drafts':<8} {'accepted':>9} {'tokens per step':>15} {'seconds':>8}  text")
     for method in (*EQUAL, *REJECTING):
         texts, seconds = texts_by(method, args.drafts)
         share = texts.accepted.sum() / texts.drafted.sum()
         rate = (texts.state.lengths - first.state.lengths).sum() / texts.steps.sum()
         same = bool(jnp.all(texts.state.tokens == plain.state.tokens))
-        verdict = "equal to plain decoding" if same else "another"
-        print(f"{method:<8} {share:>9.1%} {rate:>14.2f} {seconds:>8.2f}  {verdict}")
+        verdict = "equal to plain decoding" if same else "different"
+        print(f"{method:<8} {share:>9.1%} {rate:>15.2f} {seconds:>8.2f}  {verdict}")
 
 
 if __name__ == "__main__":

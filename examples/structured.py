@@ -1,12 +1,12 @@
-"""Decodes JSON that matches a schema, with a grammar engine that says which tokens may come next.
+"""Decodes JSON that matches a schema, with a grammar engine that computes the allowed tokens.
 
     python examples/structured.py
     python examples/structured.py --temperature 1.5 --seed 3
     python examples/structured.py --schema schema.json
 
-Between two tokens the host asks llguidance for the tokens that each row's grammar allows, as a
-packed bitmask, and `sample` keeps to it. The rows of a batch have grammars of their own, or none.
-Mind that a schema must bound what it allows: without a maxLength a model may never close a string.
+Before each token, llguidance computes a packed bitmask of the tokens that each grammar allows, and
+`sample` applies it. Each row of a batch has its own grammar or none. A schema should bound the
+length of strings: without a maxLength, a model may never close a string.
 """
 
 import argparse
@@ -33,7 +33,7 @@ TYPE = {"enum": ["int", "str", "list", "dict", "bool", "None"]}
 
 
 def closed(**properties: Any) -> dict[str, Any]:
-    """The schema of an object of these properties, all of them and no others."""
+    """Returns the schema of an object with exactly these properties."""
     return {
         "type": "object",
         "properties": properties,
@@ -63,23 +63,23 @@ DEMO = [
     ("# A version as JSON:\n", VERSION),
     ("# A function as JSON:\n", None),
 ]
-"""Prompts, and schemas where the text must match one."""
+"""Prompts with the schema that the text must match, or None."""
 
 
 class Grammars:
-    """The grammars of the rows: the tokens that each may write next, on the host.
+    """The grammars of the rows, which compute the allowed next tokens on the host.
 
     Args:
       tokenizer: the JSON of a `tokenizers.Tokenizer`.
-      vocab: its size.
-      schemas: one a row, None for a row that may write anything.
+      vocab: the size of its vocabulary.
+      schemas: one per row, None for a row that may write anything.
 
     Raises:
-      ValueError: a schema that the engine cannot follow.
+      ValueError: the engine does not support a schema.
     """
 
     def __init__(self, tokenizer: str, vocab: int, schemas: Sequence[dict | None]) -> None:
-        # One way to write a value: no blanks where they could go on for ever.
+        # Fixed whitespace, which otherwise could repeat without end.
         style = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
         tokens = LLTokenizer(tokenizer, n_vocab=vocab, eos_token=END)
         self.matchers: dict[int, LLMatcher] = {}
@@ -89,17 +89,17 @@ class Grammars:
                 self.matchers[row] = LLMatcher(tokens, grammar)
                 if error := self.matchers[row].get_error():
                     raise ValueError(f"schema: {error.splitlines()[0]}")
-        self.bitmask = allocate_token_bitmask(SLOTS, vocab)  # all bits set: anything
+        self.bitmask = allocate_token_bitmask(SLOTS, vocab)  # all bits set: all tokens are allowed
 
     def next_bitmask(self, active: np.ndarray) -> np.ndarray:
-        """int32 [SLOTS, ceil(vocab / 32)], of the rows that are active."""
+        """Returns the bitmask, int32 [SLOTS, ceil(vocab / 32)], updated for active rows."""
         for row, matcher in self.matchers.items():
             if active[row]:
                 fill_next_token_bitmask(matcher, self.bitmask, row)
         return self.bitmask
 
     def accept(self, tokens: np.ndarray, active: np.ndarray) -> None:
-        """Moves each active row on by its token."""
+        """Advances the grammar of each active row by its token."""
         for row, matcher in self.matchers.items():
             if active[row] and tokens[row] >= 0:
                 matcher.consume_token(int(tokens[row]))
@@ -114,7 +114,7 @@ def masked_step(weights: Weights, slots: Slots, bitmask: np.ndarray) -> Slots:
 
 
 def write(weights: Weights, config: Config, jobs: list[Job], grammars: Grammars) -> list[Text]:
-    """The texts of up to SLOTS jobs, each in the grammar of its row."""
+    """Returns the texts of up to SLOTS jobs, each constrained by the grammar of its row."""
     slots = empty(weights, config, jobs[0])
     for slot, job in enumerate(jobs):
         slots = admit(weights, slots, slot, job)
@@ -127,7 +127,7 @@ def write(weights: Weights, config: Config, jobs: list[Job], grammars: Grammars)
 
 
 def verdict(text: str, reason: str, schema: dict | None) -> str:
-    """Why a text ended, and whether it is JSON and matches its schema."""
+    """Returns why a text ended, and whether it is JSON that matches its schema."""
     try:
         value = json.loads(text)
         if schema is not None:
@@ -140,12 +140,12 @@ def verdict(text: str, reason: str, schema: dict | None) -> str:
 
 
 def main() -> None:
-    """Decodes a batch, then parses and checks what was written."""
+    """Decodes a batch, then parses and validates the texts."""
     parser = Parser(description=__doc__.partition("\n")[0], argument_default=argparse.SUPPRESS)
-    parser.add_argument("--schema", type=Path, help="a JSON schema for all rows but the last")
+    parser.add_argument("--schema", type=Path, help="JSON schema for all rows except the last")
     add_settings(parser)
     flags = vars(parser.parse_args())
-    # Enough for the longest function there is.
+    # Enough for the longest function that the schema allows.
     settings = {"max_tokens": 220, "seed": 0} | settings_in(flags)
     try:
         rows = DEMO

@@ -1,11 +1,11 @@
-"""Decodes JSON that matches a schema, several tokens a step of the model.
+"""Decodes JSON that matches a schema, with several tokens per step of the model.
 
     python examples/structured_speculative.py
     python examples/structured_speculative.py --drafts 6
 
-The draft model keeps to the grammar, too: the host walks the grammar along the drafts, so that each
-position has the bitmask of the text in front of it, and goes back to what was accepted. The texts
-are those of plain decoding, token for token.
+The grammar also constrains the draft model: the host advances the grammar with each draft, so that
+each position has the bitmask of the text before it, and then rolls it back to the accepted tokens.
+The texts are those of plain decoding, token for token.
 """
 
 import argparse
@@ -41,12 +41,12 @@ SEEDS = seed_words(np.arange(len(DEMO)))
 
 
 class Written(NamedTuple):
-    """The texts that were written, and what they took.
+    """Texts and the statistics of their drafts.
 
     Attributes:
       texts: the tokens of each row, without an end-of-text.
-      ended: which rows ended by an end-of-text.
-      drafted, accepted, steps: of all rows together.
+      ended: rows that ended with an end-of-text.
+      drafted, accepted, steps: totals over all rows.
     """
 
     texts: list[list[int]]
@@ -60,7 +60,7 @@ class Written(NamedTuple):
 def draft_token(
     weights: Weights, cache: Cache, state: SamplerState, bitmask: np.ndarray
 ) -> tuple[Array, Cache, SamplerState]:
-    """Draws a token of the draft model with the keys of the target, and appends it."""
+    """Draws a token from the draft model with the keys of the target, and appends it."""
     logits, cache = extend(weights, cache, *last_tokens(state, 2))
     params = dataclasses.replace(PARAMS, bitmask=bitmask)
     keys = request_keys(SEEDS, state.lengths)
@@ -93,10 +93,10 @@ def write(
 
     Args:
       models: the target and the draft model.
-      config: of the target.
-      tokenizer: of both.
-      number: of the drafts of a step; 0 is plain decoding.
-      max_tokens: of each text.
+      config: the config of the target.
+      tokenizer: the tokenizer of both models.
+      number: the number of drafts per step; 0 is plain decoding.
+      max_tokens: the maximum number of tokens of each text.
     """
     prompts, schemas = zip(*DEMO, strict=True)
     grammars = Grammars(tokenizer.to_str(), config.vocab, schemas)
@@ -138,10 +138,10 @@ def write(
 
 
 def main() -> None:
-    """Writes the texts plainly and with drafts, compares, and checks the JSON."""
+    """Writes the texts without and with drafts, compares them, and checks the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--drafts", type=int, default=4, help="of each step (%(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=200, help="of a text (%(default)s)")
+    parser.add_argument("--drafts", type=int, default=4, help="drafts per step (%(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=200, help="tokens per text (%(default)s)")
     args = parser.parse_args()
     config, tokenizer, weights = open_model(MODEL)
     run = functools.partial(
@@ -156,9 +156,9 @@ def main() -> None:
         written = tokenizer.decode(text)
         print(f"{prompt}{written.rstrip()}")
         print(f"── {verdict(written, 'stop' if ended else 'length', schema)} ──\n")
-    same = "equal to" if fast.texts == plain.texts else "other than"
+    same = "equal to" if fast.texts == plain.texts else "different from"
     print(f"{fast.accepted / fast.drafted:.1%} of the drafts accepted,", end=" ")
-    print(f"{sum(map(len, fast.texts)) / fast.steps:.2f} tokens a step of the model;", end=" ")
+    print(f"{sum(map(len, fast.texts)) / fast.steps:.2f} tokens per step of the model;", end=" ")
     print(f"the texts are {same} those of plain decoding")
 
 

@@ -5,7 +5,7 @@ The default run takes about a quarter of an hour on two CPU cores:
 
     python examples/train.py --out examples/weights
 
-A draft model for `speculative.py` has the same tokenizer and fewer weights:
+Train a draft model for `speculative.py`, with the same tokenizer and fewer weights, by
 
     python examples/train.py --out examples/weights/draft --width 96 --layers 2 --hidden 256 \
         --tokenizer examples/weights/tokenizer.json --steps 3000 --minutes 14
@@ -35,10 +35,10 @@ from tqdm import tqdm
 SEED = 0
 VOCAB = 4096
 BATCH = 8
-# Tests and tables are much of the library's bulk and little of its style.
+# Tests and tables are a large part of the library, but not typical code.
 LEFT_OUT = {"site-packages", "test", "tests", "idle_test", "encodings", "pydoc_data"}
 
-# In the same time Muon takes the matrices further than Adam, which keeps the embedding.
+# In the same time Muon trains the matrices further than Adam, which trains the embedding.
 OPTIMIZER = optax.contrib.muon(
     learning_rate=0.02,
     adam_learning_rate=0.015,
@@ -51,7 +51,7 @@ OPTIMIZER = optax.contrib.muon(
 
 
 def source_files() -> list[Path]:
-    """The standard library's modules in a shuffled order that is always the same."""
+    """Returns the standard library's modules in a shuffled but fixed order."""
     root = Path(sysconfig.get_path("stdlib"))
     files = sorted(p for p in root.rglob("*.py") if LEFT_OUT.isdisjoint(p.parts))
     np.random.default_rng(SEED).shuffle(files)
@@ -59,11 +59,11 @@ def source_files() -> list[Path]:
 
 
 def read_documents(files: list[Path]) -> list[str]:
-    """Cuts the files into documents: pieces of a file that begin and end at its top level.
+    """Splits the files into documents that begin and end at the top level of a file.
 
-    A whole file rarely fits the model's context. Cutting it before about half of its top-level
-    definitions gives documents that do, of one definition or several, so that the model sees how
-    a text starts and how it ends.
+    A whole file rarely fits the model's context. Splitting it before about half of its top-level
+    definitions gives documents of one or more definitions that do fit, so that the model learns how
+    a text starts and ends.
     """
     rng = np.random.default_rng(SEED)
     documents = []
@@ -79,10 +79,10 @@ def read_documents(files: list[Path]) -> list[str]:
 
 
 def train_tokenizer(documents: list[str]) -> Tokenizer:
-    """Byte-level BPE in which a space belongs to the word before it, not to the word after.
+    """Trains a byte-level BPE tokenizer in which a space belongs to the word before it.
 
-    Code being typed often stops behind a space ("def ", "return "), and seldom before one: this
-    way a prompt cut off there splits into the same tokens as the text the model was trained on.
+    Code prompts often end after a space ("def ", "return ") and seldom before one. With this rule,
+    such a prompt is split into the same tokens as the training text.
     """
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.Split(Regex(r"\w+ ?|[^\w\s]+ ?|\s+"), "isolated")
@@ -92,7 +92,7 @@ def train_tokenizer(documents: list[str]) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB,
-        special_tokens=["<|endoftext|>"],  # They come first, so this one is END.
+        special_tokens=["<|endoftext|>"],  # Special tokens come first, so this one is END.
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -101,7 +101,7 @@ def train_tokenizer(documents: list[str]) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
-    """One stream of tokens, int32 [length], with an end-of-text before and after each document."""
+    """Returns all tokens, int32 [length], with an end-of-text before and after each document."""
     stream = [END]
     for encoding in tokenizer.encode_batch(documents):
         stream += encoding.ids
@@ -110,7 +110,7 @@ def encode(tokenizer: Tokenizer, documents: list[str]) -> np.ndarray:
 
 
 def draw_batch(rng: np.random.Generator, stream: np.ndarray, length: int) -> np.ndarray:
-    """Windows of the stream, [BATCH, length + 1]: half start with a document, half anywhere."""
+    """Returns windows [BATCH, length + 1]; half start with a document, half anywhere."""
     last = len(stream) - length - 1
     starts = rng.integers(last, size=BATCH)
     heads = np.flatnonzero(stream[:last] == END)
@@ -120,7 +120,7 @@ def draw_batch(rng: np.random.Generator, stream: np.ndarray, length: int) -> np.
 
 @jax.jit
 def mean_loss(weights: Weights, windows: jax.Array) -> jax.Array:
-    """Mean cross-entropy, in nats per token, of windows [rows, length + 1]."""
+    """Returns the mean cross-entropy of windows [rows, length + 1], in nats per token."""
     logits = forward(weights, windows[:, :-1])
     return optax.softmax_cross_entropy_with_integer_labels(logits, windows[:, 1:]).mean()
 
@@ -129,7 +129,7 @@ def mean_loss(weights: Weights, windows: jax.Array) -> jax.Array:
 def train_step(
     weights: Weights, state: optax.OptState, windows: jax.Array, pace: jax.Array
 ) -> tuple[Weights, optax.OptState, jax.Array]:
-    """One step of the optimizer, its learning rates scaled by `pace`; returns the loss before."""
+    """Takes an optimizer step, with learning rates scaled by `pace`; returns the loss before it."""
     loss, gradients = jax.value_and_grad(mean_loss)(weights, windows)
     updates, state = OPTIMIZER.update(gradients, state, weights)
     updates = jax.tree.map(lambda update: pace * update, updates)
@@ -137,7 +137,7 @@ def train_step(
 
 
 def train(config: Config, stream: np.ndarray, steps: int, minutes: float) -> Weights:
-    """Trains from scratch for `steps` steps, or fewer if `minutes` are over first."""
+    """Trains from scratch for `steps` steps, or until `minutes` have passed."""
     rng = np.random.default_rng(SEED)
     weights = init(jax.random.key(SEED), config)
     state = OPTIMIZER.init(weights)
@@ -156,23 +156,23 @@ def train(config: Config, stream: np.ndarray, steps: int, minutes: float) -> Wei
 
 
 def held_out_loss(weights: Weights, stream: np.ndarray, length: int) -> float:
-    """Mean loss, in nats per token, over the stream cut into adjoining windows."""
+    """Returns the mean loss, in nats per token, over adjacent windows of the stream."""
     batches = (len(stream) - 1) // (length * BATCH)
     windows = np.arange(batches * BATCH)[:, None] * length + np.arange(length + 1)
     return float(np.mean([mean_loss(weights, w) for w in np.split(stream[windows], batches)]))
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags of the command line."""
+    """Returns the flags of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--tokenizer", type=Path, help="a file to use and not to train anew")
+    parser.add_argument("--tokenizer", type=Path, help="a file to use instead of training")
     for field in ("width", "layers", "hidden"):
         size = getattr(Config, field)
-        parser.add_argument(f"--{field}", type=int, default=size, help="of the model (%(default)s)")
+        parser.add_argument(f"--{field}", type=int, default=size, help="model size (%(default)s)")
     parser.add_argument("--steps", type=int, default=1700, help="optimizer steps (%(default)s)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="train no longer than this")
-    parser.add_argument("--smoke", action="store_true", help="a few steps, to see that it works")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="limit of training time")
+    parser.add_argument("--smoke", action="store_true", help="run only a few steps, as a test")
     args = parser.parse_args()
     if args.steps < 1:
         parser.error(f"argument --steps: must be at least 1, not {args.steps}")
@@ -184,7 +184,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Trains, measures and writes the model."""
+    """Trains, evaluates and saves the model."""
     args = parse_arguments()
     args.out.mkdir(parents=True, exist_ok=True)
     files, steps = source_files(), args.steps
@@ -208,7 +208,7 @@ def main() -> None:
     before = held_out_loss(init(jax.random.key(SEED), config), test_stream, config.context)
     print(f"held-out loss before: {before:.3f} nats per token, {before * bits:.3f} bits per byte")
     save(args.out / "weights.npz", train(config, stream, steps, args.minutes))
-    # Measured on what was written, so that the loss is that of the rounded weights.
+    # The loss is measured with the saved weights, which are rounded.
     after = held_out_loss(load(args.out / "weights.npz", config), test_stream, config.context)
     print(f"held-out loss after:  {after:.3f} nats per token, {after * bits:.3f} bits per byte")
 

@@ -1,4 +1,4 @@
-"""Adaptive-p: draws tokens of a given probability on average, by a state of past draws."""
+"""Adaptive-p: draws tokens so that their mean probability approaches a target."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -32,8 +32,8 @@ class AdaptivePParams:
     """Parameters of adaptive-p; each field is a scalar or broadcasts to `logits.shape[:-1]`.
 
     Attributes:
-      target: the probability to reach on average, at most 1; a negative one is neutral.
-      decay: of the memory, in [0, 0.99]: the last 1 / (1 - decay) tokens count.
+      target: the target of the mean probability, at most 1; a negative one is neutral.
+      decay: in [0, 0.99], the decay of the mean, which spans about `1 / (1 - decay)` tokens.
 
     >>> AdaptivePParams(target=0.5, decay=1).validate()
     Traceback (most recent call last):
@@ -45,7 +45,7 @@ class AdaptivePParams:
     decay: ArrayLike = 0.9
 
     def validate(self) -> None:
-        """Checks the values on the host, which traced code cannot do.
+        """Checks the values on the host. (Traced code cannot: there, a bad value makes a bad row.)
 
         Raises:
           TypeError: a field that holds no real numbers.
@@ -61,7 +61,7 @@ class AdaptivePState(NamedTuple):
 
     Attributes:
       weighted_sum: float32 `[...]`, finite.
-      total_weight: float32 `[...]`, finite and at least 0; 0 remembers nothing.
+      total_weight: float32 `[...]`, finite and at least 0; 0 is an empty mean.
     """
 
     weighted_sum: Array
@@ -69,13 +69,13 @@ class AdaptivePState(NamedTuple):
 
 
 def init_adaptive_p(params: AdaptivePParams, rows_shape: tuple[int, ...] = ()) -> AdaptivePState:
-    """Returns the state before the first token, as if all tokens before had met the target.
+    """Returns the state before the first token, as if past tokens had had the target probability.
 
         total_weight = 1 / (1 - decay),  weighted_sum = target total_weight
 
     Args:
       params: fields that are scalars or broadcast to `rows_shape`.
-      rows_shape: static, `logits.shape[:-1]` of the calls to come.
+      rows_shape: static, the `logits.shape[:-1]` of the draws.
 
     Returns:
       `AdaptivePState(weighted_sum, total_weight)`, float32 in the shape of the rows.
@@ -118,7 +118,7 @@ def adaptive_p_sample(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> tuple[Array, AdaptivePState]:
-    """Draws tokens of about a target probability, corrected by the probabilities of past draws.
+    """Draws tokens with probabilities close to a goal, which the mean of past draws corrects.
 
         goal = clip(2 target - weighted_sum / total_weight, 0, 1)
         d = |p - goal| / 0.3
@@ -126,8 +126,8 @@ def adaptive_p_sample(
         weighted_sum <- p(drawn token) + decay weighted_sum
         total_weight <- 1 + decay total_weight
 
-    No token is dropped, and the many that are hardly likely stand at d = goal / 0.3 all alike: cut
-    them off before, with `min_p_logits` say.
+    No token is dropped, and all unlikely tokens have nearly the same d = goal / 0.3. Truncate the
+    logits first, for example with `min_p_logits`.
 
     Args:
       key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
@@ -137,10 +137,10 @@ def adaptive_p_sample(
       state: from `init_adaptive_p` or the last call; its fields are scalars or `[...]`.
 
     Returns:
-      The tokens, int32 `[...]`, and the next state. Where the target is negative they are the
-      tokens of `categorical_sample(key, logits)`, and the state stays. A bad row (a NaN, +inf or no
-      finite logit, a parameter outside its range, a state that is not) gets token -1, keeps its
-      state and touches no other row.
+      The tokens, int32 `[...]`, and the next state. If the target is negative, the token is that of
+      `categorical_sample(key, logits)`, and the state is unchanged. A bad row (a NaN, +inf or no
+      finite logit, a parameter or state outside its range) gets token -1, keeps its state and does
+      not affect other rows.
 
     References:
       llama.cpp's adaptive-p.
@@ -171,7 +171,7 @@ def adaptive_p_sample(
     adapted = jnp.where(x.logits == -jnp.inf, -jnp.inf, adapted)
     adapted = jnp.where((target < 0)[..., None], x.logits.astype(jnp.float32), adapted)
     adapted = jnp.where(bad[..., None], jnp.nan, adapted)
-    # Written down: each pass of the draw would compute it anew, and round it in its own way.
+    # Written once: XLA would recompute them in each pass of the draw, with other rounding.
     tokens = categorical_sample(key, lax.optimization_barrier(adapted), axis_name=axis_name)
 
     chosen = _shards.take(x.logits, tokens[..., None], x.shards)

@@ -1,4 +1,4 @@
-"""Beam search as pure steps: hypotheses in fixed shapes, and the cache of the caller."""
+"""Beam search as pure steps over arrays of fixed shapes; the caller holds the model's cache."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
@@ -19,7 +19,7 @@ from jaxsample._core._source import opened
 from jaxsample.logprobs import TopLogprobs, top_logprobs
 
 EarlyStopping = bool | Literal["never"]
-"""When a search ends that has a finished hypothesis for each beam; see `beam_step`."""
+"""When a search with enough finished hypotheses ends; see `beam_step`."""
 
 
 @pytree
@@ -27,7 +27,7 @@ class Hypotheses(NamedTuple):
     """Finished texts of a search.
 
     Attributes:
-      tokens: int32 `[..., n, max_length]`, with the stop token; -1 behind it.
+      tokens: int32 `[..., n, max_length]`, with the stop token; then -1.
       lengths: int32 `[..., n]`, with the stop token.
       scores: float32 `[..., n]`, the sum of the log-probabilities over
         `lengths ** length_penalty`.
@@ -41,16 +41,15 @@ class Hypotheses(NamedTuple):
 @pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BeamState:
-    """The beams of a search and its best finished hypotheses, each group's in order of score.
+    """The beams of a search and its best finished hypotheses, each group in order of score.
 
     Attributes:
-      tokens: int32 `[..., beams, max_length]`, what the beams have written, valid up to `lengths`.
-      scores: float32 `[..., beams]`, the sum of the log-probabilities of these tokens; -inf where
-        there is no beam.
+      tokens: int32 `[..., beams, max_length]`, the generated tokens, valid up to `lengths`.
+      scores: float32 `[..., beams]`, the sum of the log-probabilities of these tokens; -inf if
+        there is no such beam.
       lengths: int32 `[...]`, the number of tokens of every beam.
-      finished: `Hypotheses` `[..., beams]`, the best that have ended; their scores are -inf where
-        there are fewer.
-      num_groups: static, the groups that the beams are divided into.
+      finished: `Hypotheses` `[..., beams]`, the best finished ones, padded with scores of -inf.
+      num_groups: static, the number of groups of beams.
     """
 
     tokens: Array
@@ -61,20 +60,20 @@ class BeamState:
 
     @property
     def done(self) -> Array:
-        """Whether a search has ended, bool `[...]`: it has no beams."""
+        """Whether a search has ended, bool `[...]`: it has no beams left."""
         return jnp.all(self.scores == -jnp.inf, axis=-1)
 
 
 def init_beams(
     num_beams: int, max_length: int, batch_shape: tuple[int, ...] = (), *, num_groups: int = 1
 ) -> BeamState:
-    """Returns the state before the first token: one beam a group, without a token.
+    """Returns the state before the first token: one empty beam for each group.
 
     Args:
-      num_beams: static, at least 1, the beams of all groups.
-      max_length: static, at least 1, the room for the tokens of a hypothesis without its prompt,
-        which is the caller's.
-      batch_shape: static, `logits.shape[:-2]` of the calls to come.
+      num_beams: static, at least 1, the number of beams of all groups.
+      max_length: static, at least 1, the largest number of generated tokens, without the prompt,
+        which is not part of the state.
+      batch_shape: static, `logits.shape[:-2]` in `beam_step`.
       num_groups: static, a divisor of `num_beams`: for diverse beam search.
 
     Returns:
@@ -114,7 +113,7 @@ def _state(name: str, value: Any) -> BeamState:
 
 
 def _per_search(convert: Converter) -> Converter:
-    """Makes the converter of a parameter of each search, `[...]`, or of None."""
+    """Returns the converter of a parameter of each search, `[...]`, or None."""
     return lambda name, value, state: value if value is None else convert(name, value, state.scores)
 
 
@@ -156,57 +155,59 @@ def beam_step(
     normalize: bool = True,
     axis_name: AxisName = None,
 ) -> tuple[BeamState, Array, Array]:
-    """Continues each beam by a token: the best continuations of all beams are the next beams.
+    """Extends each beam by a token and keeps the best continuations of all beams as the next beams.
 
-    A continuation of a beam by a token has the score of the beam plus the log-probability of the
-    token. Of all continuations of a search, ordered by score, equal scores by beam and then by the
-    ranking of the beam's logits:
+    The score of a continuation is the score of its beam plus the log-probability of its token. The
+    continuations of a search are ordered by score, ties by beam and then by the ranking of the
+    beam's logits.
 
-    - those of the first `beams` that end, by a stop token or at `max_length`, are finished. The
-      best `beams` finished hypotheses are held, by `sum of log-probs / length ** length_penalty`,
-      where the length includes the stop token;
-    - the best `beams` others are the next beams.
+    - Those among the first `beams` that end, by a stop token or at `max_length`, are finished. The
+      best `beams` finished hypotheses are stored, by `sum of log-probs / length ** length_penalty`,
+      where the length includes the stop token.
+    - The best `beams` of those that do not end are the next beams.
 
-    A search ends where it has no beams left, and where `beams` hypotheses are finished and
+    A search ends when it has no beams left, or when `beams` hypotheses are finished and
 
-    - `early_stopping=True`: nothing else;
-    - `early_stopping=False`: the score of the best beam, finished at its present length, would not
-      be above the least of theirs;
-    - `early_stopping="never"`: nor would it be above, finished at `max_length`, if the length
-      penalty is positive. So no better hypothesis can be found from this beam.
+    - `early_stopping=True`: no other condition;
+    - `early_stopping=False`: the best beam, finished at its current length, would not score above
+      the worst of them;
+    - `early_stopping="never"`: the best beam, finished at `max_length` if the length penalty is
+      positive and else at its current length, would not score above the worst of them. So no
+      continuation of that beam is better.
 
-    With groups (diverse beam search), each group is a search of its own among `beams / num_groups`
-    beams. They choose one after the other: for every beam of an earlier group that is continued by
-    a token in this step, the score of that token falls by `diversity_penalty`, and stays so.
+    With groups (diverse beam search), each group of `beams / num_groups` beams is a search of its
+    own. Groups are extended one after the other: a continuation loses `diversity_penalty` for every
+    beam of an earlier group that was continued by the same token in this step. The penalty remains
+    in its score.
 
     No array of the size of the logits is written, and only a few candidates of each beam are
     sorted.
 
     Args:
-      state: of `init_beams` or the last call.
-      logits: `[..., beams, vocab]`, float32, bfloat16 or float16; -inf is masked. Behind the prompt
-        in the first step, then behind the tokens that were returned. Those of a beam that is not
-        there may be anything.
+      state: from `init_beams` or the last call.
+      logits: `[..., beams, vocab]`, float32, bfloat16 or float16; -inf is masked. They follow the
+        prompt in the first step, then the returned tokens. Logits of missing beams may be anything.
       stop_token_ids: integers `[n]` or `[..., n]`, one list a search; negative ids are padding.
         None: hypotheses end at `max_length`.
-      length_penalty: a finite number, a scalar or `[...]`; 0: sums of log-probs, 1: their means.
-        Above 0, longer hypotheses are preferred.
-      diversity_penalty: a finite number at least 0, a scalar or `[...]`.
+      length_penalty: finite, a scalar or `[...]`; 0 ranks hypotheses by the sum of their log-probs,
+        1 by the mean. Values above 0 favour longer hypotheses.
+      diversity_penalty: finite and at least 0, a scalar or `[...]`.
       early_stopping: static, True, False or "never".
-      normalize: static; False: the rows are log-probabilities and not normalized. With
+      normalize: static; False: the rows are log-probabilities and are not normalized again. With
         `process_logits(jax.nn.log_softmax(logits), ...)`, rules apply as in Hugging Face's
-        `generate`: its processors get log-probs, and their results are not normalized again.
+        `generate`, whose processors take log-probs and whose results are not normalized again.
 
     Returns:
       `(state, tokens, parents)`: the next state; int32 `[..., beams]`, the token of each beam, -1
-      where there is none; int32 `[..., beams]`, the beam that it continues, for `take_beams`, and
-      itself where there is none. A beam whose row is bad (a NaN, +inf or no finite logit) ends, and
-      so do all beams of a search with a parameter outside its range. No other beam is touched.
+      for a missing beam; int32 `[..., beams]`, the beam that it continues, for `take_beams`; a
+      missing beam continues itself. A beam whose row is bad (a NaN, +inf or no finite logit) ends,
+      and so do all beams of a search with a parameter outside its range. Other beams are not
+      affected.
 
     References:
-      Hugging Face's `generate` with `num_beams`, version 5, whose results these are. Vijayakumar et
-      al., "Diverse beam search: decoding diverse solutions from neural sequence models", arXiv
-      1610.02424; that the diversity penalty stays in the score is fairseq's convention.
+      Hugging Face's `generate` with `num_beams`, version 5, which returns the same results.
+      Vijayakumar et al., "Diverse beam search: decoding diverse solutions from neural sequence
+      models", arXiv 1610.02424; the diversity penalty stays in the score as in fairseq.
 
     >>> import jax.numpy as jnp
     >>> first, after_0, after_1 = jnp.log(jnp.array([[0.6, 0.4], [0.5, 0.5], [0.1, 0.9]]))
@@ -228,7 +229,7 @@ def beam_step(
     rule, size = _Rule(penalty, early_stopping), num_beams // state.num_groups
     none = jnp.zeros((*bad.shape, 0), jnp.int32)
     stops = none if stop_token_ids is None else jnp.asarray(stop_token_ids)
-    # Of the continuations of a beam, one for each stop token may stand before those that go on.
+    # Each stop token may rank before the continuations of a beam that do not end.
     number = num_beams + stops.shape[-1]
     found = _first_tokens(lax.stop_gradient(jnp.asarray(logits)), number, normalize, axis_name)
     children = _children(state, found, stops, bad)
@@ -250,7 +251,7 @@ def beam_step(
 
 
 class _Search(NamedTuple):
-    """The beams of a group and its finished hypotheses, as `BeamState` has those of all groups."""
+    """The fields of `BeamState` for one group of beams."""
 
     tokens: Array
     scores: Array
@@ -258,7 +259,7 @@ class _Search(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """When a search ends, and how it compares hypotheses."""
+    """The parameters that compare hypotheses and end a search."""
 
     length_penalty: Array
     early_stopping: EarlyStopping
@@ -268,7 +269,7 @@ class _Children(NamedTuple):
     """Continuations of beams by a token, in the order of the beams and of their rankings.
 
     Attributes:
-      scores: float32, of the beam and the token together; -inf where there is none.
+      scores: float32, the sum of the scores of beam and token; -inf for padding.
       tokens: int32.
       parents: int32, the beam in its group.
       ends: bool, whether the hypothesis ends with the token.
@@ -281,7 +282,7 @@ class _Children(NamedTuple):
 
 
 def _first_tokens(logits: Array, number: int, normalize: bool, axis_name: AxisName) -> TopLogprobs:
-    """Returns the first tokens of each row, all if these are fewer, and their log-probabilities."""
+    """Returns the first `min(number, vocab)` tokens of each row and their log-probabilities."""
     x = opened(logits, axis_name, "xla")
     number = min(number, x.vocab)
     if normalize:
@@ -293,7 +294,7 @@ def _first_tokens(logits: Array, number: int, normalize: bool, axis_name: AxisNa
 
 
 def _children(state: BeamState, found: TopLogprobs, stops: Array, bad: Array) -> _Children:
-    """Returns the first continuations of each beam, `[..., beams, n]`; of bad searches none."""
+    """Returns the first continuations of each beam, `[..., beams, n]`; none for bad searches."""
     before = jnp.where(bad[..., None], -jnp.inf, state.scores)
     scores = before[..., None] + found.logprobs
     ends = jnp.any(found.tokens[..., None] == stops[..., None, None, :], axis=-1)
@@ -310,7 +311,7 @@ def _children(state: BeamState, found: TopLogprobs, stops: Array, bad: Array) ->
 def _continued(
     search: _Search, children: _Children, lengths: Array, rule: _Rule
 ) -> tuple[_Search, Array, Array]:
-    """Returns a search behind its next tokens, these tokens, and the beams that they continue."""
+    """Returns the search after its next tokens, these tokens, and the beams that they continue."""
     size, max_length = search.tokens.shape[-2:]
     finished = _finished(search, _first(children, size), lengths + 1, rule)
     going = jnp.where(children.ends, -jnp.inf, children.scores)
@@ -330,7 +331,7 @@ def _continued(
 
 
 def _finished(search: _Search, first: _Children, lengths: Array, rule: _Rule) -> Hypotheses:
-    """Returns the best finished hypotheses with those of the first continuations that end."""
+    """Returns the best of the finished hypotheses and the first continuations that end."""
     scores = jnp.where(first.ends, _penalized(first.scores, lengths, rule), -jnp.inf)
     texts = extended(search.tokens, first.parents, first.tokens, lengths[..., None] - 1)
     new = Hypotheses(texts, jnp.broadcast_to(lengths[..., None], scores.shape), scores)
@@ -348,7 +349,7 @@ def _penalized(scores: Array, lengths: Array, rule: _Rule) -> Array:
 
 
 def extended(texts: Array, parents: Array, tokens: Array, lengths: Array) -> Array:
-    """Returns the texts `[..., beams, max_length]` of parents, each with a token behind it.
+    """Returns the texts `[..., beams, max_length]` of parents, each with a token appended.
 
     Args:
       texts: of all beams.
@@ -362,19 +363,19 @@ def extended(texts: Array, parents: Array, tokens: Array, lengths: Array) -> Arr
 
 
 def _first(children: _Children, number: int) -> _Children:
-    """Returns the first children in order of score, equal scores by place."""
+    """Returns the first children in order of score, ties by position."""
     places = _order(children.scores, number)
     return _Children(*(_lookup.take(x, places) for x in children))
 
 
 def _best(hypotheses: Hypotheses, number: int) -> Hypotheses:
-    """Returns the best hypotheses in order of score, of equal scores those found earlier."""
+    """Returns the best hypotheses in order of score; of equal ones, those found earlier."""
     places = _order(hypotheses.scores, number)
     return jax.tree.map(lambda x: taken(x, places), hypotheses)
 
 
 def _order(scores: Array, number: int) -> Array:
-    """Returns the places of the largest scores `[..., n]` in order, equal ones by place."""
+    """Returns the positions of the largest scores `[..., n]` in order, ties by position."""
     return _selection.top_k(scores, number, _ranking.unsigned_zero)[1]
 
 
@@ -402,17 +403,17 @@ def taken(x: Array, index: Array) -> Array:
     ),
 )
 def finalize_beams(state: BeamState, *, num_return: int = 1) -> Hypotheses:
-    """Returns the best finished hypotheses of each search, of all its groups together.
+    """Returns the best finished hypotheses of each search, over all groups.
 
     Args:
-      state: of the last `beam_step`. Beams that have not ended are not returned: a search whose
-        `state.done` is True has none.
+      state: from the last `beam_step`. Beams that have not ended are not returned; if `state.done`
+        is True, there are none.
       num_return: static, in [1, beams].
 
     Returns:
-      `Hypotheses`, the best first: tokens int32 `[..., num_return, max_length]`, -1 behind the stop
-      token; lengths int32 and scores float32 `[..., num_return]`. Where fewer have finished, as in
-      a search whose beams were all bad, tokens are -1, the length 0 and the score NaN.
+      `Hypotheses`, the best first: tokens int32 `[..., num_return, max_length]`, -1 after the stop
+      token; lengths int32 and scores float32 `[..., num_return]`. If fewer have finished, as in a
+      search whose beams were all bad, the result is padded with tokens -1, length 0 and score NaN.
 
     >>> import jax.numpy as jnp
     >>> state, *_ = beam_step(init_beams(2, 1), jnp.zeros((2, 3)))
@@ -447,16 +448,16 @@ def _tree(name: str, value: Any, parents: Array) -> Any:
 
 @public(first="parents", convert_first=_parents, tree=_tree)
 def take_beams(tree: Any, parents: ArrayLike) -> Any:
-    """Reorders what belongs to beams, such as the KV cache: `x[..., parents, *]` of each array.
+    """Reorders the arrays of beams, such as a KV cache: returns `x[..., parents, *]` of each array.
 
-    Under donation it still copies: a beam may have several children.
+    It copies even if the tree is donated, since a beam may have several children.
 
     Args:
       tree: a pytree of arrays `[..., beams, *]`, with the leading axes of `parents`.
-      parents: integers `[..., beams]` in [0, beams), of `beam_step`.
+      parents: integers `[..., beams]` in [0, beams), from `beam_step`.
 
     Returns:
-      The tree, in the same shapes.
+      The tree, with arrays of the same shapes.
 
     Raises:
       TypeError, ValueError: a wrong dtype or shape; the message names the argument, with the path

@@ -1,4 +1,4 @@
-"""Constraints, logits to logits: biases, masks, banned and forced tokens, and guidance."""
+"""Constraints: biases, masks, banned and forced tokens, and guidance, as functions of logits."""
 
 from typing import NamedTuple
 
@@ -46,7 +46,7 @@ def biased_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked and stays so.
       token_ids: integers `[..., n]` below `vocab`, one list for all rows or one a row; negative ids
-        are padding, an id's several biases add up.
+        are padding, and the biases of a repeated id add up.
       bias: `[..., n]`, finite or -inf; 0 is neutral.
 
     Returns:
@@ -105,7 +105,7 @@ def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike, *, axis_name: AxisName
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       bitmask: int32 or uint32 `[..., ceil(vocab / 32)]`, one mask for all rows or one a row; bits
-        beyond the vocabulary mean nothing.
+        beyond the vocabulary are ignored.
 
     Returns:
       `[..., vocab]` in the dtype of the logits; NaN and +inf stay, so their row stays bad.
@@ -123,7 +123,7 @@ def bitmask_logits(logits: ArrayLike, bitmask: ArrayLike, *, axis_name: AxisName
 
 @public(first="allowed", convert_first=_checks.mask)
 def packed_bitmask(allowed: ArrayLike) -> Array:
-    """Packs a mask over the vocabulary as `bitmask_logits` reads it.
+    """Packs a mask over the vocabulary into the bitmask that `bitmask_logits` takes.
 
     Args:
       allowed: bool `[..., vocab]`.
@@ -211,13 +211,13 @@ def before_min_tokens(
 
 @public(token_id=TOKEN_ID)
 def forced_logits(logits: ArrayLike, token_id: ArrayLike, *, axis_name: AxisName = None) -> Array:
-    """Masks every token but one, which becomes possible if it was masked.
+    """Masks every token but one, even if that token was masked before.
 
-    The log-probability of that token is 0, and every truncation keeps it.
+    The log-probability of the token is 0, and every truncation keeps it.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      token_id: integer in [-1, vocab), a scalar or `[...]`; -1 is neutral, and forces no token.
+      token_id: integer in [-1, vocab), a scalar or `[...]`; -1 is neutral.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. The forced token keeps its logit, and gets 0 if
@@ -225,7 +225,7 @@ def forced_logits(logits: ArrayLike, token_id: ArrayLike, *, axis_name: AxisName
       stays bad.
 
     References:
-      The end of a thinking budget in vLLM and llama.cpp; `ForcedEOSTokenLogitsProcessor` of Hugging
+      The end of a thinking budget in vLLM and llama.cpp; `ForcedEOSTokenLogitsProcessor` in Hugging
       Face transformers.
 
     >>> import jax.numpy as jnp
@@ -250,17 +250,18 @@ def guided_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Applies classifier-free guidance: `u + scale * (c - u)` of log-probabilities c and u.
+    """Applies classifier-free guidance: `u + scale * (c - u)`, c and u being log-probabilities.
 
     Args:
       conditional: logits `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      unconditional: logits `[..., vocab]`, of the model without the prompt to be followed.
-      scale: finite, a scalar or `[...]`; 1 is neutral, 0 leaves the unconditional ones.
+      unconditional: logits `[..., vocab]` of the model without the prompt to follow.
+      scale: finite, a scalar or `[...]`; 1 is neutral, 0 returns the unconditional
+        log-probabilities.
 
     Returns:
-      float32 `[..., vocab]`; a token masked in either is masked. At scale 1 the conditional logits
-      as they are, whatever the others. Else bad rows (a NaN, +inf or no finite logit in either, a
-      scale outside its range) are NaN throughout.
+      float32 `[..., vocab]`; a token masked in either is masked. At scale 1 the conditional logits,
+      unchanged. At other scales bad rows (a NaN, +inf or no finite logit in either, a scale outside
+      its range) are NaN throughout.
 
     References:
       Sanchez et al., "Stay on topic with classifier-free guidance", arXiv 2306.17806.
@@ -279,7 +280,7 @@ def guided_logits(
         bad |= bad_row[..., None]
         masked |= x.logits == -jnp.inf
         parts.append(logprobs)
-    # A log-probability may lie beyond float32, and 0 times -inf is NaN.
+    # A log-probability may overflow float32, and 0 * -inf is NaN.
     lowest = jnp.finfo(jnp.float32).min
     c, u = (jnp.where(masked | bad, 0, jnp.maximum(part, lowest)) for part in parts)
     step = rounded(jnp.where(bad, 1, weight) * (c - u))

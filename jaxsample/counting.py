@@ -1,7 +1,7 @@
-"""Penalties by count, of the tokens of a text that count: those of a window, and those not exempt.
+"""Penalties by count, with a window, exempt tokens and drafts.
 
-A penalty by count looks at each token alone. So it can be applied to the few tokens that count, or
-that differ between positions of drafts, and no counts of the size of the logits are written.
+A penalty by count is elementwise. So it can be applied to a few tokens alone, such as the tokens of
+a window or of drafts, and no counts of the size of the logits are written.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from jaxsample.params import SamplingParams
 from jaxsample.state import DraftedState, SamplerState
 
 Penalties = Callable[[Source, SamplerState], Source]
-"""Returns the logits after penalties, by a state whose counts are of these logits."""
+"""Returns the logits after penalties, given a state whose counts are of the same tokens."""
 
 
 def by_count(apply: Penalties, x: Source, params: SamplingParams, state: SamplerState) -> Source:
-    """Returns the logits after penalties by count, of the tokens that count; NaN on bad rows."""
+    """Returns the logits after penalties by count; NaN on bad rows."""
     given, window = params.exempt_token_ids, params.penalty_window
     if given is None and window is None:
         return _of_text(apply, x, state, None)
@@ -42,8 +42,8 @@ def by_count(apply: Penalties, x: Source, params: SamplingParams, state: Sampler
 def _of_text(apply: Penalties, x: Source, state: SamplerState, exempt: Array | None) -> Source:
     """Returns the logits after penalties by the counts of the whole text.
 
-    Behind drafts the penalties are applied with the counts of the row, then to the drafts alone
-    with the counts of the position.
+    With drafts, the penalties are applied to all tokens with the counts of the row, then to the
+    drafts alone with the counts of the position.
     """
     penalised = apply(x, state if exempt is None else _without(state, x, exempt))
     if not isinstance(state, DraftedState) or not state.drafts.shape[-1]:
@@ -89,12 +89,12 @@ def _of_window(
 
 
 def _taken(x: Source, ids: Array) -> Source:
-    """Returns the logits of a few tokens `[..., n]` as their own vocabulary."""
+    """Returns the logits of a few tokens `[..., n]`, as a vocabulary of their own."""
     return Source(_shards.take(x.logits, ids, x.shards))
 
 
 def _replaced(x: Source, ids: Array, few: Source) -> Source:
-    """Returns the logits with those of a few tokens replaced."""
+    """Returns the logits with the logits of a few tokens replaced."""
     places = _shards.places(x.logits, ids, x.shards)
     logits = _sparse.replace(x.logits, places, few.logits)
     return dataclasses.replace(x, logits=logits)

@@ -1,4 +1,4 @@
-"""Drafts for speculative decoding: what was drawn, and what came nearest to being drawn."""
+"""Drafts for speculative decoding: a drawn token and the tokens that nearly won the draw."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -35,34 +35,35 @@ def nearest_draws(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Draws a token of each row, and returns with it those that came nearest to being drawn.
+    """Draws a token of each row, and returns it with the tokens that came nearest to being drawn.
 
-    The first token is that of `sample`. Others are ordered by the logarithm of the ratio by which
-    they lost: that of the times of their chunk of 256 tokens and of the first chunk, plus that of
-    their own time and of the first time in their chunk. A token is drawn from other logits with
-    the same key if these differ by as much. So of a draft model's logits they are siblings for a
-    tree of drafts: with `num=2`, one of both is mostly accepted more often than any single draft
-    could be.
+    The first token is the one of `sample`. A draw is a race: the smallest time wins, first among
+    chunks of 256 tokens, then among the tokens of the chunk. The other tokens are ordered by
+    `log(time of the chunk / smallest time of a chunk) + log(time / smallest time in the chunk)`,
+    the amount by which logits have to differ for the same key to draw that token. So, drawn from
+    the logits of a draft model, they are good siblings for a tree of drafts: with `num=2`, one of
+    them is usually accepted more often than any single draft could be.
 
     Args:
-      keys: one key, split over the rows, or an array of keys `[...]`, one a row: typed or raw, the
-        keys that the verified positions are drawn with.
+      keys: one key, split over the rows, or an array of keys `[...]`, one a row, typed or raw: the
+        same keys as for the verification.
       logits: `[..., vocab]`, float32, bfloat16 or float16, of the draft model; -inf is masked.
-      params: what to apply, as in `sample`; None: nothing. With rules, one array of logits is
-        written.
-      state: what the rows hold so far, for the rules that look back.
+      params: the parameters of the rules, as in `sample`; None: no rules. With rules, one array of
+        logits is written.
+      state: the text so far of each row, for rules that depend on it.
       num: static, in [1, vocab]. The tokens do not depend on it.
       order: static, as in `sample`.
 
     Returns:
-      int32 `[..., num]`, -1 where fewer tokens can be drawn and on bad rows (as in `sample`).
+      int32 `[..., num]`, padded with -1 if fewer tokens can be drawn; -1 on bad rows (as in
+      `sample`).
 
     Raises:
-      TypeError, ValueError: a wrong dtype, shape or order, a field without the other one or the
-        state that it needs; the message names the argument.
+      TypeError, ValueError: a wrong dtype, shape or order, or a field without the field or the
+        state that it requires; the message names the argument.
 
     References:
-      The shared race is that of Daliri, Musco and Suresh, "Coupling without communication and
+      The race with shared noise: Daliri, Musco and Suresh, "Coupling without communication and
       drafter-invariant speculative decoding", arXiv 2408.07978.
 
     >>> import jax, jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The stages that the params ask for, the last of them fused with the draw."""
+"""The stages of the params, the last of them fused with the draw."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -35,11 +35,11 @@ class Choice(NamedTuple):
     """The draw of each row, and the kept tokens that it chose from.
 
     Attributes:
-      x: the logits, scaled by no temperature, and the masks.
-      rows: `x`, scanned, with its temperature; bad where a parameter is, too.
+      x: the logits before temperature, and the mask.
+      rows: `x`, scanned, with its temperature; also bad where a parameter is bad.
       cut: the end of the kept tokens.
-      drawn: the token, and the mass and the number of the kept ones.
-      ranked: the candidates, or None: the draw did not look for them.
+      drawn: the token, and the mass and the number of the kept tokens.
+      ranked: the candidates, or None if the draw did not need them.
       divisor: the temperature as a divisor, with its gradient, or None.
     """
 
@@ -76,7 +76,7 @@ class Choice(NamedTuple):
         NaN on bad rows and for ids outside the vocabulary.
         """
         keep, scaled = self.kept(), self.rows.divided_by(self.divisor)
-        # Only the gradient reads `kept_logits`: their mass is known.
+        # Only the gradient reads `kept_logits`, since their mass is known.
         kept_logits = jnp.where(keep, scaled.read(jnp.where(keep, self.x.logits, 0)), -jnp.inf)
         taken = self.x.take(tokens)
         inside = self._is_kept(taken, tokens)
@@ -114,7 +114,7 @@ class Choice(NamedTuple):
 def chosen(
     keys: Array, x: Source, params: SamplingParams, state: SamplerState | None, order: Order
 ) -> Choice:
-    """Applies the rules, the last of them fused with the draw, and draws."""
+    """Applies the rules and draws; the last rules are fused with the draw."""
     plan = planned(params, state, order)
     processed = applied(plan.first, keys, x, params, state)
     mask, bad = mask_of(plan.masks, keys, processed, params, state)
@@ -139,13 +139,13 @@ def _drawn(
     scales_after: bool,
     bad: Array,
 ) -> Choice:
-    """Draws from logits that are scaled and cut, in either order; fused."""
+    """Draws from logits that are scaled and truncated, in either order; fused."""
     divisor: Any = None
     beta: Any = None
     greedy: Any = None
     if temperature is not None:
         divisor, greedy, outside = divisor_of(x.per_row(temperature))
-        beta = 1 / lax.stop_gradient(divisor)  # what is kept and drawn has no gradient
+        beta = 1 / lax.stop_gradient(divisor)  # the kept set and the draw have no gradient
         bad |= outside
     rules, outside = _prefix.checked(x.vocab, rules)
 
@@ -160,7 +160,7 @@ def _drawn(
         rows = rows._replace(bad=rows.bad | bad)
         drawn, cut = _draw.draw_prefix(noise, rows, top, rules, beta if scales_after else None)
         rows = scaled
-        # A temperature behind the cut may make equal what the candidates are ranked by.
+        # A temperature after the cut may make logits equal that the candidates are ranked by.
         ranked = None if scales_after else top
     else:
         ranked = None
@@ -180,7 +180,7 @@ def processed_rows(
 ) -> Array:
     """Returns the logits `[..., vocab]` that `sample` draws from."""
     if keys is None and params.xtc_probability is not None:
-        raise ValueError("key must be given where params have xtc_probability")
+        raise ValueError("key must be given if params have xtc_probability")
     plan = planned(params, state, order)
     processed = applied(plan.groups, keys, x, params, state).logits
     if state is None:
@@ -191,7 +191,7 @@ def processed_rows(
 def uncut(
     keys: Array, x: Source, params: SamplingParams, state: SamplerState | None, order: Order
 ) -> Source:
-    """Returns the logits after the rules that drop no token, greedy rows at temperature 1."""
+    """Returns the logits after the rules that drop no tokens, with greedy rows at temperature 1."""
     if params.temperature is not None:
         temperature = jnp.asarray(params.temperature)
         _, greedy, _ = divisor_of(temperature)
@@ -202,7 +202,7 @@ def uncut(
 
 
 def _outgrown(state: SamplerState) -> Array:
-    """Returns the rows `[...]` whose text has no room or no length."""
+    """Returns the rows `[...]` whose text exceeds the state or has no valid length."""
     return (state.lengths < 0) | (state.lengths > state.tokens.shape[-1])
 
 
@@ -214,14 +214,14 @@ def log_kept_mass(
     state: SamplerState | None,
     order: Order,
 ) -> Array:
-    """Returns the log of the mass of the kept tokens before the cuts, `[...]`, NaN on bad rows."""
+    """Returns the log of the kept mass before truncation, `[...]`, NaN on bad rows."""
     rows = choice.rows
     if any(stage.drops for group in planned(params, state, order).first for stage in group):
         whole = uncut(keys, x, params, state, order)
         mask = _bits.packed(choice.kept())
         kept = opened(whole.logits, x.axis_name, x.implementation, mask)
         log_mass = _log_mass(kept, whole)
-    else:  # the rows of the draw hold what was cut last, too
+    else:  # the rows of the draw also hold the tokens that the last rules dropped
         log_mass = _moments.log_ratio(
             choice.drawn.mass, _chunks.mass(rows, _chunks.probability(rows))
         )
@@ -231,7 +231,7 @@ def log_kept_mass(
 
 
 def _log_mass(part: Source, whole: Source) -> Array:
-    """Returns the log of the share of a distribution that is left by a mask."""
+    """Returns the log of the probability of a part of a distribution, the unmasked tokens."""
     (some, some_mass), (every, every_mass) = map(_weighed, (part, whole))
     return some.row_max - every.row_max + _moments.log_ratio(some_mass, every_mass)
 

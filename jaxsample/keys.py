@@ -1,4 +1,4 @@
-"""PRNG keys of requests, from their seeds and positions."""
+"""PRNG keys of requests, derived from seeds and positions."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from jaxsample._core._public import public
 
 
 def _words(name: str, seeds: Any) -> tuple[Any, Any]:
-    """Returns the two words of each seed, and which seeds are below 0; None where none can be."""
+    """Returns the two words of each seed, and which seeds are below 0; None for unsigned seeds."""
     if getattr(seeds, "dtype", None) == np.uint32:
         if seeds.shape[-1:] != (2,):
             raise ValueError(
@@ -46,7 +46,7 @@ def _host_words(seeds: Any) -> tuple[np.ndarray, np.ndarray]:
 def _unseeded(name: str, value: Any, seeds: tuple[Any, Any]) -> Any:
     negative = seeds[1]
     if value is None and isinstance(negative, np.ndarray) and negative.any():
-        raise ValueError(f"{name} must be given where seeds are below 0: {negative.sum()} are")
+        raise ValueError(f"{name} must be given if seeds are below 0, got {negative.sum()}")
     return value
 
 
@@ -60,28 +60,27 @@ def _unseeded(name: str, value: Any, seeds: tuple[Any, Any]) -> Any:
 def request_keys(seeds: Any, positions: ArrayLike, *, unseeded: ArrayLike | None = None) -> Array:
     """Returns the key of each request at a position: `fold_in(key of the seed, position)`.
 
-    The key of a seed has all of its 64 bits. (`jax.random.key` drops the upper half unless
-    `jax_enable_x64` is set; for seeds of 32 bits both give the same key.)
+    The key depends on all 64 bits of the seed. (`jax.random.key` drops the upper half unless
+    `jax_enable_x64` is set; for seeds of 32 bits both return the same key.)
 
     Args:
       seeds: integers `[...]` below 2**64: Python or NumPy integers on the host, or a JAX array of
-        signed integers. Or uint32 `[..., 2]`, two words a seed, the upper one first, as
-        `seed_words` gives them: the form for seeds of 64 bits in traced code. A seed below 0 is no
-        seed.
+        signed integers. A seed below 0 means that the request has no seed. For seeds of 64 bits in
+        traced code, uint32 `[..., 2]`: two words a seed, the upper one first, from `seed_words`.
       positions: integers `[...]`, at least 0, broadcast with the seeds: the number of tokens before
         the one to be drawn.
-      unseeded: for requests without a seed, in place of the key of the seed: one key, split over
-        the requests, or an array of keys `[...]`, one each. Two words are always a seed; choose
-        between its key and another with `jnp.where`.
+      unseeded: the keys of requests without a seed: one key, split over the requests, or an array
+        of keys `[...]`, one each. Seeds given as two words are never below 0; for these, select
+        keys with `jnp.where`.
 
     Returns:
-      Typed threefry keys `[...]`, for `sample`. They depend on the seed and position of their own
-      request alone.
+      Typed threefry keys `[...]`, for `sample`. Each depends only on the seed and position of its
+      request.
 
     Raises:
       TypeError: a wrong dtype; the message names the argument.
-      ValueError: a wrong shape, a seed of more than 64 bits, or on the host a seed below 0 where
-        `unseeded` is None. (A traced one is then a seed of its own, `seed + 2**64`.)
+      ValueError: a wrong shape, a seed of more than 64 bits, or on the host a seed below 0 if
+        `unseeded` is None. (A traced one is then the seed `seed + 2**64`.)
 
     >>> import jax
     >>> keys = request_keys([7, 7, 2**32 + 7, -1], [0, 1, 0, 0], unseeded=jax.random.key(0))
@@ -105,16 +104,16 @@ def request_keys(seeds: Any, positions: ArrayLike, *, unseeded: ArrayLike | None
 
 
 def seed_words(seeds: Any) -> np.ndarray:
-    """Returns seeds of up to 64 bits as two words of 32, which traced code can take.
+    """Returns seeds of up to 64 bits as two words of 32 bits, for use in traced code.
 
     Args:
       seeds: Python or NumPy integers `[...]` in [0, 2**64), on the host.
 
     Returns:
-      NumPy uint32 `[..., 2]`, the upper word first: what `request_keys` takes.
+      NumPy uint32 `[..., 2]`, the upper word first, for `request_keys`.
 
     Raises:
-      TypeError: no integers.
+      TypeError: seeds that are not integers.
       ValueError: a seed outside its range; the message names the seeds.
 
     >>> print(seed_words([1, 2**32 + 1]))

@@ -57,7 +57,7 @@ def token_logprobs(
 
 
 def logprobs_of(x: Source, tokens: Array) -> Array:
-    """Returns the log-probabilities of tokens `[..., n]` under the softmax of what is allowed."""
+    """Returns the log-probabilities of tokens `[..., n]` under the softmax of the masked logits."""
     rows, scale, (sums,) = _scan.scan_and_weigh(x)
     mass = _chunks.added_up(sums, scale)
     logprobs = _normalizer.logprobs(rows, mass, x.masked(), x.take(tokens))
@@ -76,8 +76,8 @@ def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> 
       num: static, in [1, vocab].
 
     Returns:
-      `(logprobs, tokens)`, each `[..., num]`; -inf and -1 where fewer tokens are not masked. On a
-      bad row (a NaN, +inf or no finite logit) NaN and -1.
+      `(logprobs, tokens)`, each `[..., num]`, padded with -inf and -1 if fewer tokens are not
+      masked. NaN and -1 on a bad row (a NaN, +inf or no finite logit).
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or `num`; the message names the argument.
@@ -100,7 +100,7 @@ def top_logprobs(logits: ArrayLike, *, num: int, axis_name: AxisName = None) -> 
 
 @public(tokens=_checks.tokens)
 def token_ranks(logits: ArrayLike, tokens: ArrayLike, *, axis_name: AxisName = None) -> Array:
-    """Returns the place of a token of each row in the ranking: by logit, equal logits by lower id.
+    """Returns the rank of a token of each row: by logit, equal logits by lower id.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -129,15 +129,16 @@ def replay_logprobs(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Returns the log-probability of a token of each row among the tokens that a draw chose from.
+    """Returns the log-probability of a token of each row within the kept set of an earlier draw.
 
-    `logits[token] - log(sum(exp(logits[kept])))`, differentiable in the logits: what a policy that
-    is trained on a rollout needs, since what was truncated then depends on the policy of then.
+    Computes `logits[token] - log(sum(exp(logits[kept])))`, differentiable in the logits. Training
+    on a rollout needs the kept set of the policy that drew it: truncating the logits of the trained
+    policy may keep other tokens.
 
     Args:
-      logits: `[..., vocab]`, float32, bfloat16 or float16, scaled as those that were drawn from.
+      logits: `[..., vocab]`, float32, bfloat16 or float16, with the scaling of the draw applied.
       tokens: integers `[...]` in [0, vocab).
-      kept_mask: int32 `[..., ceil(vocab / 32)]`, of `sample(..., return_kept=True)`.
+      kept_mask: int32 `[..., ceil(vocab / 32)]`, from `sample(..., return_kept=True)`.
 
     Returns:
       float32 `[...]`, -inf for a token outside the mask; NaN on a bad row (a NaN, +inf or no finite

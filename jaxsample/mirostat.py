@@ -1,4 +1,4 @@
-"""Mirostat: draws tokens of a given surprise on average, by a state of past draws."""
+"""Mirostat: draws tokens so that their mean surprise approaches a target."""
 
 import dataclasses
 from collections.abc import Callable
@@ -35,9 +35,9 @@ from jaxsample._core._source import Implementation, Source, opened
 
 _ZIPF_TOKENS = 100
 _STEEPEST = 1e6
-"""Nats between neighbours of the ranking, far more than probabilities can tell apart."""
+"""Nats between neighbours of the ranking, more than float32 probabilities can represent."""
 _FLATTEST = 1e-6
-"""An exponent as good as 0, with which any k is the whole vocabulary or one token."""
+"""An exponent close to 0, for which k is either 1 or the whole vocabulary."""
 
 _Keep = Callable[[Source, Array], tuple[Rows, Cut]]
 
@@ -48,8 +48,8 @@ class MirostatParams:
     """Parameters of mirostat; each field is a scalar or broadcasts to `logits.shape[:-1]`.
 
     Attributes:
-      tau: the surprise to reach on average, in bits a token; finite and at least 0.
-      eta: how fast; finite and at least 0, 0 leaves the state as it is.
+      tau: the target of the mean surprise, in bits a token; finite and at least 0.
+      eta: the learning rate; finite and at least 0, 0 keeps the state constant.
 
     >>> MirostatParams(tau=[3.0, -1.0]).validate()
     Traceback (most recent call last):
@@ -61,7 +61,7 @@ class MirostatParams:
     eta: ArrayLike = 0.1
 
     def validate(self) -> None:
-        """Checks the values on the host, which traced code cannot do.
+        """Checks the values on the host. (Traced code cannot: there, a bad value makes a bad row.)
 
         Raises:
           TypeError: a field that holds no real numbers.
@@ -76,7 +76,7 @@ class MirostatState(NamedTuple):
     """The state of mirostat.
 
     Attributes:
-      mu: float32 `[...]`, the largest surprise that a token may have, in bits; finite.
+      mu: float32 `[...]`, the largest surprise of a kept token, in bits; finite.
     """
 
     mu: Array
@@ -86,8 +86,8 @@ def init_mirostat(params: MirostatParams, rows_shape: tuple[int, ...] = ()) -> M
     """Returns the state before the first token: `mu = 2 tau`.
 
     Args:
-      params: their `tau` is a scalar or broadcasts to `rows_shape`.
-      rows_shape: static, `logits.shape[:-1]` of the calls to come.
+      params: its `tau` is a scalar or broadcasts to `rows_shape`.
+      rows_shape: static, the `logits.shape[:-1]` of the draws.
 
     Returns:
       `MirostatState(mu)`, float32 in the shape of the rows.
@@ -123,7 +123,7 @@ def mirostat_v1_sample(
     *,
     axis_name: AxisName = None,
 ) -> tuple[Array, MirostatState]:
-    """Draws from the top k tokens, k chosen so that a Zipf law's rank k has surprise mu.
+    """Draws from the top k tokens, where rank k has surprise mu under a fitted Zipf law.
 
     The exponent s of the Zipf law is fitted to the 100 likeliest tokens:
 
@@ -131,9 +131,9 @@ def mirostat_v1_sample(
         k = (e 2^mu / (1 - N^-e))^(1/s),  e = s - 1,  rounded down, at least 1
         mu <- mu - eta (surprise - tau)
 
-    N counts the tokens that are not masked. The surprise of the drawn token, -log2 of its
-    probability, is measured as llama.cpp does: after truncation, among the k tokens alone. The
-    paper's authors measure it before, among all tokens, and round k to the nearest and add 1.
+    N is the number of tokens that are not masked. The surprise of the drawn token is -log2 of its
+    probability after truncation, among the k tokens, as in llama.cpp. The authors of the paper use
+    the probability before truncation, and round k to the nearest integer and add 1.
 
     Args:
       key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
@@ -145,12 +145,12 @@ def mirostat_v1_sample(
     Returns:
       The tokens, int32 `[...]`, as `categorical_sample` draws them from the top-k logits, and the
       next state. A bad row (a NaN, +inf or no finite logit, a parameter outside its range, a state
-      that is not finite) gets token -1, keeps its state and touches no other row.
+      that is not finite) gets token -1, keeps its state and does not affect other rows.
 
     References:
       Basu et al., "Mirostat: a neural text decoding algorithm that directly controls perplexity",
-      arXiv 2007.14966; llama.cpp's mirostat, where N counts masked tokens too and a k beyond the
-      integers becomes 1: here it keeps every token.
+      arXiv 2007.14966; llama.cpp's mirostat, where N includes masked tokens and a k that overflows
+      becomes 1. Here such a k keeps every token.
 
     >>> import jax, jax.numpy as jnp
     >>> logits = -jnp.log(jnp.arange(1.0, 1001))  # Zipf's law with s = 1
@@ -159,7 +159,7 @@ def mirostat_v1_sample(
     >>> print(tokens, state.mu)  # k = 2^2.8 / log(1000) = 1.008: one token, without surprise
     0 3.1
     """
-    # It counts tokens, too: by estimate a kernel would be one read more.
+    # The tokens are also counted: with a kernel that takes one more read, by estimate.
     return _mirostat(_zipf_prefix, key, opened(logits, axis_name, "xla"), params, state)
 
 
@@ -177,8 +177,8 @@ def mirostat_v2_sample(
 
         mu <- mu - eta (surprise - tau)
 
-    The surprise of the drawn token, -log2 of its probability, is measured as llama.cpp and
-    text-generation-webui do: after truncation, among the kept tokens alone.
+    The surprise of the drawn token is -log2 of its probability after truncation, among the kept
+    tokens, as in llama.cpp and text-generation-webui.
 
     Args:
       key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
@@ -190,7 +190,7 @@ def mirostat_v2_sample(
     Returns:
       The tokens, int32 `[...]`, as `categorical_sample` draws them from the kept logits, and the
       next state. A bad row (a NaN, +inf or no finite logit, a parameter outside its range, a state
-      that is not finite) gets token -1, keeps its state and touches no other row.
+      that is not finite) gets token -1, keeps its state and does not affect other rows.
 
     References:
       Basu et al., "Mirostat: a neural text decoding algorithm that directly controls perplexity",
@@ -225,7 +225,7 @@ def _mirostat(
 
 
 def _unsurprising(x: Source, mu: Array) -> tuple[Rows, Cut]:
-    """Returns the rows, and the cut behind the last token of a surprise of at most mu bits."""
+    """Returns the rows, and the cut after the last token of surprise at most mu bits."""
     rows, scale, (sums,) = _scan.scan_and_weigh(x)
     log_mass = _mass.log(_chunks.added_up(sums, scale))
     floor = rows.row_max + log_mass - rounded(mu / LOG2_E)
@@ -234,7 +234,7 @@ def _unsurprising(x: Source, mu: Array) -> tuple[Rows, Cut]:
 
 
 def _zipf_prefix(x: Source, mu: Array) -> tuple[Rows, Cut]:
-    """Returns the rows, and the cut behind the rank whose surprise is mu bits by a Zipf law.
+    """Returns the rows, and the cut after the rank whose surprise is mu bits under a Zipf law.
 
     The law is fitted to the first tokens of each row.
     """

@@ -1,4 +1,4 @@
-"""The orders in which systems apply the stages of `sample`, and rules of the caller in an order."""
+"""The orders in which systems apply the stages of `sample`, and user-defined rules."""
 
 import dataclasses
 import types
@@ -12,21 +12,22 @@ from jaxsample.state import SamplerState
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule of the caller, for an `order` of `sample`: a custom logits processor.
+    """A user-defined rule for an `order` of `sample`: a custom logits processor.
 
-    The logits that it returns are written to memory once; the stages after it read them. It keeps
-    the guarantees of `sample` (slot, batch size, `vmap` and sharding never change a token) as far
-    as the function itself computes each row alone and in the same way in every program.
+    The logits that it returns are written to memory once, and the next stages read them. The
+    guarantees of `sample` hold (slot, batch size, `vmap` and sharding never change a token) if the
+    function computes each row independently and in the same way in every program.
 
     Attributes:
-      name: unlike the names of the stages; the key of its parameters in `SamplingParams.custom`.
-      function: `function(logits, params, state)`, traced: the logits `[..., vocab]` that the stages
-        before it left (float32 after a rule that computes new logits, else in the dtype that
-        `sample` was given), its parameters (None without any), and the `SamplerState` or None, of
-        whose `tokens` only those in front of `lengths` are valid. It returns logits of that shape,
+      name: must differ from the names of the stages. `SamplingParams.custom` holds the parameters
+        of the rule under this name.
+      function: `function(logits, params, state)`, traced. It takes the logits `[..., vocab]` after
+        the previous stages (float32 after a rule that computes new logits, else in the dtype that
+        was given to `sample`), the parameters of the rule or None, and the `SamplerState` or None,
+        of whose `tokens` only the first `lengths` are valid. It returns logits of the same shape,
         float32, bfloat16 or float16, with -inf for masked tokens; a NaN or +inf makes its row a bad
-        row. Inside `shard_map` it gets the logits of one device. A rule is static: another function
-        object compiles anew, so define it once.
+        row. Inside `shard_map` it gets the logits of one device. A rule is static: a new function
+        object causes a recompilation, so define it once.
 
     >>> import jax, jax.numpy as jnp
     >>> from jaxsample import SamplingParams, sample
@@ -43,7 +44,7 @@ class Rule:
 
 
 Stages = tuple[str | Rule | tuple[str, ...], ...]
-"""Names of stages, and rules of the caller. The stages of a nested tuple are applied jointly: each
+"""Names of stages, and user-defined rules. The stages of a nested tuple are applied jointly: each
 to the same distribution, and a token is kept if all of them keep it."""
 
 Order = str | Stages
@@ -97,7 +98,7 @@ VLLM_ORDER: Stages = (
     "top_k",
     "top_p",
 )
-"""The order of vLLM, and its stages."""
+"""The stages of vLLM, in its order."""
 
 HF_ORDER: Stages = (
     "guidance",
@@ -119,7 +120,7 @@ HF_ORDER: Stages = (
     "epsilon_cutoff",
     "eta_cutoff",
 )
-"""The order of Hugging Face transformers' `generate`, and its stages."""
+"""The stages of `generate` in Hugging Face transformers, in its order."""
 
 LLAMA_CPP_ORDER: Stages = (
     "bitmask",
@@ -138,10 +139,10 @@ LLAMA_CPP_ORDER: Stages = (
     "temperature",
     "dynatemp",
 )
-"""The order of llama.cpp's default chain, and its stages."""
+"""The stages of llama.cpp's default chain, in its order."""
 
 MAXTEXT_ORDER: Stages = ("forced", "top_k", "top_p", "temperature")
-"""The order of MaxText's composite and nucleus sampling: the temperature is behind the cuts."""
+"""The order of MaxText's composite and nucleus sampling: temperature comes after truncation."""
 
 SGLANG_JAX_ORDER: Stages = (
     "presence_penalty",
@@ -153,8 +154,8 @@ SGLANG_JAX_ORDER: Stages = (
     ("top_k", "top_p"),
     "min_p",
 )
-"""The order of sglang-jax with `use_sort_for_toppk_minp`, and its stages: top-k and top-p look at
-the same distribution. Without that option, it divides by the temperature behind them."""
+"""The stages of sglang-jax with `use_sort_for_toppk_minp`, in its order: top-k and top-p apply
+to the same distribution. Without that option, temperature comes after them."""
 
 ORDERS: Mapping[str, Stages] = types.MappingProxyType(
     {
@@ -168,7 +169,7 @@ ORDERS: Mapping[str, Stages] = types.MappingProxyType(
 )
 """The orders by name, for the argument `order`.
 
-Each has the stage "forced", too, behind all that masks, penalises or biases."""
+Each also has the stage "forced", after all masks, penalties and biases."""
 
 
 def stages_of(order: Order) -> Stages:

@@ -1,4 +1,4 @@
-"""The output of `sample`, and the options that ask for its fields."""
+"""The output of `sample`, and the options that select its fields."""
 
 from typing import Any, NamedTuple
 
@@ -25,28 +25,26 @@ class SampleOutput(NamedTuple):
 
     Attributes:
       tokens: int32 `[...]`; -1, or `bad_token`, on a bad row.
-      logprobs: float32 `[...]`, of each token, under the distribution that it was drawn from
-        unless `logprobs_mode` says otherwise; NaN on a bad row. Differentiable in the logits. Where
-        `logprobs_mode` is a tuple, a dictionary by mode, as are `ranks`, `top_logprobs` and
-        `token_id_logprobs`.
-      num_kept: int32 `[...]`, the number of tokens that the draw chose from; 0 on a bad row.
-      ranks: int32 `[...]`, the place of each token in the ranking, from 0; -1 on a bad row. None
-        without `num_logprobs`.
+      logprobs: float32 `[...]`, of each token, under the distribution of the draw or of another
+        `logprobs_mode`; NaN on a bad row. Differentiable in the logits. If `logprobs_mode` is a
+        tuple, a dictionary by mode, as are `ranks`, `top_logprobs` and `token_id_logprobs`.
+      num_kept: int32 `[...]`, the number of kept tokens, which the draw chose from; 0 on a bad row.
+      ranks: int32 `[...]`, the rank of each token, from 0; -1 on a bad row. None without
+        `num_logprobs`.
       top_logprobs: `(logprobs, tokens)`, `[..., num_logprobs]`, the likeliest tokens. None without
         `num_logprobs`.
       token_id_logprobs: float32 `[..., n]`, of `logprob_token_ids`: -inf for a token that has
         probability 0; NaN on a bad row and for ids outside the vocabulary. Differentiable in the
         logits. None without these ids.
-      kept_mask: int32 `[..., ceil(vocab / 32)]`, the tokens that the draw chose from, packed, for
+      kept_mask: int32 `[..., ceil(vocab / 32)]`, the kept tokens as a packed mask, for
         `replay_logprobs`; empty on a bad row. None without `return_kept`.
-      kept_ids: int32 `[..., num_kept_ids]`, the first of the tokens that the draw chose from, in
-        the order of the ranking; -1 behind the last of them and on a bad row. None without
-        `num_kept_ids`.
-      log_kept_mass: float32 `[...]`, the log of the probability that the tokens that the draw chose
-        from have before the cuts, at most 0; NaN on a bad row. Without a gradient. None without
+      kept_ids: int32 `[..., num_kept_ids]`, the first kept tokens in the order of the ranking,
+        padded with -1; all -1 on a bad row. None without `num_kept_ids`.
+      log_kept_mass: float32 `[...]`, the log of the probability of the kept tokens before
+        truncation, at most 0; NaN on a bad row. Without a gradient. None without
         `return_kept_mass`.
-      entropy: float32 `[...]`, of the distribution that the token was drawn from, in nats; NaN on a
-        bad row. Without a gradient. None without `return_entropy`.
+      entropy: float32 `[...]`, of the distribution of the draw, in nats; NaN on a bad row. Without
+        a gradient. None without `return_entropy`.
       logits: `[..., vocab]`, as `process_logits` returns them. None without `return_logits`.
     """
 
@@ -64,7 +62,7 @@ class SampleOutput(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The static options of `sample`, as it explains them."""
+    """The static options of `sample`; see its docstring."""
 
     order: Order
     num_logprobs: int
@@ -138,7 +136,7 @@ def sample_rows(
 
 
 def _output(choice: Choice, options: Options, token_ids: Array | None) -> SampleOutput:
-    """Returns the output, with the log-probabilities of the distribution that was drawn from."""
+    """Returns the output, with the log-probabilities of the distribution of the draw."""
     rows, tokens = choice.rows, choice.drawn.tokens
     out = SampleOutput(
         tokens=choice.tokens,

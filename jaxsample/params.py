@@ -1,4 +1,4 @@
-"""`SamplingParams`: the parameters of every rule, for each row of a batch."""
+"""`SamplingParams`: the parameters of all rules, for each row of a batch."""
 
 import dataclasses
 import types
@@ -50,44 +50,45 @@ def _field(parameter: Parameter, neutral: Any, rule: str | None = None) -> Any:
 class SamplingParams:
     """Parameters of each row of a batch; a stage whose fields are None is not compiled.
 
-    A field is a scalar or an array that broadcasts to `logits.shape[:-1]`, or a list of such
-    scalars along a last axis: `[..., n]`, where token ids are padded with -1, or `[..., vocab]`.
-    In place of `[...]` a scalar field may have the axes `[..., 1]`, of a column of the batch. All
-    are traced: a new value never compiles anew, only another set of fields or other shapes do.
-    Each is explained by the function of its rule. In every list of token ids an id at or above the
-    vocabulary, however large, makes its row a bad row.
+    A field is a scalar or an array that broadcasts to `logits.shape[:-1]`, or it has one more axis:
+    `[..., n]` for a list, in which token ids are padded with -1, or `[..., vocab]`. A scalar field
+    may also have the shape `[..., 1]`, a column of the batch. All fields are traced: a new value
+    never causes a recompilation; another set of fields or other shapes do. The function of each
+    rule documents its parameters. In every list of token ids, an id at or above the vocabulary
+    makes its row a bad row.
 
-    Params are equal if their fields have the same dtypes, shapes and values. Those of Python
-    numbers and NumPy arrays have a hash, so that they may be a static argument of `jax.jit`, which
-    compiles anew for each value. The hash of params with a JAX array raises TypeError.
+    Params are equal if their fields have the same dtypes, shapes and values. Params of Python
+    numbers and NumPy arrays are hashable, so they can be a static argument of `jax.jit`, which
+    recompiles for each value. The hash of params with a JAX array raises TypeError.
 
     Attributes:
-      unconditional_logits: `[..., vocab]`, of `guided_logits`, with `guidance_scale`; neutral 1.
-      allowed: bool `[..., vocab]`, of `allowed_logits`.
-      bitmask: int32 `[..., ceil(vocab / 32)]`, of `bitmask_logits`.
-      suppressed_token_ids: `[..., n]`, of `suppressed_logits`.
-      bad_words: `[..., words, n]`, of `bad_words_logits`, with `bad_word_lengths` `[..., words]`.
-      stop_token_ids: `[..., n]`, barred for the first `min_tokens`, of `min_tokens_logits`.
+      unconditional_logits: `[..., vocab]`, for `guided_logits`, with `guidance_scale`; neutral 1.
+      allowed: bool `[..., vocab]`, for `allowed_logits`.
+      bitmask: int32 `[..., ceil(vocab / 32)]`, for `bitmask_logits`.
+      suppressed_token_ids: `[..., n]`, for `suppressed_logits`.
+      bad_words: `[..., words, n]`, for `bad_words_logits`, with `bad_word_lengths` `[..., words]`.
+      stop_token_ids: `[..., n]`, masked for the first `min_tokens`, for `min_tokens_logits`.
       no_repeat_ngram_size: at least 0; neutral 0.
       repetition_penalty: finite and above 0; neutral 1.
       presence_penalty: finite; neutral 0.
       frequency_penalty: finite; neutral 0.
-      penalty_window: an integer, at least 0: repetition, presence and frequency penalties look at
-        the last tokens of prompt and output alone; 0 is neutral, the whole text. The presence and
-        frequency penalties count the output within the window.
-      exempt_token_ids: `[..., n]`, which repetition, presence and frequency penalties, DRY and XTC
-        leave as they are: line breaks, punctuation, the end of the text.
-      dry_multiplier: finite and at least 0; neutral 0. With `dry_base` (at least 1, 1.75 if not
-        given), `dry_allowed_length` (at least 1, 2) and `dry_sequence_breakers` `[..., n]` (none).
-      logit_bias_token_ids: `[..., n]`, of `biased_logits`, with `logit_bias` `[..., n]`.
-      sequence_bias_tokens: `[..., words, n]`, of `sequence_biased_logits`, with
+      penalty_window: integer, at least 0: the number of last tokens of prompt and output to which
+        repetition, presence and frequency penalties apply; 0 is neutral, the whole text. Presence
+        and frequency penalties count the output tokens within the window.
+      exempt_token_ids: `[..., n]`, tokens that repetition, presence and frequency penalties, DRY
+        and XTC do not change: line breaks, punctuation, the end of the text.
+      dry_multiplier: finite and at least 0; neutral 0. With `dry_base` (at least 1, default 1.75),
+        `dry_allowed_length` (at least 1, default 2) and `dry_sequence_breakers` `[..., n]` (default
+        none).
+      logit_bias_token_ids: `[..., n]`, for `biased_logits`, with `logit_bias` `[..., n]`.
+      sequence_bias_tokens: `[..., words, n]`, for `sequence_biased_logits`, with
         `sequence_bias_lengths` and `sequence_bias` `[..., words]`.
-      forced_token_id: an integer, the only token that may come, of `forced_logits`; -1 is neutral.
-        In every order of `ORDERS` it is behind masks, penalties and biases, and wins over them.
+      forced_token_id: integer, the only token not masked, for `forced_logits`; -1 is neutral. In
+        all `ORDERS` it comes after masks, penalties and biases, and overrides them.
       temperature: finite and at least 0; 0 is greedy, 1 neutral.
-      dynatemp_low: finite and at least 0, of `entropy_scaled_logits`, with `dynatemp_high`
-        and `dynatemp_exponent` (1 if not given); neutral 1 and 1.
-      smoothing_factor: finite and at least 0, neutral 0, with `smoothing_curve` (1 if not given).
+      dynatemp_low: finite and at least 0, for `entropy_scaled_logits`, with `dynatemp_high`
+        and `dynatemp_exponent` (default 1); neutral 1 and 1.
+      smoothing_factor: finite and at least 0, neutral 0, with `smoothing_curve` (default 1).
       top_k: an integer, at least -1; -1, 0 and anything from `vocab` up are neutral.
       top_p: in [0, 1]; 1 is neutral, 0 keeps the token of rank 0.
       min_p: in [0, 1]; 0 is neutral.
@@ -100,8 +101,8 @@ class SamplingParams:
       top_h: in [0, 1]; 1 is neutral.
       p_less: bool; False is neutral.
       xtc_probability: in [0, 1], neutral 0, with `xtc_threshold` in [0, 1], neutral above 0.5.
-      custom: the parameters of each `Rule` in the order, by its name: any pytree of arrays and
-        numbers. Its function checks them.
+      custom: the parameters of each `Rule` in the order, by name: any pytree of arrays and numbers,
+        which the function of the rule validates.
 
     >>> import numpy as np
     >>> SamplingParams(temperature=0.7, top_p=np.array([0.9, 1.2])).validate()
@@ -165,7 +166,7 @@ class SamplingParams:
         return hash(_on_host(self, Array))
 
     def validate(self) -> None:
-        """Checks the values on the host, which traced code cannot do.
+        """Checks the values on the host. (Traced code cannot: there, a bad value makes a bad row.)
 
         Raises:
           TypeError: a field of the wrong kind of numbers.
@@ -192,45 +193,47 @@ class SamplingParams:
         vocab_size: int | None = None,
         handled: Sequence[str] = (),
     ) -> "SamplingParams":
-        """Returns the params of a batch from a request for each row, on the host.
+        """Returns the params of a batch from one request for each row, on the host.
 
         A request is a dictionary or an object with the names of vLLM's `SamplingParams`, OpenAI's
-        API, Hugging Face's `GenerationConfig` or Gemini's `GenerationConfig`, or of the fields of
-        this class. Where a name is absent or None its row has the values of `NEUTRAL`. None in
-        place of a request gives a neutral row, which is greedy where the batch has temperatures.
+        API, Hugging Face's `GenerationConfig`, Gemini's `GenerationConfig` or the fields of this
+        class. A name that is absent or None has the value of `NEUTRAL`. None instead of a request
+        gives a neutral row, which is greedy if the batch has temperatures.
 
-        `temperature=0` and `do_sample` without True are greedy, and the rules of such a request
+        A request with `temperature=0`, or with `do_sample` that is not True, is greedy: its rules
         from `dynatemp` and `top_k` to `xtc` are neutral, as in vLLM and Hugging Face. `top_k` of
-        -1 and 0 and `eos_token_id=-1` ask for nothing. Names of other layers, `max_tokens`, `stop`
-        or `seed`, are ignored: `jaxsample.requests.IGNORED` has them all. `guidance_scale` needs
-        `unconditional_logits` of the loop.
+        -1 or 0 and `eos_token_id=-1` are neutral. Names of other layers, such as `max_tokens`,
+        `stop` and `seed`, are ignored; `jaxsample.requests.IGNORED` lists them. With
+        `guidance_scale`, the decoding loop must set `unconditional_logits`.
 
         Args:
           requests: one a row, or None for a row without a request.
-          rules: names of fields; with them, the batch has the other fields of their rules. None:
-            those that a request asks for. With the same `rules` and widths all batches of a size
+          rules: names of fields. The batch gets all fields of the rules of these fields. None: the
+            rules that the requests use. With the same `rules` and widths, all batches of a size
             have the same shapes, and programs are compiled once.
-          max_bias: the width of `logit_bias`; 0: that of the longest list, at least 1.
-          max_stop_tokens: the width of `stop_token_ids`, which are there with `min_tokens`; or 0.
-          max_suppressed: the width of `suppressed_token_ids`, or 0.
-          max_bad_words: the number of `bad_words`, or 0.
-          max_bad_word_length: the width of each of `bad_words`, or 0.
-          max_breakers: the width of `dry_sequence_breakers`, or 0.
-          max_exempt: the width of `exempt_token_ids`, or 0.
-          max_sequences: the number of sequences of `sequence_bias`, or 0.
-          max_sequence_length: the width of each of these sequences, or 0.
-          vocab_size: needed for `allowed_token_ids` and a rule "allowed" or "bitmask"; token ids
+          max_bias: the width of `logit_bias`; 0: the length of the longest list, at least 1. The
+            same holds for the other widths.
+          max_stop_tokens: the width of `stop_token_ids`, which the batch has with `min_tokens`.
+          max_suppressed: the width of `suppressed_token_ids`.
+          max_bad_words: the number of `bad_words`.
+          max_bad_word_length: the width of each of `bad_words`.
+          max_breakers: the width of `dry_sequence_breakers`.
+          max_exempt: the width of `exempt_token_ids`.
+          max_sequences: the number of sequences of `sequence_bias`.
+          max_sequence_length: the width of each of these sequences.
+          vocab_size: required for `allowed_token_ids` and a rule "allowed" or "bitmask"; token ids
             must be below it.
-          handled: names that the caller serves itself, of any value: "n", "response_format".
+          handled: names that the caller implements, with any value, such as "n" and
+            "response_format".
 
         Returns:
           `SamplingParams` of NumPy arrays, `[len(requests), *]`.
 
         Raises:
           TypeError: a request or a value of the wrong kind.
-          ValueError: a name that is not known, a value that no rule serves, such as `n=2`, a value
-            outside its range, a list that is too long, a rule that `rules` lack; the message names
-            the request, the name and the value.
+          ValueError: an unknown name, a value that no rule implements, such as `n=2`, a value
+            outside its range, a list that is too long, or a rule that is not in `rules`; the
+            message names the request, the name and the value.
 
         >>> params = SamplingParams.from_requests(
         ...     [{"topP": 0.9, "temperature": 0.5}, {"logit_bias": {"7": -100}}, None]
@@ -259,16 +262,15 @@ class SamplingParams:
 
 
 def _on_host(params: SamplingParams, refused: type) -> tuple[Any, ...]:
-    """Returns what tells params apart, in values that have a hash."""
+    """Returns hashable values that are equal if and only if the params are equal."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     values = []
     for path, leaf in leaves:
         name = jax.tree_util.keystr(path).removeprefix(".")
         if isinstance(leaf, refused):
             raise TypeError(
-                f"{name} must be a number or a NumPy array where params are hashed or compared, "
-                f"got a JAX array {jax.typeof(leaf)}: as an argument of jit that is not static it "
-                "may be one"
+                f"{name} must be a number or a NumPy array to hash or compare params, got a JAX "
+                f"array {jax.typeof(leaf)}: pass params to jit as an argument that is not static"
             )
         array = np.asarray(_checks.to_array(name, leaf))
         values.append((array.dtype, array.shape, array.tobytes()))
@@ -289,19 +291,19 @@ FIELDS = _fields()
 NEUTRAL: Mapping[str, Any] = types.MappingProxyType(
     {name: field.neutral for name, field in FIELDS.items()}
 )
-"""By field of `SamplingParams` the value of a row that does not ask for its rule; of a list that of
-each element, its padding. Those that belong to another field are the usual ones: `dry_base` 1.75,
-`dry_allowed_length` 2, `xtc_threshold` 0.1."""
+"""The neutral value of each field of `SamplingParams`; for a list, the value of its padding. Fields
+that modify another one have a usual value: `dry_base` 1.75, `dry_allowed_length` 2,
+`xtc_threshold` 0.1."""
 
 
 def given(params: SamplingParams) -> list[tuple[str, Parameter, Any]]:
-    """Returns the fields of stages that are not None: their names, parameters and values."""
+    """Returns the names, parameters and values of the fields that are not None."""
     found = [(name, field.parameter, getattr(params, name)) for name, field in FIELDS.items()]
     return [(name, parameter, value) for name, parameter, value in found if value is not None]
 
 
 def converted(name: str, params: SamplingParams, logits: Array) -> SamplingParams:
-    """Returns the params with every field an array, so that no number compiles anew."""
+    """Returns the params with every field an array, so that no Python number is static."""
     if not isinstance(params, SamplingParams):
         raise TypeError(f"{name} must be a SamplingParams, got {type(params).__name__}")
     if params.custom is not None:
@@ -311,10 +313,10 @@ def converted(name: str, params: SamplingParams, logits: Array) -> SamplingParam
 
 
 def _batch(name: str, value: Any) -> SamplingParams:
-    """Returns params whose fields have one leading axis, of the rows."""
+    """Returns params whose fields have one leading axis, the rows."""
     _checks.instance(name, value, SamplingParams)
     if value.custom is not None:
-        raise ValueError(f"{name} must have no custom params: their axes are not known")
+        raise ValueError(f"{name} must have no custom params, whose axes are not known")
     size = None
     for field, parameter, x in given(value):
         shape, axes = np.shape(x), ("rows", *parameter.axes)
@@ -340,16 +342,17 @@ def _rows(name: str, value: ArrayLike, _: SamplingParams) -> Array:
 def set_rows(params: SamplingParams, rows: ArrayLike, new: SamplingParams) -> SamplingParams:
     """Assigns rows of a batch of params to new requests: continuous batching in fixed shapes.
 
-    Under donation of the params only the rows that change are written. No value compiles anew.
+    If the params are donated, only the rows that change are written. No value causes a
+    recompilation.
 
     Args:
       params: of a batch, every field `[batch, *]`, without `custom`.
       rows: integers `[n]`, the rows to assign, no row twice; negative ones are padding.
-      new: of n rows, with the fields of `params` and the same widths of lists: of
+      new: of n rows, with the same fields as `params` and the same widths of lists, as returned by
         `SamplingParams.from_requests` with the same `rules` and widths.
 
     Returns:
-      The params, with the new rows in their places and all others as they were.
+      The params with these rows replaced.
 
     >>> params = SamplingParams.from_requests([None] * 3, rules=("temperature", "top_p"))
     >>> new = SamplingParams.from_requests([{"top_p": 0.9}], rules=("temperature", "top_p"))
@@ -372,9 +375,9 @@ def set_rows(params: SamplingParams, rows: ArrayLike, new: SamplingParams) -> Sa
 
 
 def of_positions(params: Any, rows: int) -> Any:
-    """Returns params of `rows` axes with an axis for the positions of drafts behind them.
+    """Returns params of `rows` axes with one more axis, for the positions of drafts.
 
-    A field that has one axis more than the rows is of each position already.
+    A field with one axis more than the rows already has it.
     """
     if not isinstance(params, SamplingParams):
         return params
@@ -385,10 +388,10 @@ def of_positions(params: Any, rows: int) -> Any:
     return dataclasses.replace(params, **changes)
 
 
-def with_positions(name: str, value: ArrayLike, behind: int, rows: int) -> ArrayLike:
-    """Returns a value of rows with an axis for positions between those of the rows and `behind`."""
+def with_positions(name: str, value: ArrayLike, trailing: int, rows: int) -> ArrayLike:
+    """Returns a value of rows with an axis for positions before its `trailing` last axes."""
     array = _checks.to_array(name, value)
-    axes = array.ndim - behind
+    axes = array.ndim - trailing
     if not 0 < axes <= rows:
         return value
     return array.reshape(*array.shape[:axes], 1, *array.shape[axes:])

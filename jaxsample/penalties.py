@@ -1,7 +1,8 @@
-"""Penalties, logits to logits: tokens that would repeat the text become less likely.
+"""Penalties: functions of logits that make tokens of the text so far less likely.
 
-Repetition, presence and frequency penalties depend on the count of each token; DRY and
-no-repeat-n-gram on the history, `tokens [..., L]` of which the first `length [...]` are valid.
+Repetition, presence and frequency penalties depend on the count of each token. DRY and
+no-repeat-n-gram depend on the history: `tokens [..., L]`, of which the first `length [...]` are
+valid.
 """
 
 import jax.numpy as jnp
@@ -39,8 +40,8 @@ def repetition_penalized_logits(
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       seen: bool `[..., vocab]`, the tokens of prompt and output.
-      penalty: finite and above 0, a scalar or `[...]`; 1 is neutral, below 1 seen tokens gain.
-        Computed as `logit * (1 / penalty)` in float32.
+      penalty: finite and above 0, a scalar or `[...]`; 1 is neutral, below 1 seen tokens become
+        likelier. Computed as `logit * (1 / penalty)` in float32.
 
     Returns:
       float32 `[..., vocab]`. A penalty outside its range makes its row NaN; NaN and +inf stay.
@@ -58,7 +59,7 @@ def repetition_penalized_logits(
     bad = ~POSITIVE.inside(penalty)
     penalty = jnp.where(bad, 1, penalty)
     rate = (1 / penalty)[..., None]
-    # Others stay out of the product: its derivative by the penalty would be inf * 0.
+    # Other logits are excluded from the product: its derivative by the penalty would be inf * 0.
     wide = x.logits.astype(jnp.float32)
     touched = jnp.asarray(seen) & jnp.isfinite(wide) & (penalty != 1)[..., None]
     some = jnp.where(touched, wide, 0)
@@ -151,21 +152,22 @@ def dry_penalized_logits(
 ) -> Array:
     """Penalises tokens that would continue a repetition of the text ("don't repeat yourself").
 
-    Where the last n tokens also stand earlier in the history, the token that followed there loses
-    `multiplier * base**(n - allowed_length)`, for the largest such n, if n >= allowed_length. A
-    repeat never reaches over a breaker, and breakers themselves are not penalised.
+    If the last n tokens also occur earlier in the history, the logit of the token that followed
+    them there is lowered by `multiplier * base**(n - allowed_length)`, for the largest such n, if
+    n >= allowed_length. A repetition never extends across a breaker, and breakers are not
+    penalised.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      tokens: integers `[..., L]`, the history; tokens behind its length are ignored, ids
+      tokens: integers `[..., L]`, the history; tokens beyond its length are ignored, ids
         outside the vocabulary are penalised nowhere.
       length: integers in [0, L], a scalar or `[...]`.
       multiplier: finite and at least 0, a scalar or `[...]`; 0 is neutral.
-      base: finite and at least 1, a scalar or `[...]`. The penalty ends at the largest float32.
+      base: finite and at least 1, a scalar or `[...]`. The penalty is at most the largest float32.
       allowed_length: integer, at least 1, a scalar or `[...]`.
       sequence_breakers: integers `[..., n]` below `vocab`, or None; negative ids are padding.
       exempt_token_ids: integers `[..., n]` below `vocab`, or None: tokens that are not penalised,
-        but part of repeats; negative ids are padding.
+        but may be part of a repetition; negative ids are padding.
 
     Returns:
       float32 `[..., vocab]`. A parameter outside its range makes its row NaN; NaN and +inf stay
@@ -192,10 +194,10 @@ def dry_penalized_logits(
 
     breaks = _history.is_listed(text, breaking)
     valid = place < length[..., None]
-    behind = jnp.max(jnp.where(breaks & valid, place + 1, 0), axis=-1, initial=0)
-    # Longer matches would not change the penalty: it has reached the largest float by then.
+    start = jnp.max(jnp.where(breaks & valid, place + 1, 0), axis=-1, initial=0)
+    # Longer matches do not change the penalty, which is at the largest float by then.
     useful = jnp.minimum(90 / jnp.log(lax.stop_gradient(base)) + 2, size).astype(jnp.int32)
-    limit = jnp.minimum(length - behind, jnp.minimum(allowed, size) + useful)
+    limit = jnp.minimum(length - start, jnp.minimum(allowed, size) + useful)
     matches = _history.matches(text, length, jnp.where(multiplier > 0, limit, 0))
 
     repeats = valid & (matches >= allowed[..., None]) & (multiplier > 0)[..., None]
@@ -209,7 +211,7 @@ def dry_penalized_logits(
 
 
 def _power(base: Array, exponent: Array, largest: int) -> Array:
-    """`base ** exponent` up to the largest float, by squaring: the same in every program."""
+    """Returns `base ** exponent`, at most the largest float, by squaring, which is exact."""
     result = jnp.ones(exponent.shape, jnp.float32)
     for bit in range(largest.bit_length()):
         times = jnp.where((exponent >> bit) & 1 == 1, base, 1)
@@ -227,11 +229,11 @@ def no_repeat_ngram_logits(
     *,
     axis_name: AxisName = None,
 ) -> Array:
-    """Masks every token that would complete an n-gram which the history already holds.
+    """Masks every token that would complete an n-gram that is already in the history.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      tokens: integers `[..., L]`, the history; tokens behind its length are ignored, ids
+      tokens: integers `[..., L]`, the history; tokens beyond its length are ignored, ids
         outside the vocabulary are masked nowhere.
       length: integers in [0, L], a scalar or `[...]`.
       n: integer, at least 0, a scalar or `[...]`; 0 is neutral, 1 masks every token of the history.

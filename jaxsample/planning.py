@@ -1,4 +1,4 @@
-"""The plan of a call: the stages that the params ask for, in order, and their application."""
+"""The plan of a call: the stages of the params in order, grouped, and their application."""
 
 import dataclasses
 import functools
@@ -24,19 +24,20 @@ _Groups = list[tuple[str | Rule, ...] | tuple[str, ...]]
 """The entries of an order, each a group of stages that are applied jointly."""
 
 _PREFIX = {"top_k", "top_p", "min_p"}
-"""The stages that are applied together, by the candidates alone wherever they suffice."""
+"""The stages that are applied together, from the candidates of each row if these suffice."""
 
 
 class Plan(NamedTuple):
     """The groups of stages that `sample` applies, each to one distribution.
 
     Attributes:
-      groups: all of the groups.
-      first: the groups that are applied one after the other.
-      masks: the stages behind them that only mask, whatever the logits.
-      scales: whether the temperature comes then.
-      last: the groups of top-k, top-p and min-p at the end, which are fused with the draw.
-      scales_after: whether the temperature comes behind them.
+      groups: all groups.
+      first: the groups that are applied one after the other, before the draw.
+      masks: the next stages, which are masks that do not depend on the logits. These, the
+        temperature and `last` are fused with the draw.
+      scales: whether the temperature is next.
+      last: the groups of top-k, top-p and min-p at the end.
+      scales_after: whether the temperature comes after them.
     """
 
     groups: tuple[tuple[Stage, ...], ...]
@@ -48,14 +49,14 @@ class Plan(NamedTuple):
 
 
 def planned(params: SamplingParams, state: SamplerState | None, order: Order) -> Plan:
-    """Returns the plan of the stages that the params ask for."""
+    """Returns the plan of the stages whose fields are in the params."""
     stages = stages_of(order)
     groups: _Groups = [entry if isinstance(entry, tuple) else (entry,) for entry in stages]
     _check_order(groups)
     names = {entry if isinstance(entry, str) else entry.name for group in groups for entry in group}
     asked = {name for name, stage in STAGES.items() if _is_asked(stage, params, state)}
     if missing := sorted((asked | set(params.custom or {})) - names):
-        raise ValueError(f"order must name every stage that params ask for, {missing[0]!r} too")
+        raise ValueError(f"order must contain every stage of the params, but lacks {missing[0]!r}")
     active = [
         tuple(
             STAGES[entry] if isinstance(entry, str) else custom(entry)
@@ -69,7 +70,7 @@ def planned(params: SamplingParams, state: SamplerState | None, order: Order) ->
     start = end
     while start and _are_prefix(active[start - 1]):
         start -= 1
-    if start == end:  # nothing is cut: it scales what the others leave
+    if start == end:  # without truncation, the temperature is the last stage before the draw
         start = end = len(active)
     scales = _is_temperature(active[:start])
     first = active[: start - scales]
@@ -92,7 +93,7 @@ def applied(
     def one_by_one(x: Source, state: Any, groups: Iterable[tuple[Stage, ...]]) -> Source:
         for group in groups:
             results = [stage.apply(input_of(stage, keys, x, params, state)) for stage in group]
-            # Logits are kept as they are or -inf, and the least is what all of them keep.
+            # A truncation keeps a logit unchanged or masks it, so the minimum is what all keep.
             x = dataclasses.replace(x, logits=functools.reduce(jnp.minimum, results))
         return x
 
@@ -117,7 +118,7 @@ def mask_of(
     params: SamplingParams,
     state: SamplerState | None,
 ) -> tuple[Array | None, Array]:
-    """Returns the packed mask that stages leave, and the rows `[...]` with a bad parameter."""
+    """Returns the packed mask of some stages, and the rows `[...]` with a bad parameter."""
     words, bad = None, jnp.array(False)
     for stage in stages:
         mask: Any = stage.mask
@@ -142,7 +143,7 @@ def rules_of(groups: tuple[tuple[str, ...], ...], x: Source, params: SamplingPar
 
 
 def _kind(group: tuple[Stage, ...]) -> str | None:
-    """Returns the kind of a group that is applied jointly with neighbours of that kind, or None."""
+    """Returns the kind of a group if adjacent groups of that kind are applied jointly, or None."""
     if _are_prefix(group):
         return "prefix"
     return "counts" if all(stage.counts for stage in group) else None
@@ -162,9 +163,9 @@ def _is_asked(stage: Stage, params: SamplingParams, state: SamplerState | None) 
     given = [name for name in fields if getattr(params, name) is not None]
     for name in stage.fields:
         if given and name not in given:
-            raise ValueError(f"params must have {name} where they have {given[0]}")
+            raise ValueError(f"params must have {name} if they have {given[0]}")
     if given and stage.needs_state and state is None:
-        raise ValueError(f"state must be given where params have {given[0]}")
+        raise ValueError(f"state must be given if params have {given[0]}")
     return bool(given)
 
 
@@ -174,10 +175,10 @@ def _check_order(groups: _Groups) -> None:
         is_rule = isinstance(entry, Rule)
         name = entry.name if isinstance(entry, Rule) else entry
         if is_rule and name in STAGES:
-            raise ValueError(f"order must hold rules with names of their own, got {name!r}")
+            raise ValueError(f"order must not contain a rule named as a stage, got {name!r}")
         if not is_rule and name not in STAGES:
             raise ValueError(
-                f"order must hold rules and names of {', '.join(STAGES)}; got {name!r}"
+                f"order must contain rules and stages among {', '.join(STAGES)}; got {name!r}"
             )
         if name in names:
             raise ValueError(f"order must name a stage once, got {name!r} twice")

@@ -1,4 +1,4 @@
-"""Speculative decoding by rejection: drafts from any model, and texts of the target's law."""
+"""Speculative decoding by rejection: drafts of any model, texts distributed as the target's."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -24,16 +24,16 @@ from jaxsample.speculation import (
     positioned_params,
     positioned_state,
 )
-from jaxsample.state import SamplerState, behind_drafts
+from jaxsample.state import SamplerState, after_drafts
 
 _METHODS = ("chain", "block")
 
-# What the keys of a step are folded with. `sample` draws from a split of a key, and XTC from its
-# fold with 1: drafts that were drawn with the same key share no noise with their verification.
+# Data folded into the keys of a step. `sample` draws with a split of a key, and XTC with its fold
+# with 1, so drafts that were drawn with the same key share no noise with their verification.
 _VERIFICATION, _RULES = 2, 3
 
 _ACCEPTANCE = 2
-"""The stream of the noise that accepts drafts; the first two are those of a draw."""
+"""The stream of the noise that accepts drafts; a draw uses streams 0 and 1."""
 
 
 def _method(name: str, value: Any, _: Array) -> str:
@@ -47,8 +47,8 @@ def _draft_logits(name: str, value: ArrayLike, logits: Array) -> Array:
     *lead, rows, vocab = logits.shape
     if drawn_from.shape != (*lead, rows - 1, vocab) or rows < 2:
         raise ValueError(
-            f"{name} must have shape [..., drafts, vocab] where logits have [..., drafts + 1, "
-            f"vocab], with one draft or more, got {drawn_from.shape} and {logits.shape}"
+            f"{name} must have shape [..., drafts, vocab] for logits of shape [..., drafts + "
+            f"1, vocab], with at least one draft, got {drawn_from.shape} and {logits.shape}"
         )
     return drawn_from
 
@@ -75,45 +75,44 @@ def rejection_sample(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> SpeculativeOutput:
-    """Accepts drafts of a model so that the text has the law of the target.
+    """Accepts drafts of a model so that the text has the distribution of the target.
 
-    For drafts that were not drawn with the keys of their positions; for those that were,
-    `speculative_sample` gives the very text of plain decoding. With p and q the probabilities of a
-    token of the target after its rules and of the draft model, "chain" accepts drafts one after
-    the other while `u * q < p`, u uniform in [0, 1), and draws the token behind them from
+    Use it for drafts that were not drawn with the keys of their positions; for drafts that were,
+    `speculative_sample` returns the same text as plain decoding. Let p be the probability of a
+    token under the target after its rules, and q under the draft model. "chain" accepts drafts one
+    after the other while `u * q < p`, u uniform in [0, 1), and draws the next token from
     `max(p - q, 0)`, normalised. "block" accepts i drafts for the largest i with `u_i < h_i`,
 
         w_0 = 1,  w_i = min(1, w_{i-1} * p_i / q_i)
         h_i = r / (r + 1 - w_i),  r = sum over tokens of max(w_i * p_{i+1} - q_{i+1}, 0)
 
-    and `h_i = w_i` for all of the drafts; the token behind them is drawn from
-    `max(w_i * p_{i+1} - q_{i+1}, 0)`. It accepts at least as many as chain on average. Behind all
-    of the drafts the token is drawn from p.
+    and `h_n = w_n` for n drafts, and draws the next token from `max(w_i * p_{i+1} - q_{i+1}, 0)`.
+    On average, it accepts at least as many drafts as "chain". If all drafts are accepted, the next
+    token is drawn from p.
 
     Args:
       keys: one key, split over the rows, or an array of keys `[...]`, one a row *and step*:
-        `fold_in(request_key, position of the first draft)`. A key of each position would be used
-        again by the step behind a rejected draft, which makes "block" biased.
-      logits: `[..., n + 1, vocab]`, float32, bfloat16 or float16, of the target: behind the text,
-        then behind each draft.
-      draft_tokens: integers `[..., n]`, a chain; negative ones end it.
+        `fold_in(request_key, position of the first draft)`. With one key a position, the step after
+        a rejected draft would use the same keys again, which makes "block" biased.
+      logits: `[..., n + 1, vocab]`, float32, bfloat16 or float16, of the target, after the text and
+        after each draft.
+      draft_tokens: integers `[..., n]`, a chain; a negative one ends it.
       draft_logits: `[..., n, vocab]`: each draft was drawn from their softmax, with a key that is
         independent of the others. `process_logits` applies rules to the logits of a draft model.
       params: of the target, of the rows `[...]` or of each position, as in `speculative_sample`.
-      state: what the rows hold in front of the drafts, for the rules that look back.
-      method: static, "chain" or "block". XTC, which draws for each position anew, is for chain
-        alone.
+      state: the text of each row before the drafts, for rules that depend on it.
+      method: static, "chain" or "block". XTC, which draws at each position, requires "chain".
       order: static, as in `sample`.
 
     Returns:
-      `SpeculativeOutput` with `depth` n; `logprobs` and `num_kept` are of p, and without the fields
-      that `sample` returns on request. A bad row (as in `sample`, or of the draft model) and a
-      draft with q = 0 that are reached give token -1 behind the drafts that were accepted in front
-      of them. "block" looks at all drafts in front of the first of these.
+      `SpeculativeOutput` with `depth` n; `logprobs` and `num_kept` are of p, and the fields of
+      options are None. If a bad row (as in `sample`, or of the draft model) or a draft with q = 0
+      is reached, the token after the accepted drafts is -1. "block" takes into account all drafts
+      before the first of these.
 
     Raises:
-      TypeError, ValueError: a wrong dtype, shape, order or method, a field without the other one
-        or the state that it needs; the message names the argument.
+      TypeError, ValueError: a wrong dtype, shape, order or method, or a field without the field or
+        the state that it requires; the message names the argument.
 
     References:
       Leviathan, Kalman and Matias, "Fast inference from transformers via speculative decoding",
@@ -136,7 +135,7 @@ def rejection_sample(
     q = _residual.of_all(opened(draft_logits, axis_name, implementation))
     noise = _draw.random_words(_folded(step_keys, jnp.int32(_VERIFICATION)))
     verified = _verified(noise, p, q, drafts, method)
-    last = _behind(noise, p, q, drafts, verified)
+    last = _next_token(noise, p, q, drafts, verified)
     return _output(target, drafts, verified.number, last)
 
 
@@ -146,7 +145,7 @@ class _Verified(NamedTuple):
     Attributes:
       number: int32 `[...]`, of the accepted drafts.
       length: int32 `[...]`, of the drafts that could be accepted.
-      factor: float32 `[...]`, of p in the residual behind the accepted drafts.
+      factor: float32 `[...]`, of p in the residual after the accepted drafts.
     """
 
     number: Array
@@ -182,7 +181,7 @@ def _uniforms(noise: Array, drafts: Array) -> Array:
 
 
 def _leading(flags: Array) -> Array:
-    """Returns how many of the flags `[..., n]` in front of the first False one are True."""
+    """Returns the number of True flags `[..., n]` before the first False one."""
     return _lookup.first_true(~flags)
 
 
@@ -206,16 +205,16 @@ def _chances(p: Distribution, q: Distribution, factors: Array) -> Array:
     return jnp.concatenate([chances, factor[..., -1:]], axis=-1)
 
 
-def _behind(
+def _next_token(
     noise: Array, p: Distribution, q: Distribution, drafts: Array, verified: _Verified
 ) -> Array:
-    """Returns the token behind the accepted drafts: of the residual, or of p."""
+    """Returns the token after the accepted drafts, drawn from the residual or from p."""
     number, length, factor = verified
     rejected, place = number < length, jnp.minimum(number, drafts.shape[-1] - 1)
     at_end = p.at(number)
     of_p, over = at_end.all_logprobs(), _residual.log_excess(factor, at_end, q.at(place))
     rest = jnp.where(rejected[..., None], over, of_p)
-    # Of p, too, where the residual rounds to nothing.
+    # Drawn from p also if the residual rounds to 0.
     token = _residual.drawn(noise, dataclasses.replace(q.rows.source, logits=rest), of_p)
     unknown = ~rejected & (number < drafts.shape[-1]) & (_lookup.at(drafts, place) >= 0)
     return jnp.where(unknown, -1, token)
@@ -249,12 +248,12 @@ def _target(
     order: Order,
     method: str,
 ) -> Choice:
-    """Returns the draws of the target behind the text and behind each draft."""
+    """Returns the draws of the target after the text and after each draft."""
     if params.xtc_probability is not None and method != "chain":
-        raise ValueError("method must be 'chain' where params have xtc_probability")
+        raise ValueError("method must be 'chain' if params have xtc_probability")
     if state is not None:
         texts, _ = paths(drafts, None, drafts.shape[-1])
-        state = behind_drafts(state, texts, is_chain=True)
+        state = after_drafts(state, texts, is_chain=True)
     places = _lookup.positions(x.logits[..., 0])
     each = _folded(_folded(keys, jnp.int32(_RULES))[..., None], places)
     return chosen(each, x, params, state, order)

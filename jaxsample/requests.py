@@ -1,8 +1,9 @@
-"""Requests in the words of serving systems, translated to the fields of `SamplingParams`.
+"""Translation of the requests of serving systems to the fields of `SamplingParams`.
 
 Requests are dictionaries or objects with the names of vLLM's `SamplingParams`, OpenAI's API,
-Hugging Face's `GenerationConfig` and Gemini's `GenerationConfig`. A name in camel case is read in
-snake case. A name that is in none of the tables below is refused, so that nothing is lost silently.
+Hugging Face's `GenerationConfig` and Gemini's `GenerationConfig`. Names in camel case are converted
+to snake case. A name that is in none of the tables below raises an error, so nothing is ignored
+silently.
 """
 
 import re
@@ -27,7 +28,7 @@ TRANSLATED = {
     "repeat_penalty": "repetition_penalty",
     "suppress_tokens": "suppressed_token_ids",
 }
-"""Names of other systems, and the fields that they become. Fields have their own names, too."""
+"""Names of other systems, and the fields that they become, besides the names of the fields."""
 
 REFUSED: dict[str, tuple[Any, ...]] = {
     # Several texts for a request, and searches among texts.
@@ -41,7 +42,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "diversity_penalty": (0,),
     "penalty_alpha": (0,),
     "dola_layers": (),
-    # Structured output: its grammar gives `bitmask`.
+    # Structured output, whose grammar computes `bitmask`.
     "response_format": ({"type": "text"},),
     "response_mime_type": ("text/plain",),
     "response_schema": (),
@@ -71,7 +72,7 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "token_healing": (False,),
     "watermarking_config": (),
 }
-"""Names that change which tokens are drawn and have no field, each with its neutral values."""
+"""Names that affect the draw and have no field, each with its neutral values."""
 
 IGNORED = {
     "lengths and stops, of the loop": (
@@ -115,7 +116,7 @@ IGNORED = {
         *("renormalize_logits", "early_stopping", "length_penalty"),
     ),
 }
-"""Names that are the work of other layers, by the layer that does it."""
+"""Names that are implemented by other layers, by layer."""
 
 _IGNORED = frozenset(name for names in IGNORED.values() for name in names)
 
@@ -128,10 +129,10 @@ _NOT_IN_REQUESTS = (
     "sequence_bias_tokens",
     "sequence_bias_lengths",
 )
-"""Fields that a request cannot set by name: masks of the loop, and arrays that belong to lists."""
+"""Fields that a request cannot set by name: masks of the decoding loop, and lengths of lists."""
 
 _OF_WINDOW = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-"""The penalties that a window of llama.cpp without tokens turns off."""
+"""The penalties that llama.cpp disables for a window of 0 tokens."""
 
 _AT_TEMPERATURE = (
     *("dynatemp", "smoothing", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff"),
@@ -148,11 +149,11 @@ def columns(
     vocab_size: int | None,
     handled: Sequence[str],
 ) -> dict[str, Any]:
-    """Returns the arrays of a batch by field, as `SamplingParams.from_requests` explains them.
+    """Returns the arrays of a batch by field, for `SamplingParams.from_requests`.
 
     Args:
-      fields: of `SamplingParams`, by name.
-      widths: of the lists of a field, by name, 0 for the longest one.
+      fields: the fields of `SamplingParams`, by name.
+      widths: the widths of the lists of a field, by name; 0: the length of the longest list.
     """
     given = list(requests)
     rows = [
@@ -195,7 +196,7 @@ def _row(
             continue
         field = TRANSLATED.get(name, name)
         if TRANSLATED.get(name) == "penalty_window":
-            # In llama.cpp 0 is no token and -1 the whole text: integers from -1 up, as of top-k.
+            # In llama.cpp 0 is no token and -1 the whole text. The range is that of top-k.
             TOP_K.validate(source, np.asarray(value))
             off = _OF_WINDOW if value == 0 else ()
             value = 0 if value == -1 else value
@@ -214,7 +215,7 @@ def _row(
 
 
 def _attributes(place: str, request: Any) -> dict[str, Any]:
-    """Returns the values of a request by its own names."""
+    """Returns the values of a request, by the names of the request."""
     if isinstance(request, Mapping):
         values = dict(request)
     else:
@@ -227,18 +228,18 @@ def _attributes(place: str, request: Any) -> dict[str, Any]:
             )
         values = {name: getattr(request, name) for name in names or vars(request)}
         values |= getattr(request, "model_extra", None) or {}  # of pydantic
-    # Other names that begin with an underscore are not parts of requests.
+    # Other names with a leading underscore are private attributes.
     return {name: x for name, x in values.items() if name[:1] != "_" or name in TRANSLATED}
 
 
 def _check_neutral(place: str, value: Any, neutral: tuple[Any, ...]) -> None:
-    """Raises for a value that asks for something."""
+    """Raises an error unless a value is neutral."""
     empty = isinstance(value, list | tuple | dict | set | str) and not value
     if not empty and value not in neutral:
         allowed = " or ".join(map(repr, (None, *neutral)))
         raise ValueError(
-            f"{place} must be {allowed}, got {value!r}: serve it in the loop, and name it in "
-            "`handled`"
+            f"{place} must be {allowed}, got {value!r}: implement it in the decoding loop "
+            "and add its name to `handled`"
         )
 
 
@@ -317,7 +318,7 @@ def _add(row: dict[str, Any], place: str, name: str, value: Any, field: Field) -
         )
     if name in row:
         known = row[name]
-        # vLLM's `_all_stop_token_ids` has the others again.
+        # vLLM's `_all_stop_token_ids` repeats the other stop tokens.
         value = known + [x for x in value if name != "stop_token_ids" or x not in known]
     row[name] = value
 
@@ -328,16 +329,16 @@ def _asked(
     """Returns the rules of the batch."""
     for name in rules or ():
         if name not in fields:
-            raise ValueError(f"rules must hold names of {', '.join(fields)}; got {name!r}")
+            raise ValueError(f"rules must contain names among {', '.join(fields)}; got {name!r}")
     allowed = None if rules is None else {fields[name].rule for name in rules}
     asked = set()
     for i, row in enumerate(rows):
         for name, value in row.items():
-            # Stop tokens alone, which most requests have, ask for no rule.
+            # Most requests have stop tokens; without `min_tokens` they need no rule.
             if name == "stop_token_ids" or value in ([], fields[name].neutral):
                 continue
             if allowed is not None and fields[name].rule not in allowed:
-                raise ValueError(f"rules must have {name!r}: requests[{i}] asks for {value!r}")
+                raise ValueError(f"rules must contain {name!r}, set by requests[{i}] to {value!r}")
             asked.add(fields[name].rule)
     return asked if allowed is None else allowed
 
@@ -366,7 +367,7 @@ def _column(
 def _mask(
     name: str, field: Field, rows: list[dict[str, Any]], vocab_size: int | None, dtype: Any
 ) -> np.ndarray:
-    """Returns the mask of each row, of all tokens where the request says nothing."""
+    """Returns the mask of each row, of all tokens for requests without one."""
     if vocab_size is None:
         raise ValueError(f"vocab_size must be given for {name}, got None")
     width = vocab_size if name == "allowed" else -(-vocab_size // WORD)

@@ -1,4 +1,4 @@
-"""The best of several texts, by the log-probabilities of their tokens."""
+"""Selection of the best of several texts by the log-probabilities of their tokens."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ class BestOf(NamedTuple):
     """The best texts of each group, the best first.
 
     Attributes:
-      indices: int32 `[..., num]`, their places in the group.
+      indices: int32 `[..., num]`, in the group.
       scores: float32 `[..., num]`.
     """
 
@@ -57,27 +57,27 @@ def best_of(
 ) -> BestOf:
     """Returns the `num` best texts of each group, by the mean or the sum of their log-probs.
 
-    The score of a text is `sum(logprobs[:length])`, divided by its length for "mean". Equal scores
-    are ranked by lower index. A score depends neither on the other texts nor on the padding.
+    The score of a text is `sum(logprobs[:length])`, divided by its length for "mean". Ties are
+    ranked by lower index. A score depends neither on the other texts nor on the padding.
 
     Args:
-      logprobs: floats `[..., group, length]`, of the tokens of each text, as `sample` returns them.
-        Those behind a text may be anything. -inf makes the score -inf.
+      logprobs: floats `[..., group, length]`, of the tokens of each text, as `sample` returns them,
+        with any padding. -inf makes the score -inf.
       lengths: integers `[..., group]` in [0, length], the number of tokens of each text, or one
-        number for all. 0 means that there is no text.
+        number for all. 0 is a missing text.
       num: static, in [1, group].
       by: static, "mean" or "sum".
 
     Returns:
-      `(indices, scores)`, each `[..., num]`. A text without a token, with a length out of range or
-      with a score of NaN or +inf is never chosen: where fewer than `num` texts are left, indices
-      are -1 and scores NaN.
+      `(indices, scores)`, each `[..., num]`. A missing text, or one with a length out of range or a
+      score of NaN or +inf, is never chosen. If fewer than `num` texts are left, the result is
+      padded with -1 and NaN.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape, `num` or `by`; the message names the argument.
 
     References:
-      `best_of` of OpenAI's completions, which ranks by the mean, and `cumulative_logprob` of vLLM,
+      `best_of` in OpenAI's completions, which ranks by the mean, and `cumulative_logprob` in vLLM,
       the sum: https://github.com/vllm-project/vllm.
 
     >>> import jax.numpy as jnp
@@ -102,7 +102,7 @@ def best_of(
 
 
 def _sum(x: Array) -> Array:
-    """Returns the sums of the last axis, in an order in which zeros at the end change nothing."""
+    """Returns the sums of the last axis, in an order that does not depend on trailing zeros."""
     while x.shape[-1] > 1:
         x = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, x.shape[-1] % 2)])
         x = x[..., ::2] + x[..., 1::2]

@@ -1,4 +1,4 @@
-"""`sample`: the stages that the params ask for, in order, then the draw, in one program."""
+"""`sample`: the stages of the params in order, then the draw, in one program."""
 
 from typing import Any
 
@@ -66,56 +66,57 @@ def sample(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> SampleOutput:
-    """Applies the rules that the params ask for, in order, and draws a token of each row.
+    """Applies the rules of the params, in order, and draws a token of each row.
 
     Returns the same tokens as the composition of the functions of its stages, bit for bit.
-    Temperature, top-k, top-p and min-p at the end of the order, and the masks just in front of them
-    (`allowed`, `bitmask`, `suppressed`, `bad_words`, `min_tokens`), are fused with the draw: fewer
-    passes over the logits, and no intermediate logits are written:
+    Temperature, top-k, top-p and min-p at the end of the order, and the masks directly before them
+    (`allowed`, `bitmask`, `suppressed`, `bad_words`, `min_tokens`), are fused with the draw, which
+    takes fewer passes over the logits and writes no intermediate logits:
 
         categorical_sample(key, min_p_logits(top_p_logits(top_k_logits(
             scaled_logits(logits, temperature), top_k), top_p), min_p))
 
-    (`xtc` takes its own draw from `fold_in(key, 1)` of each row's key.) A token depends on the
-    key of its row, its logits, params and state alone.
+    (`xtc` draws with `fold_in(key, 1)` of the key of each row.) A token depends only on the key,
+    logits, params and state of its row.
 
     Args:
       key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
-        (`jax.random.key`) or raw uint32. In a decoding loop, of `request_keys(seeds, positions)`.
-      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. They are read as they
-        are, computed with in float32 and never rounded again.
-      params: what to apply; fields that are None cost nothing.
-      state: what the rows hold so far, for the rules that look back.
+        (`jax.random.key`) or raw uint32. In a decoding loop, use `request_keys(seeds, positions)`.
+      logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. They are read in their
+        own dtype and all computation is in float32.
+      params: the parameters of the rules. A rule whose fields are None is not compiled.
+      state: the text so far of each row, for rules that depend on it.
       order: static, the names of the stages, as `DEFAULT_ORDER`, or a name of `ORDERS`: "vllm",
-        "hf", "llama_cpp", "maxtext", "sglang_jax". A nested tuple judges its stages on the same
-        distribution, and a `Rule` is a rule of the caller.
-      num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the token's rank.
-      logprobs_mode: static, "processed_logprobs", of the distribution that was drawn from;
-        "raw_logprobs", of the logits as they were given; or "scaled_logprobs", of the logits after
-        all rules but those that drop tokens by their distribution, with greedy rows at temperature
-        1: what a policy is trained on. A tuple asks for several.
+        "hf", "llama_cpp", "maxtext", "sglang_jax". The stages of a nested tuple are applied to the
+        same distribution. A `Rule` is a user-defined rule.
+      num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the rank of the
+        drawn token.
+      logprobs_mode: static, "processed_logprobs" for the distribution of the draw, "raw_logprobs"
+        for the logits as given, or "scaled_logprobs" for the logits after all rules but those that
+        drop tokens by their distribution, with greedy rows at temperature 1, as needed to train a
+        policy. A tuple returns several.
       logprob_token_ids: integers `[..., n]`, one list for all rows or one a row: also return the
-        log-probabilities of these tokens, of the same modes. -1 is padding.
-      return_kept: static, also return which tokens the draw chose from, as a packed mask.
-      num_kept_ids: static, in [0, vocab]: also return the first of these tokens as a list of ids.
-      return_kept_mass: static, also return the log of the probability that these tokens have
-        before the cuts, under the distribution of "scaled_logprobs". A log-probability of this mode
-        minus it is the one of "processed_logprobs", unless a rule behind a cut is `dynatemp`,
-        `smoothing` or a rule of the caller, which look at what the cut has left.
-      return_entropy: static, also return the entropy of the distribution that was drawn from.
-      return_logits: static, also return the logits that `process_logits` returns. They are written.
-      bad_token: static, in [-1, vocab), the token that bad rows get: that of padding in a loop that
-        does not look for -1, which it must not write as text. Their log-probability stays NaN and
-        `num_kept` 0.
+        log-probabilities of these tokens, in the same modes. -1 is padding.
+      return_kept: static, also return the kept tokens, which the draw chose from, as a packed mask.
+      num_kept_ids: static, in [0, vocab]: also return the first kept tokens as a list of ids.
+      return_kept_mass: static, also return the log of the probability of the kept tokens before
+        truncation, under the distribution of "scaled_logprobs". The log-probability in that mode
+        minus this value is the one in mode "processed_logprobs", unless `dynatemp`, `smoothing` or
+        a user-defined rule follows a truncation, on whose result it depends.
+      return_entropy: static, also return the entropy of the distribution of the draw.
+      return_logits: static, also return the logits of `process_logits`, which are then written.
+      bad_token: static, in [-1, vocab), the token of bad rows, such as a padding id for a loop that
+        does not handle -1. Do not append it to the text. The log-probability of a bad row is still
+        NaN, and `num_kept` 0.
 
     Returns:
-      `SampleOutput`. A bad row (a NaN, +inf or no finite logit, none left by the rules, a
-      parameter outside its range) gets `bad_token` and log-probability NaN and touches no other
-      row.
+      `SampleOutput`. A bad row (a NaN, +inf or no finite logit, no token left by the rules, a
+      parameter outside its range) gets `bad_token` and log-probability NaN. It does not affect
+      other rows.
 
     Raises:
-      TypeError, ValueError: a wrong dtype, shape or order, a field without the other one or the
-        state that it needs; the message names the argument.
+      TypeError, ValueError: a wrong dtype, shape or order, or a field without the field or the
+        state that it requires; the message names the argument.
 
     >>> import jax, jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]))
@@ -154,18 +155,18 @@ def process_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Applies the rules that the params ask for, in order, without a draw.
+    """Applies the rules of the params, in order, without a draw.
 
     Returns the logits that `sample` draws from: with the same keys,
     `categorical_sample(key, process_logits(logits, params, state))` returns its tokens and
-    `token_logprobs` its log-probabilities, bit for bit. `sample` is faster, since it writes no
-    logits where it needs none.
+    `token_logprobs` its log-probabilities, bit for bit. `sample` is faster because it writes no
+    intermediate logits.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      params: what to apply; fields that are None cost nothing.
-      state: what the rows hold so far, for the rules that look back.
-      key: that of `sample`, for `xtc`, the only rule that draws; None without it.
+      params: the parameters of the rules. A rule whose fields are None is not compiled.
+      state: the text so far of each row, for rules that depend on it.
+      key: as in `sample`; required by `xtc`, the only rule that draws, else None.
       order: static, as in `sample`.
 
     Returns:
@@ -173,8 +174,8 @@ def process_logits(
       dtype of the logits. Differentiable in the logits. A bad row holds a NaN or no finite logit.
 
     Raises:
-      TypeError, ValueError: a wrong dtype, shape or order, a field without the other one, the
-        state or the key that it needs; the message names the argument.
+      TypeError, ValueError: a wrong dtype, shape or order, or a field without the field, the state
+        or the key that it requires; the message names the argument.
 
     >>> import jax, jax.numpy as jnp
     >>> params = SamplingParams(temperature=0.5, top_k=2)

@@ -1,4 +1,4 @@
-"""Logits to tokens: greedy and categorical."""
+"""Greedy and categorical sampling: functions from logits to tokens."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -14,7 +14,7 @@ from jaxsample._core._source import Implementation, opened
 def greedy_sample(
     logits: ArrayLike, *, axis_name: AxisName = None, implementation: Implementation = None
 ) -> Array:
-    """Returns the token of rank 0: the largest logit, the lowest id among equals.
+    """Returns the token of rank 0: the one with the largest logit, ties broken by lower id.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -40,15 +40,15 @@ def categorical_sample(
 ) -> Array:
     """Draws a token of each row with probability `softmax(logits)`.
 
-    A token depends on the key of its row and on the row's kept logits alone: not on the batch, the
-    row's place in it, `vmap`, or columns of -inf behind the vocabulary.
+    A token depends only on the key and the kept logits of its row: not on the batch, the position
+    of the row in it, `vmap`, or columns of -inf appended to the vocabulary.
 
     Args:
       key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
         (`jax.random.key`) or raw uint32. In a decoding loop, `fold_in(request_key, position)`.
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. The noise is float32
-        whatever the dtype. Chunks of 256 tokens all more than 32 nats below the likeliest are
-        never drawn.
+        for every dtype. A chunk of 256 tokens that are all more than 32 nats below the likeliest
+        is never drawn.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).

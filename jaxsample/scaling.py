@@ -1,4 +1,4 @@
-"""Temperatures and smoothing, logits to logits: how sharp the distribution is."""
+"""Temperature and smoothing: functions of logits that make a distribution sharper or flatter."""
 
 import functools
 
@@ -24,10 +24,10 @@ def scaled_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Divides logits by a temperature: `softmax(logits / temperature)` is sharper the lower it is.
+    """Divides logits by a temperature; a lower one makes `softmax(logits / temperature)` sharper.
 
-    At temperature 0, and at one so small that the largest logit overflows, only the token of rank 0
-    is kept, with its logit as it was: greedy decoding.
+    A temperature of 0, or one so small that the largest logit overflows, keeps only the token of
+    rank 0, with its logit unchanged: greedy decoding.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -78,8 +78,8 @@ def entropy_scaled_logits(
     """Divides logits by a temperature that rises with the entropy: dynamic temperature.
 
     `temperature = low + (high - low) * (entropy / log(n))**exponent`, where n is the number of
-    tokens that are not masked; of one token alone the temperature is `low`. As in `scaled_logits`,
-    a temperature of 0, or one so small that the largest logit overflows, keeps rank 0 alone.
+    tokens that are not masked; a single token gives `low`. As in `scaled_logits`, a temperature of
+    0, or one so small that the largest logit overflows, keeps only the token of rank 0.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -92,7 +92,7 @@ def entropy_scaled_logits(
       range) are NaN throughout.
 
     References:
-      Dynamic temperature, of koboldcpp and llama.cpp: https://github.com/ggml-org/llama.cpp.
+      Dynamic temperature in koboldcpp and llama.cpp: https://github.com/ggml-org/llama.cpp.
 
     >>> import jax.numpy as jnp
     >>> print(entropy_scaled_logits(jnp.array([[1.0, 1.0], [0.0, 80.0]]), 0.5, 2.0))
@@ -123,22 +123,22 @@ def smoothed_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Bends logits by their distance d from the largest: quadratic smoothing.
+    """Lowers logits by a polynomial of their distance d from the largest: quadratic smoothing.
 
-    `max - factor * d**2 * (3 - curve) / 2 - factor * d**3 * (curve - 1) / 2`: logits near the
-    maximum move together and those far from it away.
+    Returns `max - factor * d**2 * (3 - curve) / 2 - factor * d**3 * (curve - 1) / 2`: logits near
+    the maximum come closer to it, and distant ones move away from it.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       factor: finite and at least 0, a scalar or `[...]`; 0 is neutral.
-      curve: finite and at least 1, a scalar or `[...]`; 1 is the parabola alone.
+      curve: finite and at least 1, a scalar or `[...]`; 1 leaves only the quadratic term.
 
     Returns:
       float32 `[..., vocab]`. Bad rows (a NaN, +inf or no finite logit, a parameter outside its
       range) are NaN throughout.
 
     References:
-      Quadratic sampling, of text-generation-webui, pull requests 5403 and 5551, 2024.
+      Quadratic sampling in text-generation-webui, pull requests 5403 and 5551, 2024.
 
     >>> import jax.numpy as jnp
     >>> print(smoothed_logits(jnp.array([5.0, 4.5, 2.0]), 1.0))
@@ -154,7 +154,7 @@ def smoothed_logits(
     row_max = jnp.where(bad, 0, _shards.take(wide, best, x.shards))
     distance = row_max - jnp.where(finite, wide, 0)
     bend = (3 - curve) / 2 + product((curve - 1) / 2, distance)
-    # The maximum, which keeps +inf, is for the rounding, as in `product`.
+    # The maximum prevents contraction into a fused multiply-add, as in `product`; it keeps +inf.
     fall = jnp.maximum(factor * distance * distance * bend, np.finfo(np.float32).min)
     smoothed = rounded(row_max - fall)
     smoothed = jnp.where(finite & (factor != 0), smoothed, wide)
@@ -163,7 +163,7 @@ def smoothed_logits(
 
 def divisor_of(temperature: Array) -> tuple[Array, Array, Array]:
     """Returns the divisor of each temperature, whether it is greedy, and whether it is bad."""
-    # Where subnormal numbers are flushed to 0 they are greedy, so let them be everywhere.
+    # Some platforms flush subnormal numbers to 0, so they are greedy on all platforms.
     greedy = (temperature >= 0) & (temperature < np.finfo(np.float32).tiny)
     bad = ~NOT_NEGATIVE.inside(temperature)
     return jnp.where(greedy | bad, 1, temperature), greedy, bad

@@ -1,8 +1,8 @@
-"""Constraints on sequences of tokens, logits to logits, by the text in front of them.
+"""Constraints on sequences of tokens, as functions of logits and the text so far.
 
 A text is `tokens [..., L]`, of which the first `length [...]` are valid. Sequences are
-`[..., words, n]`, each valid up to its length in `[..., words]`. The last token of a sequence is
-changed where the text ends with all of its other tokens.
+`[..., words, n]`, each valid up to its length in `[..., words]`. The logit of the last token of a
+sequence is changed if the text ends with all of its other tokens.
 """
 
 import jax.numpy as jnp
@@ -31,11 +31,12 @@ def bad_words_logits(
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
-      tokens: integers `[..., L]`, the history; tokens behind its length are ignored.
+      tokens: integers `[..., L]`, the history; tokens beyond its length are ignored.
       length: integers in [0, L], a scalar or `[...]`.
       words: integers `[..., words, n]` in [0, vocab), one list for all rows or one a row; tokens
-        behind a word's length are ignored.
-      word_lengths: integers `[..., words]` in [0, n]; 0 is no word, words of 1 are always masked.
+        beyond a word's length are ignored.
+      word_lengths: integers `[..., words]` in [0, n]; 0 is padding, a word of one token is always
+        masked.
 
     Returns:
       `[..., vocab]` in the dtype of the logits. A parameter outside its range makes its row NaN;
@@ -86,13 +87,13 @@ def sequence_biased_logits(
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked and stays so.
-      tokens: integers `[..., L]`, the history; tokens behind its length are ignored.
+      tokens: integers `[..., L]`, the history; tokens beyond its length are ignored.
       length: integers in [0, L], a scalar or `[...]`.
       sequences: integers `[..., words, n]` in [0, vocab), one list for all rows or one a row;
-        tokens behind a sequence's length are ignored.
-      sequence_lengths: integers `[..., words]` in [0, n]; 0 is no sequence, those of 1 are always
-        biased.
-      bias: `[..., words]`, finite or -inf; 0 is neutral. That of no sequence is ignored.
+        tokens beyond a sequence's length are ignored.
+      sequence_lengths: integers `[..., words]` in [0, n]; 0 is padding, a sequence of one token is
+        always biased.
+      bias: `[..., words]`, finite or -inf; 0 is neutral. The bias of padding is ignored.
 
     Returns:
       float32 `[..., vocab]`. A parameter outside its range makes its row NaN; NaN and +inf stay

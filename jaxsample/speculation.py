@@ -1,7 +1,7 @@
-"""Speculative decoding by equality: drafts are accepted while they equal what `sample` draws.
+"""Speculative decoding by equality: drafts are accepted while they equal the draws of `sample`.
 
-Since a token is a function of its position's key and its kept logits, the text is that of plain
-decoding, whatever drafts are proposed.
+A token is a function of the key and the kept logits of its position. So the text equals that of
+plain decoding for any drafts.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from jaxsample.orders import DEFAULT_ORDER, Order
 from jaxsample.outputs import OPTION_CONVERTERS, Options, SampleOutput, sample_rows
 from jaxsample.params import SamplingParams, converted, of_positions, with_positions
 from jaxsample.sampler import checked_state, token_ids_of_rows
-from jaxsample.state import SamplerState, behind_drafts
+from jaxsample.state import SamplerState, after_drafts
 
 
 @pytree
@@ -30,10 +30,10 @@ class AcceptedDrafts(NamedTuple):
     """The output of `accept_drafts`.
 
     Attributes:
-      tokens: int32 `[..., depth + 1]`, the accepted drafts and the token behind them; then -1.
+      tokens: int32 `[..., depth + 1]`, the accepted drafts and the token after them; then -1.
       num_accepted: int32 `[...]`, the number of accepted drafts.
-      nodes: int32 `[..., depth + 1]`, the row of `sampled` that holds each token: 0, then 1 + the
-        index of each accepted draft; then -1.
+      nodes: int32 `[..., depth + 1]`, the index into `sampled` of each token: 0, then 1 + the index
+        of each accepted draft; then -1.
     """
 
     tokens: Array
@@ -46,11 +46,11 @@ class SpeculativeOutput(NamedTuple):
     """The output of `speculative_sample` and `rejection_sample`.
 
     Attributes:
-      tokens: int32 `[..., depth + 1]`, the accepted drafts and the token behind them, which is -1
+      tokens: int32 `[..., depth + 1]`, the accepted drafts and the token after them, which is -1
         on a bad row; then -1.
       num_accepted: int32 `[...]`, the number of accepted drafts.
-      nodes: int32 `[..., depth + 1]`, the row of the logits that each token is of: 0, then 1 + the
-        index of each accepted draft; then -1. The cache of a model keeps these rows.
+      nodes: int32 `[..., depth + 1]`, the position of the logits of each token: 0, then 1 + the
+        index of each accepted draft; then -1. The model's cache keeps these positions.
       logprobs: float32 `[..., depth + 1]`, of each token, as in `SampleOutput`; then NaN.
       num_kept: int32 `[..., depth + 1]`, as in `SampleOutput`; then 0.
       ranks: int32 `[..., depth + 1]`, as in `SampleOutput`; then -1.
@@ -129,26 +129,26 @@ def accept_drafts(
     *,
     depth: int | None = None,
 ) -> AcceptedDrafts:
-    """Accepts drafts from the root on while they equal the tokens that were sampled.
+    """Accepts drafts, starting at the root, while they equal the sampled tokens.
 
-    For a chain: while `draft_tokens[i] == sampled[i]`. Integers alone are looked at, so that
-    servers whose logits are ragged can sample their rows as they are and regroup the tokens.
+    For a chain: while `draft_tokens[i] == sampled[i]`. The function takes only token ids, so
+    servers with ragged logits can sample all rows in one batch and regroup the tokens.
 
     Args:
-      sampled: integers `[..., n + 1]`: the token behind the text, then the one behind each draft; a
+      sampled: integers `[..., n + 1]`, the tokens sampled after the text and after each draft; a
         negative one, of a bad row, equals no draft.
       draft_tokens: integers `[..., n]`; negative ones are padding.
-      parents: None for a chain. Of a tree integers `[..., n]` or `[n]`: the draft in front of each
-        draft, which has a lower index, or -1 for the text. Of equal drafts behind one text the
-        first one counts.
-      depth: static, in [0, n], how many drafts may be accepted; None: n.
+      parents: None for a chain. For a tree, integers `[..., n]` or `[n]`: the index of the draft
+        before each draft, lower than its own, or -1 for the text. Of equal drafts with the same
+        parent, the first is used.
+      depth: static, in [0, n], the largest number of accepted drafts; None: n.
 
     Returns:
-      `AcceptedDrafts`: the tokens, of which `num_accepted + 1` are new, and their rows.
+      `AcceptedDrafts`: the tokens, of which `num_accepted + 1` are new, and their indices.
 
     References:
       Leviathan, Kalman and Matias, "Fast inference from transformers via speculative decoding",
-      arXiv 2211.17192, for tokens that are functions of their keys.
+      arXiv 2211.17192, with tokens that are functions of their keys.
 
     >>> print(accept_drafts([5, 2, 9, 4], [5, 2, 7])[:2])
     (Array([ 5,  2,  9, -1], dtype=int32), Array(2, dtype=int32))
@@ -177,15 +177,15 @@ def _accepted(sampled: Array, drafts: Array, parents: Array | None, depth: int) 
 
 
 def paths(drafts: Array, parents: Array | None, depth: int) -> tuple[Array, Array]:
-    """Returns the drafts in the text in front of each row, and their number.
+    """Returns the drafts before each position, and their number.
 
     Args:
       drafts: int32 `[..., n]`.
       parents: int32 `[..., n]`, or None for a chain.
-      depth: the largest number of drafts that is looked at.
+      depth: the largest number of drafts.
 
     Returns:
-      int32 `[..., n + 1, depth]`, in the order of the text and -1 behind it, and `[..., n + 1]`.
+      int32 `[..., n + 1, depth]`, in the order of the text, padded with -1, and `[..., n + 1]`.
     """
     *lead, number = drafts.shape
     if parents is None:
@@ -222,19 +222,19 @@ def positioned_drafts(name: str, value: ArrayLike, logits: Array) -> Array:
 
 
 def positioned_params(name: str, value: Any, logits: Array) -> SamplingParams:
-    """Returns params of each position of logits `[..., drafts + 1, vocab]`."""
+    """Returns the params of each position of logits `[..., drafts + 1, vocab]`."""
     return converted(name, of_positions(value, logits.ndim - 2), logits)
 
 
 def _token_ids(name: str, value: Any, logits: Array) -> Array | None:
-    """Returns token ids `[..., drafts + 1, n]`, of each position, or None."""
+    """Returns the token ids of each position, `[..., drafts + 1, n]`, or None."""
     if value is not None:
         value = with_positions(name, value, 1, logits.ndim - 2)
     return token_ids_of_rows(name, value, logits)
 
 
 def positioned_state(name: str, value: Any, logits: Array) -> SamplerState | None:
-    """Returns the state in front of the positions of logits `[..., drafts + 1, vocab]`."""
+    """Returns the state before the drafts of logits `[..., drafts + 1, vocab]`."""
     return checked_state(name, value, (*logits.shape[:-2], logits.shape[-1]))
 
 
@@ -282,52 +282,53 @@ def speculative_sample(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> SpeculativeOutput:
-    """Draws a token behind the text and behind each draft, and accepts drafts that were drawn.
+    """Draws a token after the text and after each draft, and accepts drafts that equal the draws.
 
-    Every position is drawn as by `sample`, with its own key and with the drafts in front of it as
-    part of the text: the rules that look back see them, and they are counted. A draft is accepted
-    if it is the token that was drawn in front of it. So tokens, log-probabilities, counts and masks
-    are, bit for bit, those of `sample` and `update_state` one token after the other from the same
-    logits, whatever the drafts are.
+    Each position is drawn as by `sample`, with its own key and with the drafts before it as part of
+    the text, so rules that depend on the text take them into account. A draft is accepted if it
+    equals the token drawn at its position. So tokens, log-probabilities, counts and masks are equal
+    bit for bit to calling `sample` and `update_state` one token at a time with the same logits, for
+    any drafts.
 
     Drafts that were drawn with the same keys, `sample(keys[..., i], draft_logits, ...)`, are
-    accepted most often: nearly as often as two distributions can agree.
+    accepted most often: nearly as often as the two distributions allow.
 
     Args:
-      keys: an array of keys `[..., depth + 1]`, one a position, typed or raw, as they would be
-        given to `sample`: `fold_in(request_key, position)`, of `request_keys`. Of a tree, one for
-        the drafts of each depth. At most `depth` drafts are accepted; it is at most n.
-      logits: `[..., n + 1, vocab]`, float32, bfloat16 or float16: behind the text, then behind each
-        draft. Those that are not reached may be anything.
+      keys: an array of keys `[..., depth + 1]`, one a position, typed or raw, as given to `sample`:
+        `fold_in(request_key, position)`, from `request_keys`. For a tree, one for each depth. At
+        most `depth` drafts are accepted, and `depth` is at most n.
+      logits: `[..., n + 1, vocab]`, float32, bfloat16 or float16, after the text and after each
+        draft. Logits of positions that are not reached may be anything.
       draft_tokens: integers `[..., n]`; negative ones are padding.
       params: of the rows `[...]`, as in `sample`, or of each position: a field may have the axes
-        `[..., n + 1]` in place of `[...]`, as the bitmask of a grammar. `custom` is given to its
-        rules as it is, with logits `[..., n + 1, vocab]`.
-      state: what the rows hold in front of the drafts, for the rules that look back. A `Rule` that
-        reads counts has them written for all positions.
-      parents: None for a chain of drafts. Of a tree integers `[..., n]` or `[n]`: the draft in
-        front of each draft, which has a lower index, or -1 for the text.
+        `[..., n + 1]` instead of `[...]`, such as the bitmask of a grammar. Rules get their
+        `custom` params unchanged, with logits `[..., n + 1, vocab]`.
+      state: the text of each row before the drafts, for rules that depend on it. If the order has a
+        user-defined `Rule`, counts are written for all positions.
+      parents: None for a chain of drafts. For a tree, integers `[..., n]` or `[n]`: the index of
+        the draft before each draft, lower than its own, or -1 for the text.
       order: static, as in `sample`.
-      num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the token's rank.
+      num_logprobs: static, in [0, vocab]: also return the likeliest tokens and the rank of each
+        drawn token.
       logprobs_mode: static, "processed_logprobs", "raw_logprobs", "scaled_logprobs" or a tuple of
         them, as in `sample`.
       logprob_token_ids: integers `[..., n]` of the rows, or `[..., positions, n]`: also return the
         log-probabilities of these tokens. -1 is padding.
-      return_kept: static, also return which tokens each draw chose from, as a packed mask.
-      num_kept_ids: static, in [0, vocab]: also return the first of these tokens as a list of ids.
-      return_kept_mass: static, also return the log of the probability that these tokens have
-        before the cuts.
-      return_entropy: static, also return the entropy of each distribution that was drawn from.
+      return_kept: static, also return the kept tokens of each position as a packed mask.
+      num_kept_ids: static, in [0, vocab]: also return the first kept tokens as a list of ids.
+      return_kept_mass: static, also return the log of the probability of the kept tokens before
+        truncation.
+      return_entropy: static, also return the entropy of the distribution of each draw.
       return_logits: static, also return the logits after the rules.
 
     Returns:
-      `SpeculativeOutput`, of which `num_accepted + 1` tokens are new. A bad row (as in `sample`)
-      that is reached gives token -1 behind the drafts that were accepted in front of it; one that
-      is not reached changes nothing.
+      `SpeculativeOutput`, of which `num_accepted + 1` tokens are new. If a bad row (as in `sample`)
+      is reached, the token after the accepted drafts is -1; a bad row that is not reached has no
+      effect.
 
     Raises:
-      TypeError, ValueError: a wrong dtype, shape or order, a field without the other one or the
-        state that it needs; the message names the argument.
+      TypeError, ValueError: a wrong dtype, shape or order, or a field without the field or the
+        state that it requires; the message names the argument.
 
     References:
       Leviathan, Kalman and Matias, "Fast inference from transformers via speculative decoding",
@@ -354,7 +355,7 @@ def speculative_sample(
         _of_levels(of_depths, levels),
         x,
         params,
-        None if state is None else behind_drafts(state, texts, is_chain=tree is None),
+        None if state is None else after_drafts(state, texts, is_chain=tree is None),
         options,
         token_ids,
     )
@@ -363,14 +364,14 @@ def speculative_sample(
 
 
 def _of_levels(keys: Array, levels: Array) -> Array:
-    """Returns the key of each row, by the number of drafts in front of it."""
+    """Returns the key of each position, by the number of drafts before it."""
     words = jax.random.key_data(keys)
     index = jnp.minimum(levels, keys.shape[-1] - 1)[..., None]
     return jax.random.wrap_key_data(jnp.take_along_axis(words, index, axis=-2, mode="clip"))
 
 
 def _on_path(out: SampleOutput, nodes: Array) -> dict[str, Any]:
-    """Returns the fields of `SpeculativeOutput` from the rows of `nodes`, -1 for none."""
+    """Returns the fields of `SpeculativeOutput` at the positions `nodes`; -1 is padding."""
 
     def at_nodes(of_rows: Any, nothing: int) -> Any:
         def of_leaf(leaf: Array) -> Array:
@@ -381,9 +382,9 @@ def _on_path(out: SampleOutput, nodes: Array) -> dict[str, Any]:
 
         return jax.tree.map(of_leaf, of_rows)
 
-    behind = {"num_kept": 0, "kept_mask": 0}
+    padding = {"num_kept": 0, "kept_mask": 0}
     return {
-        name: at_nodes(getattr(out, name), behind.get(name, -1))
+        name: at_nodes(getattr(out, name), padding.get(name, -1))
         for name in out._fields
         if name != "tokens"
     }

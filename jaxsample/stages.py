@@ -1,4 +1,4 @@
-"""The stages of `sample`: a record of each rule."""
+"""The stages of `sample`: one record for each rule."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -53,10 +53,10 @@ class StageInput(NamedTuple):
     """The input of a stage.
 
     Attributes:
-      keys: one a row; None where no stage draws.
-      x: the logits, as the stages before left them.
-      given: the params of the stage that are not None.
-      state: the `SamplerState`, or None for a stage that does not look back.
+      keys: one a row, or None if no stage draws.
+      x: the logits after the previous stages.
+      given: the fields of the stage that are not None.
+      state: the `SamplerState` or None.
     """
 
     keys: Any
@@ -70,12 +70,12 @@ class StageInput(NamedTuple):
 
     @property
     def axis(self) -> dict[str, Any]:
-        """The options of a rule that looks at each token alone."""
+        """The keyword arguments of a rule without kernels."""
         return {"axis_name": self.x.axis_name}
 
     @property
-    def looks(self) -> dict[str, Any]:
-        """The options of a rule that looks at all of the distribution."""
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of a rule with kernels, which takes `implementation`."""
         return {**self.axis, "implementation": self.x.implementation}
 
 
@@ -85,14 +85,14 @@ class Stage(NamedTuple):
     Attributes:
       name: its name in an order.
       apply: returns new logits.
-      fields: the fields of `SamplingParams` that it needs.
+      fields: the fields of `SamplingParams` that it requires.
       optional: the fields that have a default.
-      shared: the fields that several stages read, and that ask for none of them.
-      needs_state: whether it needs the `SamplerState`.
-      counts: whether it looks at each token alone, by how often the text has it.
-      drops: whether it only drops tokens, by the whole distribution.
-      mask: returns the packed mask of the tokens that it leaves, or the tokens that it bans, where
-        that does not depend on the logits.
+      shared: the fields that several stages read. They enable none of these stages.
+      needs_state: whether it requires the `SamplerState`.
+      counts: whether it is elementwise in the logits and the counts of the tokens.
+      drops: whether it is a truncation: it only drops tokens, by their distribution.
+      mask: for a mask that does not depend on the logits, returns the packed mask of the tokens
+        that it keeps, or the tokens that it bans.
     """
 
     name: str
@@ -110,14 +110,14 @@ def _of(
     name: str,
     rule: Callable[..., Array],
     *fields: str,
-    looks: bool = True,
+    kernels: bool = True,
     drops: bool = False,
     mask: Callable[[StageInput], Array] | None = None,
 ) -> Stage:
     """Returns the stage of a rule that takes the logits and then its fields."""
 
     def apply(i: StageInput) -> Array:
-        options = i.looks if looks else i.axis
+        options = i.options if kernels else i.axis
         return rule(i.logits, *(i.given[f] for f in fields), **options)
 
     return Stage(name, apply, fields, drops=drops, mask=mask)
@@ -135,13 +135,13 @@ def _bans(
 
 
 def _by_count(name: str, apply: Callable[[StageInput], Array]) -> Stage:
-    """Returns the stage of a penalty that looks at each token alone, by its count."""
+    """Returns the stage of a penalty that depends on the count of each token."""
     shared = ("penalty_window", "exempt_token_ids")
     return Stage(name, apply, (name,), shared=shared, needs_state=True, counts=True)
 
 
 def custom(rule: Rule) -> Stage:
-    """Returns the stage of a rule of the caller."""
+    """Returns the stage of a user-defined rule."""
 
     def apply(i: StageInput) -> Array:
         logits = jnp.asarray(rule.function(i.logits, i.given.get(rule.name), i.state))
@@ -150,14 +150,14 @@ def custom(rule: Rule) -> Stage:
                 f"rule {rule.name!r} must return floating logits of shape {i.logits.shape}, got "
                 f"{logits.dtype} of shape {logits.shape}"
             )
-        # Written once: each pass of the draw would compute and round them in its own way.
+        # Written once: XLA would recompute them in each pass of the draw, with other rounding.
         return lax.optimization_barrier(logits)
 
     return Stage(rule.name, apply)
 
 
 def _named(i: StageInput, prefix: str) -> dict[str, Any]:
-    """Returns the params of a stage by the names that its function has for them."""
+    """Returns the fields of a stage by the names of its function's arguments."""
     return {field.removeprefix(prefix): value for field, value in i.given.items()}
 
 
@@ -217,27 +217,27 @@ def _sequence_bias(i: StageInput) -> Array:
 
 
 def _dynatemp(i: StageInput) -> Array:
-    return entropy_scaled_logits(i.logits, **_named(i, "dynatemp_"), **i.looks)
+    return entropy_scaled_logits(i.logits, **_named(i, "dynatemp_"), **i.options)
 
 
 def _smoothing(i: StageInput) -> Array:
-    return smoothed_logits(i.logits, **_named(i, "smoothing_"), **i.looks)
+    return smoothed_logits(i.logits, **_named(i, "smoothing_"), **i.options)
 
 
 def _p_less(i: StageInput) -> Array:
     on = i.x.per_row(i.given["p_less"])
-    return jnp.where(on[..., None], p_less_logits(i.logits, **i.looks), i.logits)
+    return jnp.where(on[..., None], p_less_logits(i.logits, **i.options), i.logits)
 
 
 def _xtc(i: StageInput) -> Array:
     keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(i.keys.reshape(-1))
-    return xtc_logits(keys.reshape(i.keys.shape), i.logits, **_named(i, "xtc_"), **i.looks)
+    return xtc_logits(keys.reshape(i.keys.shape), i.logits, **_named(i, "xtc_"), **i.options)
 
 
 _EVERY_STAGE = (
     _of("guidance", guided_logits, "unconditional_logits", "guidance_scale"),
-    _of("allowed", allowed_logits, "allowed", looks=False, mask=_allowed),
-    _of("bitmask", bitmask_logits, "bitmask", looks=False, mask=_bitmask),
+    _of("allowed", allowed_logits, "allowed", kernels=False, mask=_allowed),
+    _of("bitmask", bitmask_logits, "bitmask", kernels=False, mask=_bitmask),
     _bans("suppressed", _suppressed, "suppressed_token_ids"),
     _bans("bad_words", _bad_words, "bad_words", "bad_word_lengths", needs_state=True),
     _bans("min_tokens", _min_tokens, "min_tokens", "stop_token_ids", needs_state=True),
@@ -253,14 +253,14 @@ _EVERY_STAGE = (
         ("exempt_token_ids",),
         needs_state=True,
     ),
-    _of("logit_bias", biased_logits, "logit_bias_token_ids", "logit_bias", looks=False),
+    _of("logit_bias", biased_logits, "logit_bias_token_ids", "logit_bias", kernels=False),
     Stage(
         "sequence_bias",
         _sequence_bias,
         ("sequence_bias_tokens", "sequence_bias_lengths", "sequence_bias"),
         needs_state=True,
     ),
-    _of("forced", forced_logits, "forced_token_id", looks=False),
+    _of("forced", forced_logits, "forced_token_id", kernels=False),
     _of("temperature", scaled_logits, "temperature"),
     Stage("dynatemp", _dynatemp, ("dynatemp_low", "dynatemp_high"), ("dynatemp_exponent",)),
     Stage("smoothing", _smoothing, ("smoothing_factor",), ("smoothing_curve",)),
@@ -271,7 +271,7 @@ _EVERY_STAGE = (
     _of("epsilon_cutoff", epsilon_logits, "epsilon_cutoff", drops=True),
     _of("eta_cutoff", eta_logits, "eta_cutoff", drops=True),
     _of("top_a", top_a_logits, "top_a", drops=True),
-    _of("top_n_sigma", top_n_sigma_logits, "top_n_sigma", looks=False, drops=True),
+    _of("top_n_sigma", top_n_sigma_logits, "top_n_sigma", kernels=False, drops=True),
     _of("tail_free", tail_free_logits, "tail_free", drops=True),
     _of("top_h", top_h_logits, "top_h", drops=True),
     Stage("p_less", _p_less, ("p_less",), drops=True),
@@ -292,7 +292,7 @@ def input_of(
     stage: Stage, keys: Array | None, x: Source, params: SamplingParams, state: SamplerState | None
 ) -> StageInput:
     """Returns the input of a stage."""
-    if not stage.fields:  # of a rule of the caller
+    if not stage.fields:  # a user-defined rule
         if isinstance(state, DraftedState):
             state = state.whole(x.shards)
         return StageInput(keys, x, dict(params.custom or {}), state)

@@ -23,8 +23,7 @@ class SamplerState:
     Attributes:
       tokens: int32 `[..., max_length]`, prompt and output, valid up to `lengths`.
       lengths: int32 `[...]`, of prompt and output. A row whose length is outside
-        [0, max_length], a prompt that was too long or an output that outgrew its room, is a bad
-        row for `sample`.
+        [0, max_length], because its prompt or its output is too long, is a bad row for `sample`.
       prompt_lengths: int32 `[...]`.
       prompt_mask: int32 `[..., ceil(vocab / 32)]`, the tokens of the prompt, a packed bitmask.
       counts: int32 `[..., vocab]`, how often each token was written after the prompt.
@@ -55,10 +54,10 @@ class SamplerState:
         left_padding: ArrayLike = 0,
         axis_name: AxisName = None,
     ) -> "SamplerState":
-        """Returns the state of texts that were written: for loops that keep their own.
+        """Returns the state of given texts, for a loop that stores its texts elsewhere.
 
-        It counts all tokens of the output anew. A loop that can hold a state is faster with
-        `update_state`, which counts one.
+        It counts all tokens of the outputs. A loop that carries a state is faster with
+        `update_state`, which counts only the new token.
 
         Args:
           tokens: integers `[..., max_length]`, prompt and output of each row, valid up to
@@ -66,15 +65,15 @@ class SamplerState:
           prompt_lengths: integers in [0, lengths], a scalar or `[...]`.
           lengths: integers in [0, max_length - left_padding], of prompt and output, a scalar or
             `[...]`.
-          vocab_size: static, the vocabulary of the logits; of each device's, where it is sharded.
-          left_padding: integers at least 0, a scalar or `[...]`, the tokens in front of each text,
-            which are dropped: where prompts are padded on the left to a width, that width without
-            the length of the prompt.
+          vocab_size: static, the size of the vocabulary; inside `shard_map`, of its local shard.
+          left_padding: integers at least 0, a scalar or `[...]`, the number of padding tokens
+            before each text, which are dropped. For prompts padded on the left to a width, it is
+            that width minus the length of the prompt.
 
         Returns:
-          `SamplerState`, bit for bit that of `init_state` with the prompts and `update_state` with
-          each token of the outputs. A row with a length outside its range has length -1: it is a
-          bad row for `sample`.
+          `SamplerState`, equal bit for bit to `init_state` with the prompts followed by
+          `update_state` with each output token. A row with a length outside its range has length
+          -1: it is a bad row for `sample`.
 
         >>> import jax.numpy as jnp
         >>> texts = jnp.array([[0, 3, 1, 4], [5, 2, 2, 2]])
@@ -98,20 +97,20 @@ class SamplerState:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DraftedState(SamplerState):
-    """The texts in front of several positions of each row, which differ in their drafts alone.
+    """The texts before several positions of each row, which differ only in their drafts.
 
-    `tokens` and `lengths` are of each position, `[..., positions, *]`. What would be as large as
-    the logits is of the row without its drafts, `[..., 1, *]`: `counts`, `prompt_mask` and
-    `prompt_lengths`.
+    `tokens` and `lengths` are stored for each position, `[..., positions, *]`. `counts`,
+    `prompt_mask` and `prompt_lengths` are stored for each row, without drafts, `[..., 1, *]`: for
+    each position they would be as large as the logits.
 
     Attributes:
-      drafts: int32 `[..., positions, n]`, the drafts in each text, in its order; -1 is none.
+      drafts: int32 `[..., positions, n]`, the drafts in each text, in order; -1 is padding.
     """
 
     drafts: Array
 
     def of_tokens(self, ids: Array, shards: Shards | None) -> SamplerState:
-        """Returns the states of the positions with a few tokens `[..., n]` as their vocabulary."""
+        """Returns the states of the positions, with a few tokens `[..., n]` as the vocabulary."""
         drafted = jnp.sum(ids[..., None] == self.drafts[..., None, :], axis=-1, dtype=jnp.int32)
         words = _shards.take(self.prompt_mask, ids // _bits.WORD, shards)
         return dataclasses.replace(
@@ -121,7 +120,7 @@ class DraftedState(SamplerState):
         )
 
     def whole(self, shards: Shards | None) -> SamplerState:
-        """Returns the states of the positions, with counts of the size of the logits."""
+        """Returns the states of the positions, with counts as large as the logits."""
 
         def of_positions(leaf: Array) -> Array:
             return jnp.broadcast_to(leaf, (*self.lengths.shape, leaf.shape[-1]))
@@ -136,11 +135,10 @@ class DraftedState(SamplerState):
         )
 
 
-def behind_drafts(state: SamplerState, drafts: Array, *, is_chain: bool) -> DraftedState:
-    """Returns the state behind each of several drafts of a row, `[..., positions, n]`.
+def after_drafts(state: SamplerState, drafts: Array, *, is_chain: bool) -> DraftedState:
+    """Returns the state after the drafts of each position, `[..., positions, n]`.
 
-    The drafts of a chain are written once: each text continues the one before, and ends by its
-    length.
+    The texts of a chain are one text, cut at different lengths, which is written once.
     """
     shape = (*drafts.shape[:-1], state.tokens.shape[-1])
     tokens = jnp.broadcast_to(state.tokens[..., None, :], shape)
@@ -184,14 +182,14 @@ def init_state(
     *,
     axis_name: AxisName = None,
 ) -> SamplerState:
-    """Returns the state of rows whose prompts were read and whose outputs are empty.
+    """Returns the state of rows with given prompts and empty outputs.
 
     Args:
-      prompt_tokens: integers `[..., n]`, n at most `max_length`; tokens behind a prompt's
+      prompt_tokens: integers `[..., n]`, n at most `max_length`; tokens beyond a prompt's
         length are ignored, ids outside the vocabulary are not counted.
       prompt_lengths: integers in [0, n], a scalar or `[...]`.
-      vocab_size: static, the vocabulary of the logits; of each device's, where it is sharded.
-      max_length: static, the room for prompt and output.
+      vocab_size: static, the size of the vocabulary; inside `shard_map`, of its local shard.
+      max_length: static, the largest number of tokens of prompt and output.
 
     Returns:
       `SamplerState`. A row with a prompt length outside its range has length -1.
@@ -249,20 +247,19 @@ def _new_tokens(name: str, value: ArrayLike, state: SamplerState) -> Array:
 def update_state(
     state: SamplerState, tokens: ArrayLike, active: ArrayLike = True, *, axis_name: AxisName = None
 ) -> SamplerState:
-    """Appends a token to each row, or several one after the other, and counts them.
+    """Appends one or more tokens to each row, and counts them.
 
-    Under donation of the state nothing is copied.
+    If the state is donated, nothing is copied.
 
     Args:
       state: of the rows.
-      tokens: integers `[...]` or `[..., n]`, what was sampled; a negative one, of a bad row or
-        behind the accepted drafts, is not appended.
-      active: bool, a scalar or `[...]`; rows where it is False stay as they are.
+      tokens: integers `[...]` or `[..., n]`, the sampled tokens; a negative one, of a bad row or
+        after the accepted drafts, is not appended.
+      active: bool, a scalar or `[...]`; rows where it is False are unchanged.
 
     Returns:
       The state after the tokens, the same for several at once as for one after the other. A token
-      beyond `max_length` is counted, but no longer in `tokens`; its row is bad for `sample` from
-      then on.
+      beyond `max_length` is counted but not stored, and its row becomes a bad row for `sample`.
 
     >>> import jax.numpy as jnp
     >>> state = init_state(jnp.zeros((2, 0), int), 0, vocab_size=4, max_length=8)
@@ -283,7 +280,7 @@ def update_state(
 
 
 def _appended(text: Array, lengths: Array, tokens: Array, new: Array) -> tuple[Array, Array]:
-    """Returns texts and their lengths behind those of `tokens [..., n]` that are new."""
+    """Returns texts with the new ones of `tokens [..., n]` appended, and their lengths."""
     new &= (lengths >= 0)[..., None]
     number = jnp.cumsum(new, axis=-1, dtype=jnp.int32)
     places = jnp.where(new, lengths[..., None] + number - 1, text.shape[-1])
@@ -296,7 +293,7 @@ def _appended(text: Array, lengths: Array, tokens: Array, new: Array) -> tuple[A
 
 
 def _counted(counts: Array, tokens: Array, new: Array, shards: Shards | None) -> Array:
-    """Returns the counts with those of `tokens [..., n]` that are new."""
+    """Returns the counts with the new ones of `tokens [..., n]` added."""
     ids = jnp.where(new, tokens, _shards.vocab(counts, shards))
 
     def add_at(row: Array, places: Array) -> Array:
@@ -321,7 +318,7 @@ def reset_rows(
 ) -> SamplerState:
     """Assigns rows of a batch to new requests: continuous batching in fixed shapes.
 
-    Under donation of the state only the rows that change are written.
+    If the state is donated, only the rows that change are written.
 
     Args:
       state: of a batch, with one leading axis.
@@ -330,7 +327,7 @@ def reset_rows(
       prompt_lengths: integers in [0, width], a scalar or `[n]`.
 
     Returns:
-      The state, with the rows as `init_state` makes them and all others as they were.
+      The state with these rows replaced by the result of `init_state`.
 
     >>> import jax.numpy as jnp
     >>> state = init_state(jnp.zeros((3, 2), int), 2, vocab_size=4, max_length=8)

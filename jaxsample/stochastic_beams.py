@@ -22,18 +22,18 @@ from jaxsample.without_replacement import without_replacement_sample
 @pytree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StochasticBeamState:
-    """The beams of a stochastic search, those that have ended too, in the order of their arrival.
+    """The beams of a stochastic search, both active and ended, in the order of their arrival.
 
     Attributes:
-      tokens: int32 `[..., beams, max_length]`, with the stop token; -1 behind it.
+      tokens: int32 `[..., beams, max_length]`, with the stop token; then -1.
       lengths: int32 `[..., beams]`, with the stop token.
       logprobs: float32 `[..., beams]`, phi, the sum of the log-probabilities of these tokens; -inf
-        where there is no beam.
-      perturbed: float32 `[..., beams]`, G, minus the logarithm of the time at which the beam
-        arrived: a Gumbel variable with location phi. -inf where there is no beam.
+        for a missing beam.
+      perturbed: float32 `[..., beams]`, G, minus the logarithm of the arrival time of the beam: a
+        Gumbel variable with location phi. -inf for a missing beam.
       active: bool `[..., beams]`, whether the beam has not ended.
-      threshold: float32 `[...]`, the largest G of what was left out; -inf where nothing was. NaN if
-        a beam was lost by a bad row, since no estimate is unbiased then.
+      threshold: float32 `[...]`, the largest G of the dropped beams; -inf if none was dropped. NaN
+        if a beam was lost to a bad row, since no estimate is unbiased then.
     """
 
     tokens: Array
@@ -45,20 +45,20 @@ class StochasticBeamState:
 
     @property
     def done(self) -> Array:
-        """Whether a search has ended, bool `[...]`: all of its beams have."""
+        """Whether all beams of a search have ended, bool `[...]`."""
         return ~jnp.any(self.active, axis=-1)
 
 
 def init_stochastic_beams(
     num_beams: int, max_length: int, batch_shape: tuple[int, ...] = ()
 ) -> StochasticBeamState:
-    """Returns the state before the first token: one beam, without a token.
+    """Returns the state before the first token: one empty beam.
 
     Args:
       num_beams: static, at least 1, the number of texts.
-      max_length: static, at least 1, the room for the tokens of a text without its prompt, which is
-        the caller's.
-      batch_shape: static, `logits.shape[:-2]` of the calls to come.
+      max_length: static, at least 1, the largest number of generated tokens, without the prompt,
+        which is not part of the state.
+      batch_shape: static, `logits.shape[:-2]` in `stochastic_beam_step`.
 
     Returns:
       `StochasticBeamState`. All beams have the same prompt, so their logits in the first step may
@@ -108,16 +108,16 @@ def stochastic_beam_step(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> tuple[StochasticBeamState, Array, Array]:
-    """Continues the beams of a search that draws distinct texts: the first to arrive stay.
+    """Extends the beams of a search that draws distinct texts, and keeps the first to arrive.
 
-    A text that arrives at time t and has probability e^phi has children, continuations by a token,
-    whose times are those of a race: the first arrives at t itself and is drawn as
-    `categorical_sample` does, the others at `t + (times - times[0]) / e^phi`, by
-    `arrival_times` of `without_replacement_sample`. A text that has ended, by a stop token or at
-    `max_length`, keeps its time. Of all of these the first `beams` are the next beams. In the end
-    they are what `beams` draws without replacement of whole texts would be, in their order.
+    A text with arrival time t and probability e^phi has children, its continuations by a token. The
+    first child is the token of `categorical_sample` and arrives at t. The others arrive at
+    `t + (times - times[0]) / e^phi`, with the `arrival_times` of `without_replacement_sample`. A
+    text that has ended, by a stop token or at `max_length`, keeps its time. The `beams` earliest of
+    all of these are the next beams. When the search ends, the beams have the distribution of
+    `beams` draws of whole texts without replacement, in order.
 
-    Given the threshold of the last state, a text is among them with probability
+    Given the threshold of the last state, a text is among the beams with probability
 
         q = 1 - exp(-exp(phi - threshold))
 
@@ -126,26 +126,27 @@ def stochastic_beam_step(
 
     Args:
       keys: one key, split over the searches, or an array of keys `[...]`, one a search: typed
-        (`jax.random.key`) or raw uint32. Each step needs others, such as
+        (`jax.random.key`) or raw uint32. Use new keys in each step, such as
         `request_keys(seeds, positions)`.
-      state: of `init_stochastic_beams` or the last call.
-      logits: `[..., beams, vocab]`, float32, bfloat16 or float16; -inf is masked. Behind the prompt
-        in the first step, then behind the tokens that were returned. Those of a beam that has
-        ended or is not there may be anything.
+      state: from `init_stochastic_beams` or the last call.
+      logits: `[..., beams, vocab]`, float32, bfloat16 or float16; -inf is masked. They follow the
+        prompt in the first step, then the returned tokens. Logits of beams that have ended or are
+        missing may be anything.
       stop_token_ids: integers `[n]` or `[..., n]`, one list a search; negative ids are padding.
         None: texts end at `max_length`.
 
     Returns:
       `(state, tokens, parents)`: the next state; int32 `[..., beams]`, the new token of each beam,
-      -1 where it has ended before or there is none; int32 `[..., beams]`, the beam that it
-      continues or was, for `take_beams`. A beam whose row is bad (a NaN, +inf or no finite logit)
-      ends without a text. No other search is touched.
+      -1 if the beam had ended or is missing; int32 `[..., beams]`, the index of the beam in the
+      previous state, for `take_beams`. A beam whose row is bad (a NaN, +inf or no finite logit) is
+      dropped. Other searches are not affected.
 
     References:
       Kool, van Hoof and Welling, "Stochastic beams and where to find them: the Gumbel-top-k trick
       for sampling sequences without replacement", arXiv 1903.06059, whose perturbed log-probs have
-      the same law. There, noise for all tokens is made to fit the largest afterwards; here, the
-      race of the children goes on from the time of the first, and makes noise for few of them.
+      the same distribution. The paper draws noise for all tokens and shifts it so that the largest
+      value fits; here the race of the children continues from the time of the first child, and
+      only a few children need noise.
 
     >>> import jax, jax.numpy as jnp
     >>> logits = jnp.log(jnp.array([0.5, 0.3, 0.2]))
@@ -192,10 +193,10 @@ def stochastic_beam_step(
 
 
 class _Children(NamedTuple):
-    """What follows from beams, `[..., beams, n]`: their children, or what has ended itself.
+    """The candidates for the next beams, `[..., beams, n]`: children, and beams that have ended.
 
     Attributes:
-      perturbed: float32; -inf where there is nothing.
+      perturbed: float32; -inf for padding.
       logprobs: float32, of the whole text.
       tokens: int32; -1 for a beam that has ended.
       parents: int32.
@@ -210,7 +211,7 @@ class _Children(NamedTuple):
 def _children(
     state: StochasticBeamState, tokens: Array, logprobs: Array, arrival_times: Array
 ) -> _Children:
-    """Returns the children of the active beams, with the time behind the last, and the ended."""
+    """Returns the children of the active beams and the next arrival of each, and ended beams."""
     first = jnp.where(state.lengths == 0, 0, arrival_times[..., 0])
     phi = state.logprobs[..., None]
     late = _elementary.log(arrival_times - first[..., None]) - phi

@@ -1,4 +1,4 @@
-"""Whether the text of a row has ended, and why."""
+"""Stop conditions: whether the text of a row has ended, and why."""
 
 import enum
 from typing import Any
@@ -31,7 +31,7 @@ def _state(name: str, value: Any) -> SamplerState:
 
 
 def _per_row(convert: Converter) -> Converter:
-    """Makes the converter of an argument that may be None from one that takes the logits."""
+    """Returns the converter of an argument that may be None."""
     return lambda name, value, state: value if value is None else convert(name, value, state.counts)
 
 
@@ -58,25 +58,25 @@ def stop_reason(
 ) -> Array:
     """Returns why the text of each row ends with its newest token, as a code of `StopReason`.
 
-    Where several reasons hold, the first of: BAD_ROW, a negative token or a text that has outgrown
-    its room; STOP_TOKEN; STOP_SEQUENCE, the output ends with one of the sequences; LOOP, the output
-    ends with `repeats` copies of the same p tokens, for a p up to `max_period`; LENGTH, the output
-    has `max_tokens` or the text has `max_length`.
+    If several reasons hold, returns the first of: BAD_ROW, a negative token or a text longer than
+    `max_length`; STOP_TOKEN; STOP_SEQUENCE, the output ends with one of the sequences; LOOP, the
+    output ends with `repeats` copies of the same p tokens, for a p up to `max_period`; LENGTH, the
+    output has `max_tokens` or the text has `max_length`.
 
-    It looks at the end of the text alone. After several tokens at once, `update_state` and this
-    function must be called for one after the other.
+    Only the end of the text is tested. If a step accepts several tokens, call `update_state` and
+    this function for each of them in turn.
 
     Args:
-      state: behind `update_state` with the newest tokens.
-      tokens: integers `[...]`, the newest token of each row, -1 on bad rows: those of `sample`
-        with its default `bad_token`.
+      state: after `update_state` with the newest tokens.
+      tokens: integers `[...]`, the newest token of each row, -1 on bad rows, as `sample` returns
+        them with its default `bad_token`.
       stop_token_ids: integers `[..., n]`, one list for all rows or one a row; negative ids are
         padding.
-      stop_sequences: integers `[..., n, m]`, of token ids, padded with negative ones behind each
-        sequence. One that is empty stops nothing.
-      max_tokens: integers at least 0, a scalar or `[...]`, the room for output; a negative one
-        makes its row a bad row. None: as the state has room.
-      max_period: static, in [0, 1024]; 0 looks for no loops.
+      stop_sequences: integers `[..., n, m]` of token ids, each sequence padded with negative ones.
+        An empty sequence is ignored.
+      max_tokens: integers at least 0, a scalar or `[...]`, the largest number of output tokens; a
+        negative one makes its row a bad row. None: limited by `max_length` alone.
+      max_period: static, in [0, 1024]; 0 disables LOOP.
       repeats: static, in [2, 1024].
 
     Returns:
@@ -145,5 +145,5 @@ def _loops(state: SamplerState, written: Array, max_period: int, repeats: int) -
 
 
 def _last(state: SamplerState, index: Array) -> Array:
-    """Returns tokens by index; those in front of the text are any."""
+    """Returns tokens by index; at a negative index, any token."""
     return _lookup.take(state.tokens, jnp.maximum(index, 0))

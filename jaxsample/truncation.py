@@ -1,7 +1,7 @@
-"""Truncations, logits to logits: each rule drops tokens, and most keep a prefix of the ranking.
+"""Truncation: functions of logits that drop tokens; most keep a prefix of the ranking.
 
 The ranking is by logit, equal logits by lower token id. Dropped logits become -inf and kept ones
-stay as they are. The kept set is a constant under differentiation.
+are unchanged. The kept set is a constant under differentiation.
 """
 
 import jax.numpy as jnp
@@ -129,11 +129,11 @@ def typical_p_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Keeps the tokens whose surprise is nearest to the entropy, of probability p or more together.
+    """Keeps the tokens whose information content is closest to the entropy, up to probability p.
 
-    Tokens are ranked by `abs(-log(prob) - entropy)`, the least first, equals by lower id; the
-    shortest prefix of that ranking whose probability reaches p is kept, at least one token. It need
-    not hold the likeliest.
+    Tokens are ranked by `abs(-log(prob) - entropy)` in ascending order, ties by lower id. The
+    shortest prefix of that ranking whose probability reaches p is kept, at least one token. It may
+    not contain the likeliest token.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -167,7 +167,7 @@ def epsilon_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Keeps the tokens of probability epsilon or more, and the likeliest.
+    """Keeps the tokens of probability at least epsilon, and the likeliest token.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -199,10 +199,10 @@ def eta_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Keeps the tokens of probability `min(epsilon, sqrt(epsilon) * exp(-entropy))` or more.
+    """Keeps the tokens of probability at least `min(epsilon, sqrt(epsilon) * exp(-entropy))`.
 
-    The likeliest is always kept. Where the distribution is flat, and every token unlikely, the
-    bound is lower than that of `epsilon_logits`.
+    The likeliest token is always kept. For a flat distribution, in which every token is unlikely,
+    the bound is lower than the one of `epsilon_logits`.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -236,7 +236,7 @@ def top_a_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Keeps the tokens of probability `a * max(prob)**2` or more.
+    """Keeps the tokens of probability at least `a * max(prob)**2`.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -247,7 +247,7 @@ def top_a_logits(
       outside its range) are NaN throughout.
 
     References:
-      Top-a, of KoboldAI and RWKV: https://github.com/BlinkDL/RWKV-LM.
+      Top-a in KoboldAI and RWKV: https://github.com/BlinkDL/RWKV-LM.
 
     >>> import jax.numpy as jnp
     >>> print(top_a_logits(jnp.log(jnp.array([0.6, 0.3, 0.1])), 0.5))
@@ -263,8 +263,8 @@ def top_a_logits(
 def top_n_sigma_logits(logits: ArrayLike, n: ArrayLike, *, axis_name: AxisName = None) -> Array:
     """Keeps the tokens within n standard deviations of the largest logit.
 
-    Keeps `logit >= max - n * sigma`, where sigma is the standard deviation (of the population) of
-    the logits that are not masked. What is kept does not depend on the temperature.
+    Keeps `logit >= max - n * sigma`, where sigma is the population standard deviation of the
+    logits that are not masked. The kept set does not depend on the temperature.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -296,14 +296,14 @@ def tail_free_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Cuts the ranking where the curvature of its probabilities vanishes.
+    """Keeps the tokens before the tail of the ranking, where the curvature of probabilities is low.
 
-    With p the sorted probabilities of the tokens that are not masked,
-    `d[i] = abs((p[i] - p[i+1]) - (p[i+1] - p[i+2]))` over their sum: keeps the tokens before the
-    first i at which the running sum of d exceeds z, at least one.
+    With p the sorted probabilities of the tokens that are not masked, let
+    `d[i] = abs((p[i] - p[i+1]) - (p[i+1] - p[i+2]))`, normalized to sum to 1. Keeps the tokens
+    before the first i at which the cumulative sum of d exceeds z, at least one.
 
-    The one rule that is about neighbours in the ranking, and so the one that sorts a row; it does
-    so only where a row of the batch asks for it.
+    This is the only rule that sorts rows, because it compares neighbours in the ranking. The sort
+    is skipped if z is neutral in every row.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -337,10 +337,10 @@ def top_h_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Keeps the longest prefix of the ranking that holds at most a share h of the entropy.
+    """Keeps the longest prefix of the ranking that contributes at most a share h of the entropy.
 
-    The sum of `-prob * log(prob)` over the kept tokens stays within `h` times that over all; the
-    likeliest is always kept.
+    The sum of `-prob * log(prob)` over the kept tokens is at most `h` times the sum over all
+    tokens. The likeliest token is always kept.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -367,7 +367,7 @@ def top_h_logits(
 def p_less_logits(
     logits: ArrayLike, *, axis_name: AxisName = None, implementation: Implementation = None
 ) -> Array:
-    """Keeps the tokens at least as likely as a draw is to be repeated: `prob >= sum(prob**2)`.
+    """Keeps the tokens with `prob >= sum(prob**2)`, the probability that two draws are equal.
 
     Args:
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
@@ -400,10 +400,11 @@ def xtc_logits(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> Array:
-    """Excludes the top choices: with some probability, drops all likely tokens but the least.
+    """Excludes top choices: with a given probability, drops all likely tokens but the least likely.
 
-    One draw a row decides; then of the tokens of probability `threshold` or more, if they are two
-    or more, only the last of the ranking is kept, and every token below the threshold.
+    One draw for each row decides whether the rule applies. If it does, of the tokens of probability
+    at least `threshold` only the last one in the ranking is kept, and so is every token below the
+    threshold.
 
     Args:
       key: one key, split over the rows, or an array of keys `[...]`, one a row: typed
@@ -412,7 +413,7 @@ def xtc_logits(
       probability: in [0, 1], a scalar or `[...]`; 0 is neutral.
       threshold: in [0, 1], a scalar or `[...]`; above 0.5 it is neutral.
       exempt_token_ids: integers `[..., n]` below `vocab`, or None: tokens that are never dropped,
-        such as line breaks and the end of the text; they count among the likely ones. Negative ids
+        such as line breaks and the end of the text. They still count as likely tokens. Negative ids
         are padding.
 
     Returns:
@@ -432,7 +433,7 @@ def xtc_logits(
     threshold, outside = SHARE.of_rows(threshold, x)
     rows, log_sum = _normalized(x)
     floor = rows.row_max + (log_sum + _elementary.log(threshold))
-    # A threshold of 0 is met by all that are not masked.
+    # A threshold of 0 makes all tokens likely that are not masked.
     floor = jnp.maximum(floor, np.finfo(np.float32).min)
     least = _ranking.last_from(rows, floor)
     first = jnp.zeros((*rows.row_max.shape, 1), jnp.int32)
@@ -450,7 +451,7 @@ def xtc_logits(
 
 
 def cut_by(x: Source, rules: Rules) -> Array:
-    """Returns the logits that top-k, top-p and min-p keep together."""
+    """Returns the logits that top-k, top-p and min-p jointly keep."""
     rows, top = _scan.scan_and_rank(x)
     rules, bad = _prefix.checked(rows.vocab, rules)
     return _cut_off(x, rows, _prefix.cut_of(rows, top, rules), bad)
@@ -463,7 +464,7 @@ def _normalized(x: Source) -> tuple[Rows, Array]:
 
 
 def _from(x: Source, rows: Rows, floor: Array, bad: Array) -> Array:
-    """Returns the logits from a floor up, `[...]` relative to the largest, which is always kept."""
+    """Returns the logits at or above a floor `[...]`, relative to the largest, which is kept."""
     floor = rows.row_max + jnp.minimum(floor, 0)
     cut = Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
     return _cut_off(x, rows, cut, bad)

@@ -1,4 +1,4 @@
-"""Several distinct tokens of each row, drawn one after the other without replacement."""
+"""Sampling without replacement: several distinct tokens of each row."""
 
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ class WithoutReplacement(NamedTuple):
     Attributes:
       tokens: int32 `[..., num]`.
       logprobs: float32 `[..., num]`, `log softmax(logits)` of the tokens.
-      arrival_times: float32 `[..., num + 1]`, ascending; the last is that of the next token.
+      arrival_times: float32 `[..., num + 1]`, ascending; the last one is of the next token.
     """
 
     tokens: Array
@@ -38,36 +38,36 @@ def without_replacement_sample(
     axis_name: AxisName = None,
     implementation: Implementation = None,
 ) -> WithoutReplacement:
-    """Draws `num` distinct tokens of each row: each by `softmax(logits)` among those that are left.
+    """Draws `num` distinct tokens of each row, each from the softmax of the remaining tokens.
 
-    Token i arrives at a time that is exponentially distributed with rate `p_i = softmax(logits)_i`,
-    and the tokens are the first to arrive. So they have the order of Gumbel-top-k, where the time
-    of a token is `exp(-g)` of its perturbed log-probability g. The first token is that of
-    `categorical_sample` with the same key.
+    Token i arrives at an exponentially distributed time with rate `p_i = softmax(logits)_i`, and
+    the first `num` tokens to arrive are returned. This is the order of Gumbel-top-k, where
+    `exp(-g)` is the arrival time of a token with perturbed log-probability g. The first token
+    equals that of `categorical_sample` with the same key.
 
-    Let kappa be the last of the arrival times. Given kappa, token i is among the `num` with
-    probability `q_i = 1 - exp(-p_i * kappa)`, and `sum(p_i / q_i * f(i))` over the tokens drawn is
-    an unbiased estimate of the mean of f under the softmax. With q held constant, its gradient is
-    one of the gradient.
+    Let kappa be the last of the arrival times. Given kappa, token i is drawn with probability
+    `q_i = 1 - exp(-p_i * kappa)`, and the sum of `p_i / q_i * f(i)` over the drawn tokens is an
+    unbiased estimate of the mean of f under the softmax. With q held constant, its gradient is an
+    unbiased estimate of the gradient.
 
-    A stochastic beam search needs no more than these times. If a text of log-probability phi
-    arrives at time t, its children arrive at `t + (arrival_times - arrival_times[0]) / exp(phi)`:
-    the first at t itself.
+    A stochastic beam search needs only these times. If a text of log-probability phi arrives at
+    time t, its children arrive at `t + (arrival_times - arrival_times[0]) / exp(phi)`, the first of
+    them at t.
 
     Args:
       keys: one key, split over the rows, or an array of keys `[...]`, one a row: typed
         (`jax.random.key`) or raw uint32.
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. The rate of a chunk of
-        256 tokens is rounded to 2**-42 of the likeliest token's until one of them is drawn: chunks
-        all more than 32 nats below it are never drawn. Nor are tokens whose time exceeds float32,
-        about 87 nats below it.
-      num: static, in [1, vocab]. Tokens and times do not depend on it.
+        256 tokens is rounded to 2**-42 of the likeliest token's rate until one of its tokens is
+        drawn, so a chunk that is more than 32 nats below the likeliest token is never drawn. Nor
+        are tokens whose time overflows float32, about 87 nats below it.
+      num: static, in [1, vocab]. Each token and time is independent of it.
 
     Returns:
-      `(tokens, logprobs, arrival_times)`, `[..., num]`, `[..., num]` and `[..., num + 1]`. Where
-      fewer tokens can be drawn, the others are -1, their log-probs -inf and their times inf. On a
-      bad row (a NaN, +inf or no finite logit) -1 and NaN. `logprobs` is differentiable in the
-      logits; tokens and times are constants under differentiation.
+      `(tokens, logprobs, arrival_times)`, `[..., num]`, `[..., num]` and `[..., num + 1]`. If fewer
+      tokens can be drawn, they are padded with -1, -inf and inf. -1 and NaN on a bad row (a NaN,
+      +inf or no finite logit). `logprobs` is differentiable in the logits; tokens and times are
+      constants under differentiation.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or `num`; the message names the argument.

@@ -3,9 +3,9 @@ import doctest
 import inspect
 import os
 
-# The suite proves semantics on the CPU unless a platform is asked for.
+# The tests check semantics, so they run on the CPU unless another platform is requested.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Several processes share a GPU, of which the first would take all memory.
+# Several processes share a GPU, and by default the first would allocate all memory.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -36,7 +36,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--interpret-kernels",
         action="store_true",
-        help="look at logits with the kernels of a TPU, interpreted, wherever they can",
+        help="use the TPU kernels, interpreted, wherever they support the logits",
     )
 
 
@@ -52,7 +52,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The code of the pages of the documentation is for continuous integration."""
+    """Marks the code of the documentation pages as slow."""
     for item in items:
         if item.path.suffix == ".md" and "docs" in item.path.parts:
             item.add_marker("slow")
@@ -67,7 +67,7 @@ def _interpret_kernels(monkeypatch):
         forced = dataclasses.replace(source, implementation=source.implementation or "pallas")
         try:
             return choose(otherwise, forced, *rest, **kernels)
-        except ValueError:  # which needs other rows
+        except ValueError:  # for rows that it does not support
             return choose(otherwise, source, *rest, **kernels)
 
     monkeypatch.setattr(_scan, "choose", interpreted)
@@ -81,7 +81,7 @@ def short_turns(monkeypatch):
 
 
 def _shorten_turns(monkeypatch):
-    from rows import SHORT_TURN  # which asks for the devices
+    from rows import SHORT_TURN  # initialises the devices
 
     from jaxsample._tpu import blocks
     from jaxsample._tpu import rows as kernels
@@ -94,7 +94,8 @@ def _shorten_turns(monkeypatch):
 
 @pytest.fixture(scope="module", autouse=True)
 def _drop_compiled():
-    """Every compiled program holds a few memory mappings, of which Linux grants a process 65,530:
-    beyond them the compiler crashes, and the whole suite in one process comes near."""
+    """Each compiled program takes a few memory mappings, of which Linux allows a process 65,530. If
+    they are exceeded, the compiler crashes, and the whole suite in one process comes close.
+    """
     yield
     jax.clear_caches()

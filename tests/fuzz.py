@@ -1,10 +1,10 @@
-"""Tries the library on random inputs for some minutes: `python -m tests.fuzz --minutes 5`.
+"""Tests the library on random inputs for some minutes: `python -m tests.fuzz --minutes 5`.
 
-Random shapes, dtypes, logits (ties, infinities, NaN, subnormal and huge numbers), parameters in and
-out of range, texts, states, orders and `vmap`s: rules against their definitions in float64,
-`sample` against the functions that it stands for, bit for bit, and draws against the softmax.
+Shapes, dtypes, logits (ties, infinities, NaN, subnormal and huge numbers), parameters in and out of
+range, texts, states, orders and `vmap`s are random. Rules are compared with their definitions in
+float64, `sample` bit for bit with the equivalent functions, and draws with the softmax.
 
-A failure is printed as a line for tests/test_fuzz.py that runs the same case again.
+A failure is printed as a line for tests/test_fuzz.py that repeats the case.
 """
 
 import argparse
@@ -24,10 +24,12 @@ import numpy as np
 from tqdm import tqdm
 
 REPEATS = 20
-"""Batches that a program is tried on, since it takes longer to compile than to run."""
+"""The number of batches per program, since it takes longer to compile than to run."""
 
 MAPPINGS = 30_000
-"""Of memory: compiled programs hold some each, and Linux grants a process 65,530."""
+"""The limit of memory mappings: each compiled program takes some, and Linux allows a process
+65,530.
+"""
 
 CHECKS = {
     "sample": (fuzz_sample.check_sample, 0.45),
@@ -35,14 +37,14 @@ CHECKS = {
     "draws": (fuzz_sample.check_draws, 0.05),
     "rule": (fuzz_rules.check, 0.4),
 }
-"""By name, what is checked and how often, as a share of all cases."""
+"""The checks by name, each with its share of all cases."""
 
 
 def run(name: str, seed: int) -> None:
     """Runs a case: a program on batches of random rows.
 
     Raises:
-      AssertionError: what was found does not hold.
+      AssertionError: if a check fails.
     """
     rng = np.random.default_rng(seed)
     vocab, dtype = int(rng.choice(inputs.VOCABS)), str(rng.choice(inputs.DTYPES))
@@ -58,20 +60,20 @@ def run(name: str, seed: int) -> None:
 
 
 def rows_of(name: str) -> int:
-    """The rows that a case looks at, or the draws that it makes."""
+    """Returns the number of rows of a case, or the number of its draws."""
     return fuzz_sample.DRAWS if name == "draws" else REPEATS * inputs.BATCH
 
 
 def mappings() -> int:
-    """The memory mappings of this process, where the system tells."""
+    """Returns the number of memory mappings of this process, if the system reports it."""
     maps = Path("/proc/self/maps")
     return maps.read_text().count("\n") if maps.exists() else 0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser("python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5, metavar="N", help="how long")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first case")
+    parser.add_argument("--minutes", type=float, default=5, metavar="N", help="duration in minutes")
+    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first case")
     options = parser.parse_args()
     names, shares = [*CHECKS], [share for _, share in CHECKS.values()]
     cases, found = collections.Counter(), []

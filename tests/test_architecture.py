@@ -1,4 +1,4 @@
-"""The layers of docs/design.md, and docstrings: what holds of every file and public function."""
+"""The layers of docs/design.md and the docstrings: checks of every file and public function."""
 
 import ast
 import inspect
@@ -13,7 +13,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 
 def imported(path):
-    """The modules of the library that a file imports, as paths below the package."""
+    """Returns the modules of the library that a file imports, as paths relative to the package."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxsample"):

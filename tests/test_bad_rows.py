@@ -1,4 +1,4 @@
-"""Bad rows get token -1 and NaN and touch no other; bad shapes and dtypes raise and say which."""
+"""Bad rows get token -1 and NaN and affect no other row; errors name bad shapes and dtypes."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def keys_of(batch):
 
 
 def outputs(x, **params):
-    """Everything that the library makes of three rows."""
+    """Returns the outputs of all functions for three rows."""
     p = {name: np.broadcast_to(params.get(name, value), 3) for name, value in PARAMS.items()}
     keys, tokens = keys_of(3), jnp.array([1, 2, 3])
     drawn = sample(keys, x, SamplingParams(**p))
@@ -99,8 +99,8 @@ def test_bad_parameters(good, name):
 
 
 @pytest.mark.slow
-def test_bad_rows_get_the_token_that_is_asked_for(good):
-    """Nothing else of the output changes."""
+def test_bad_rows_get_the_requested_token(good):
+    """Other outputs do not change."""
     x = good[0].copy()
     x[1, 3] = np.nan
     want = sample(keys_of(3), x, SamplingParams())
@@ -113,7 +113,7 @@ def test_bad_rows_get_the_token_that_is_asked_for(good):
 
 @pytest.mark.slow
 def test_bad_rows_leave_gradients_alone():
-    """Padding of -inf, a NaN, +inf, a bad parameter: rows whose loss is masked have no gradient."""
+    """Padding of -inf, a NaN, +inf, a bad parameter: rows with a masked loss have no gradient."""
     good = jnp.asarray(make("normal", 1, 300)[0])
     bad = [good.at[3].set(jnp.nan), good.at[3].set(jnp.inf), jnp.full(300, -jnp.inf), good]
     x, p = jnp.stack([good, *bad]), jnp.array([0.9, 0.9, 0.9, 0.9, 2.0])
@@ -133,7 +133,7 @@ def test_bad_rows_leave_gradients_alone():
 
 
 def test_validate_takes_logits_of_any_value():
-    """A row with a NaN is a bad row, which is for the device to find."""
+    """A row with a NaN is a bad row, which is detected on the device."""
     logits = np.float32([[np.nan, np.inf, -np.inf, 0]])
     SamplingParams(unconditional_logits=logits, guidance_scale=1.5).validate()
 

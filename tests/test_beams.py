@@ -1,4 +1,4 @@
-"""Beam search against its definition in NumPy, and what must not matter to it."""
+"""Beam search compared with its definition in NumPy, and invariances."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ DIVERSITIES = np.array([0.0, 0.3, 1.0, 0.3, 5.0], np.float32)
 
 
 def tables(seed, vocab=VOCAB, batch=BATCH, length=LENGTH):
-    """Logits `[batch, length, vocab + 1, vocab]` behind a position and a token, or none."""
+    """Returns logits `[batch, length, vocab + 1, vocab]` by position and previous token or none."""
     x = np.random.default_rng(seed).normal(size=(batch, length, vocab + 1, vocab)) * 2
     return x.astype(np.float32)
 
@@ -31,7 +31,7 @@ def tables(seed, vocab=VOCAB, batch=BATCH, length=LENGTH):
 def searched(
     table, stops, length_penalty, diversity_penalty=0.0, *, num_beams=BEAMS, num_groups=1, **options
 ):
-    """A whole search in one program, and its last state; tables `[..., length, tokens, vocab]`."""
+    """Returns a search and its last state; tables are `[..., length, tokens, vocab]`."""
     batch = table.shape[:-3]
     state = js.init_beams(num_beams, table.shape[-3], batch, num_groups=num_groups)
 
@@ -54,7 +54,7 @@ def searched(
         )
         return state, tokens
 
-    none = jnp.full(state.scores.shape, -1, jnp.int32)  # the last row of a table
+    none = jnp.full(state.scores.shape, -1, jnp.int32)  # selects the last row of a table
     state, _ = jax.lax.while_loop(lambda carry: ~jnp.all(carry[0].done), step, (state, none))
     return js.finalize_beams(state, num_return=num_beams), state
 
@@ -66,7 +66,7 @@ def defined(table, **settings):
 
 
 def assert_defined(out, tables, num_beams=BEAMS, stops=STOPS, diversities=None, **settings):
-    """Every search is the definition's, of all of its hypotheses."""
+    """Asserts that all hypotheses of every search equal those of the definition."""
     out = jax.tree.map(np.asarray, out)
     for i, table in enumerate(tables):
         want = defined(
@@ -90,7 +90,7 @@ def assert_defined(out, tables, num_beams=BEAMS, stops=STOPS, diversities=None, 
 
 
 @pytest.mark.parametrize("early_stopping", [False, slow(True), slow("never")])
-def test_a_search_is_the_one_defined(early_stopping):
+def test_a_search_matches_the_definition(early_stopping):
     lengths = set()
     for seed in range(8):
         x = tables(seed)
@@ -100,7 +100,7 @@ def test_a_search_is_the_one_defined(early_stopping):
         assert_defined(out, x, early_stopping=early_stopping)
         assert (state.lengths[2] == LENGTH) or seed % 2
         lengths |= set(np.asarray(state.lengths).tolist())
-    assert len(lengths) > 2  # the searches of a batch end at different times
+    assert len(lengths) > 2  # the searches of a batch end at different steps
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_a_search_is_the_one_defined(early_stopping):
     ("num_beams", "early_stopping"), [exhaustive(1, False), (2, True), (8, "never")]
 )
 def test_numbers_of_beams(num_beams, early_stopping):
-    """Also more beams than tokens."""
+    """Includes more beams than tokens."""
     for seed in range(4):
         x = tables(seed)
         out, _ = searched(x, STOPS, PENALTIES, num_beams=num_beams, early_stopping=early_stopping)
@@ -118,7 +118,7 @@ def test_numbers_of_beams(num_beams, early_stopping):
 @pytest.mark.parametrize(
     ("num_groups", "early_stopping"), [slow(2, False), slow(4, "never"), exhaustive(2, True)]
 )
-def test_groups_are_those_defined(num_groups, early_stopping):
+def test_groups_match_the_definition(num_groups, early_stopping):
     options = {"num_groups": num_groups, "early_stopping": early_stopping}
     for seed in range(4):
         x = tables(seed)
@@ -129,7 +129,7 @@ def test_groups_are_those_defined(num_groups, early_stopping):
 
 @pytest.mark.slow
 def test_beams_that_cover_the_tree_give_the_optimum():
-    """By enumeration of all 31 texts: no beam is left out, so all are found in order."""
+    """Enumerates all 31 texts: no beam is dropped, so all are found in order."""
     x = tables(0, vocab=3, length=4)
     stops = np.broadcast_to(np.array([[1, -1]], np.int32), (BATCH, 2))
     out, _ = searched(x, stops, PENALTIES, num_beams=50, early_stopping="never")
@@ -145,7 +145,7 @@ def test_beams_that_cover_the_tree_give_the_optimum():
 
 @pytest.mark.slow
 def test_ties_go_by_beam_and_then_by_token():
-    """Sums of eighths are exact, and many are equal; rows that are not normalized."""
+    """Sums of eighths are exact, and many are equal; rows are not normalized."""
     for seed in range(4):
         x = -np.random.default_rng(seed).integers(0, 3, tables(0).shape).astype(np.float32) / 8
         out, _ = searched(x, STOPS, PENALTIES * 0, early_stopping="never", normalize=False)
@@ -171,8 +171,8 @@ def assert_equal(a, b):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("num_groups", [1, 2])
-def test_neither_batch_nor_slot_nor_vmap_matter(num_groups):
-    """Searches alone end when they end; in a batch they wait for the others and do not change."""
+def test_batch_slot_and_vmap_do_not_matter(num_groups):
+    """A search that ends earlier than others of its batch does not change while they continue."""
     x = tables(3)
     want = searched(x, STOPS, PENALTIES, DIVERSITIES, num_groups=num_groups)
     assert len(set(np.asarray(want[1].lengths).tolist())) > 1
@@ -191,7 +191,7 @@ def stepped(state, x, **options):
 
 
 def a_state(batch=(3,)):
-    """The state behind a first step: all beams are there."""
+    """Returns the state after a first step, in which all beams exist."""
     x = jnp.broadcast_to(jnp.asarray(tables(1)[0, 0, 0]), (*batch, BEAMS, VOCAB))
     return stepped(js.init_beams(BEAMS, LENGTH, batch), x)[0]
 
@@ -206,14 +206,14 @@ def test_a_bad_beam_ends_and_touches_no_other(bad):
     hurt[2] = np.nan
     after, tokens, parents = stepped(state, hurt)
     assert_equal(*(jax.tree.map(lambda a: a[0], r) for r in ((after, tokens, parents), want)))
-    # The beams that are left are those of a search without the third.
+    # The remaining beams are those of a search without the third.
     masked = state.scores.at[1, 2].set(-np.inf)
     without, kept, _ = stepped(dataclasses.replace(state, scores=masked), x)
     np.testing.assert_array_equal(after.scores[1], without.scores[1])
     np.testing.assert_array_equal(tokens[1], kept[1])
     assert (tokens[1] >= 0).all()
     assert not (parents[1] == 2).any()
-    # Nothing is left of a search without a good beam.
+    # A search without good beams has ended.
     assert after.done.tolist() == [False, False, True]
     assert (tokens[2] == -1).all()
     assert parents[2].tolist() == [*range(BEAMS)]
@@ -239,7 +239,7 @@ def test_a_search_with_a_bad_parameter_ends(name, value):
 
 
 @pytest.mark.slow
-def test_a_search_that_is_done_stays_as_it_is():
+def test_a_finished_search_does_not_change():
     x = tables(5)
     _, state = searched(x, STOPS, PENALTIES)
     after, tokens, parents = stepped(state, x[:, 0, :BEAMS], length_penalty=PENALTIES)
@@ -250,7 +250,7 @@ def test_a_search_that_is_done_stays_as_it_is():
 
 @pytest.mark.slow
 def test_one_token():
-    """V = 1: one text only, whatever the number of beams."""
+    """V = 1: only one text exists for any number of beams."""
     x = jnp.zeros((BEAMS, 1))
     state = js.init_beams(BEAMS, 2)
     for _ in range(2):
@@ -268,14 +268,14 @@ def test_one_token():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", exhaustive("float16")])
-def test_narrow_logits_are_read_as_they_are(dtype):
+def test_narrow_logits_are_read_exactly(dtype):
     x = jnp.asarray(tables(2)[0, 0, :BEAMS], dtype)
     got, want = (js.beam_step(a_state(()), y) for y in (x, x.astype(jnp.float32)))
     assert_equal(got, want)
 
 
 @pytest.mark.slow
-def test_penalties_of_any_size_lose_no_hypothesis():
+def test_penalties_of_any_size_drop_no_hypothesis():
     x = tables(4)
     for penalty in (-300.0, 300.0):
         out, _ = searched(x, STOPS, np.full(BATCH, penalty, np.float32))
@@ -310,7 +310,7 @@ def test_nothing_of_the_size_of_the_logits_is_written(name):
 
 
 @pytest.mark.slow
-def test_a_batch_may_lie_on_several_devices():
+def test_a_batch_may_be_sharded():
     state, x = a_state((8,)), tables(6, batch=8)[:, 0, :BEAMS]
     want = stepped(state, x)
     mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -37,7 +37,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.exhaustive
-def test_prints_a_table_and_writes_what_it_measured(tmp_path):
+def test_a_table_is_printed_and_the_measurements_are_written(tmp_path):
     path = tmp_path / "times.json"
     sizes = ["--batch", "1", "--vocab", "1000", "--dtype", "bfloat16", "--repeats", "1"]
     command = [sys.executable, "-m", "bench", "--quick", *sizes, "--out", path]
@@ -83,7 +83,7 @@ def test_rows_of_the_model_often_keep_more_than_64_tokens(monkeypatch, capsys):
         ("--report --rules", "--rules"),
     ],
 )
-def test_a_bad_option_ends_with_one_line(capsys, arguments, word):
+def test_a_bad_option_is_reported_in_one_line(capsys, arguments, word):
     with pytest.raises(SystemExit, check=lambda end: end.code == 2):
         main(arguments.split())
     printed = capsys.readouterr()
@@ -103,27 +103,27 @@ def test_the_sort_stack_keeps_what_the_library_keeps():
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(logits.peaked, 12), (logits.flat, 0.74 * 32000)])
-def test_the_nucleus_is_as_large_as_it_is_said_to_be(kind, expected):
+def test_the_nucleus_has_the_documented_size(kind, expected):
     weights = np.exp(np.asarray(kind(1, 32000, "float32")[0], np.float64))
     mass = np.cumsum(np.sort(weights)[::-1]) / weights.sum()
     assert np.searchsorted(mass, 0.95) + 1 == pytest.approx(expected, rel=0.02)
 
 
 def nuclei(vocab):
-    """The numbers of tokens that top-p .95 keeps of rows like text."""
+    """Returns the number of tokens that top-p .95 keeps in text-like rows."""
     weights = np.exp(np.asarray(logits.text(128, vocab, "float32"), np.float64))
     mass = np.cumsum(np.sort(weights, axis=-1)[:, ::-1], axis=-1)
     return np.sum(mass < 0.95 * mass[:, -1:], axis=-1) + 1
 
 
 @pytest.mark.slow
-def test_estimates_count_the_rows_like_text_that_need_the_search():
+def test_estimates_count_text_like_rows_that_need_the_search():
     searched = nuclei(128_256) > 64
     assert searched.sum() == tpu_static.TEXT_ROWS
     assert searched.reshape(-1, 8).any(1).sum() == tpu_static.TEXT_BLOCKS
 
 
-def test_rows_like_text_have_the_nuclei_of_a_language_model():
+def test_text_like_rows_have_the_nuclei_of_a_language_model():
     sizes = nuclei(32000)
     assert np.median(sizes) == pytest.approx(10, abs=1)
     assert np.mean(sizes > 64) == pytest.approx(0.1, abs=0.01)
@@ -132,7 +132,7 @@ def test_rows_like_text_have_the_nuclei_of_a_language_model():
 
 @pytest.fixture
 def _no_clock(monkeypatch):
-    """Every work takes one millisecond, and nothing is compiled."""
+    """Gives every function a time of one millisecond and compiles nothing."""
 
     def measured(works, most_repeats, label):
         return {name: Timing(1.0, (1.0, 1.0), most_repeats) for name in works}
@@ -203,7 +203,7 @@ def test_a_gpu_is_measured_by_its_own_clock(monkeypatch, tmp_path, capsys):
         assert table["works"]["jnp.argmax"]["gpu"] == {"microseconds": 20.0, "operations": 4.0}
 
 
-def test_what_the_streams_of_a_gpu_did_is_added_up():
+def test_the_events_of_the_streams_of_a_gpu_are_added_up():
     def named(name, **parts):
         return types.SimpleNamespace(name=name, **parts)
 
@@ -218,13 +218,13 @@ def test_what_the_streams_of_a_gpu_did_is_added_up():
     assert gpu.durations(types.SimpleNamespace(planes=planes)) == [5.0, 7.0, 1.0]
 
 
-def test_a_profile_tells_what_a_gpu_did():
+def test_a_profile_contains_the_work_of_a_gpu():
     doubled = jax.jit(lambda x: 2 * x)
     found = gpu.kernels(Call(lambda: doubled(np.ones(3, np.float32))))
     assert (found.operations > 0) == (found.microseconds > 0) == ON_GPU
 
 
-def test_without_a_gpu_there_is_nothing_to_measure(monkeypatch, capsys):
+def test_measuring_without_a_gpu_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(gpu.jax, "default_backend", lambda: "cpu")
     with pytest.raises(SystemExit, match="needs a GPU, and JAX runs on cpu"):
         gpu.main([])
@@ -259,11 +259,11 @@ def check_report(document):
         (math.nan, 0.12, 0.08, "missed"),
     ],
 )
-def test_a_line_tells_how_far_its_value_gets(value, bar, stretch, verdict):
+def test_the_verdict_of_a_line(value, bar, stretch, verdict):
     assert bars.Line("work", value, "of jnp.argmax", bar, stretch).verdict == verdict
 
 
-def test_a_peer_leaves_before_it_takes_seconds(monkeypatch):
+def test_a_peer_is_left_out_before_it_takes_seconds(monkeypatch):
     def measured(works, most_repeats, label):
         return {name: Timing(600.0, (600.0, 600.0), 3) for name in works}
 
@@ -274,7 +274,7 @@ def test_a_peer_leaves_before_it_takes_seconds(monkeypatch):
     assert all(peers.OURS in point.timings for point in points)
 
 
-def test_a_call_is_prepared_each_time_and_before_the_clock_runs():
+def test_each_call_is_prepared_outside_of_the_measurement():
     events = []
     call = Call(lambda: events.append("run"), lambda: events.append("prepare"))
     timing = measure({"call": call}, 2, "")["call"]
@@ -282,7 +282,7 @@ def test_a_call_is_prepared_each_time_and_before_the_clock_runs():
     assert events == ["prepare", "run"] * (len(events) // 2)
 
 
-def test_every_stage_asks_for_every_field():
+def test_every_stage_sets_every_field():
     params = jax.eval_shape(lambda: requests.every_stage(2, 64))
     fields = [field.name for field in dataclasses.fields(params) if field.metadata]
     assert [name for name in fields if getattr(params, name) is None] == []

@@ -1,4 +1,4 @@
-"""Compiled programs: traces, passes, sorts and memory. Never wall time."""
+"""Compiled programs: traces, passes, sorts and memory, never wall time."""
 
 import contextlib
 import re
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 BATCH, VOCAB = 32, 128256
 
 
-# Not held to it: they write logits on the way, or have numbers of the host as defaults.
+# Exempt from the bound: they write intermediate logits, or have default arguments on the host.
 WRITERS = (
     "tail_free_logits",
     "sample, full call",
@@ -73,7 +73,7 @@ def test_no_row_is_sorted(compiled, name, dtype):
     assert_not_sorted(compiled(name, dtype))
 
 
-def test_a_sort_would_be_seen():
+def test_a_sort_is_detected():
     x = jnp.zeros((BATCH, VOCAB))
     with pytest.raises(AssertionError):
         assert_not_sorted(jax.jit(jnp.sort).lower(x).compile())
@@ -96,14 +96,14 @@ def test_temporaries_are_a_fraction_of_the_logits(compiled, name, dtype):
         pytest.skip("the CPU compiler copies logits [rows, 1, vocab]; test_beams has more beams")
     if dtype == "bfloat16" and name in WRITE_BFLOAT16:
         pytest.skip("XLA's scatter on the CPU is of float32")
-    # Rows that are searched are copied, four at once whatever the batch, with their weights.
+    # Searched rows are copied with their weights, four at a time for any batch size.
     rows = 11 * 4 * VOCAB
     most = rows if name in SEARCHED else BATCH * VOCAB * jnp.dtype(dtype).itemsize / 4
     assert compiled(name, dtype).memory_analysis().temp_size_in_bytes < most
 
 
 def test_masked_logits_are_not_written():
-    """Nor where nothing but a mask is asked for, so that two passes have it in common."""
+    """Nor are they if a mask is the only rule, which two passes share."""
     keys, x = jax.random.split(jax.random.key(0), BATCH), jnp.zeros((BATCH, VOCAB))
     params = SamplingParams(bitmask=jnp.full((BATCH, VOCAB // 32), -2))
     memory = to_read(jax.jit(sample), (keys, x, params)).memory_analysis()
@@ -131,7 +131,7 @@ def test_values_never_trace_again():
 
 
 def test_temperature_and_top_k_bring_no_other_search():
-    """Greedy rows keep rank 0, which the candidates hold; k and p are searched for by one loop."""
+    """Greedy rows keep rank 0, which is a candidate; one loop searches both k and p."""
     keys, x, half = jax.random.split(jax.random.key(0), 2), jnp.zeros((2, 5003)), jnp.full(2, 0.5)
 
     def loops(**params):
@@ -154,7 +154,7 @@ def test_scalars_of_every_kind_share_one_program():
 def test_clean_under_every_checker(name):
     function, arguments = calls(jnp.asarray(make("masked", 3, 300)))[name]
     checked = jax.checking_leaks(), jax.debug_nans(True), jax.debug_key_reuse(True)
-    # Not to the host, where a GPU's results are brought to look for NaNs.
+    # Transfers to the host are allowed, since a GPU's results are copied there to check for NaNs.
     guarded = jax.transfer_guard_host_to_device, jax.transfer_guard_device_to_device
     with contextlib.ExitStack() as stack:
         for checker in (*checked, *(guard("disallow") for guard in guarded)):

@@ -25,7 +25,7 @@ VOCAB, ROOM, WORDS, LONGEST, BATCH = 301, 12, 9, 4, 18
 
 
 def texts(batch, seed=0):
-    """Histories over few ids, of every length."""
+    """Returns histories of every length over few ids."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 3, (batch, ROOM)).astype(np.int32)
     length = rng.integers(0, ROOM + 1, batch).astype(np.int32)
@@ -34,7 +34,7 @@ def texts(batch, seed=0):
 
 
 def vocabularies(batch, seed=0):
-    """Bad words over few ids, of every length."""
+    """Returns bad words of every length over few ids."""
     rng = np.random.default_rng(seed)
     words = rng.integers(0, 3, (batch, WORDS, LONGEST)).astype(np.int32)
     words[..., -1] = rng.integers(3, VOCAB, (batch, WORDS))
@@ -48,7 +48,7 @@ def word_bias(batch, seed=0):
 
 
 def lists(batch, seed=0):
-    """Ids padded with negatives, some of them twice, and their biases."""
+    """Returns ids padded with negatives, some of them repeated, and their biases."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(-20, 40, (batch, 30)).astype(np.int32)
     ids[0] = -1
@@ -59,7 +59,7 @@ def lists(batch, seed=0):
 
 
 def calls():
-    """Each constraint as (function, data), all with one item a row."""
+    """Returns each constraint as (function, data), with one item per row."""
     allowed = np.random.default_rng(0).random((BATCH, VOCAB)) < 0.7
     ids, bias = lists(BATCH)
     row = np.arange(BATCH)
@@ -112,7 +112,7 @@ def test_biases_of_an_id_are_added_up():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_masks_are_their_definitions(dtype):
+def test_masks_match_their_definitions(dtype):
     x = every_kind(2, VOCAB, dtype)
     rng = np.random.default_rng(1)
     allowed = rng.random(x.shape) < 0.6
@@ -142,13 +142,13 @@ def test_bitmasks_are_words_of_32_bits_least_significant_first(vocab):
     assert packed.dtype == np.int32
     assert packed.shape == words.shape
     np.testing.assert_array_equal([reference.unpacked(row, vocab) for row in packed], allowed)
-    padded = np.pad(allowed, ((0, 0), (0, -vocab % 32)))  # nothing beyond the vocabulary
+    padded = np.pad(allowed, ((0, 0), (0, -vocab % 32)))  # no bits beyond the vocabulary
     np.testing.assert_array_equal(packed, np.packbits(padded, -1, "little").view(np.int32))
     np.testing.assert_array_equal(packed_bitmask(allowed[2]), packed[2])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bad_words_are_their_definition(dtype):
+def test_bad_words_match_their_definition(dtype):
     x = every_kind(2, VOCAB, dtype)
     (tokens, length), (words, lengths) = texts(len(x)), vocabularies(len(x))
     got = bad_words_logits(x, tokens, length, words, lengths)
@@ -167,11 +167,11 @@ def test_bad_words_are_their_definition(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_sequence_biases_are_their_definition(dtype):
-    """And those of -inf ban what `bad_words_logits` bans."""
+def test_sequence_biases_match_their_definition(dtype):
+    """Biases of -inf ban the tokens that `bad_words_logits` bans."""
     x = every_kind(2, VOCAB, dtype)
     (tokens, length), (words, lengths) = texts(len(x)), vocabularies(len(x))
-    words[:, 1], lengths[:, 1] = words[:, 2], lengths[:, 2]  # biases of a token add up
+    words[:, 1], lengths[:, 1] = words[:, 2], lengths[:, 2]  # biases on one token add up
     bias = word_bias(len(x))
     got = np.asarray(sequence_biased_logits(x, tokens, length, words, lengths, bias))
     rows = zip(x, tokens.tolist(), length, words.tolist(), lengths, bias, strict=True)
@@ -215,7 +215,7 @@ def test_bad_words_of_all_rows_and_of_none():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_guidance_is_its_definition(dtype):
+def test_guidance_matches_its_definition(dtype):
     c = every_kind(2, VOCAB, dtype)
     u = np.roll(c, 1, axis=0)
     scale = np.resize(np.float32([1.0, 0.0, 1.5, -0.5, 3.0, 7.5]), len(c))
@@ -235,7 +235,7 @@ def test_guidance_is_its_definition(dtype):
     assert_same_bits(got[scale == 1], c[scale == 1].astype(np.float32))
 
 
-def test_guidance_at_scale_1_does_not_look_at_the_unconditional():
+def test_guidance_at_scale_1_ignores_the_unconditional_logits():
     c = make("masked", 3, VOCAB)
     c[0, 3], u = np.nan, np.full_like(c, np.nan)
     assert_same_bits(guided_logits(c, u, 1.0), c)
@@ -279,7 +279,7 @@ def test_guidance_by_log_probabilities_beyond_float32():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "guided"])
-def test_bad_and_masked_logits_stay(name):
+def test_bad_and_masked_logits_do_not_change(name):
     function, data = calls()[name]
     values = np.float32([np.nan, np.inf, -np.inf])[:, None]
     x = np.resize(np.broadcast_to(values, (3, VOCAB)), (BATCH, VOCAB))
@@ -329,8 +329,8 @@ def test_neutral_values_are_the_identity(dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["biased", "min_tokens", "sequence_biased", "guided"])
-def test_rows_are_alone(name):
-    """Any rank, no rows, `vmap` and `scan`: bit for bit the row by itself."""
+def test_rows_are_independent(name):
+    """For any rank, no rows, `vmap` and `scan`, each row equals the row alone bit for bit."""
     x = every_kind(2, VOCAB)
     function, data = calls()[name]
     inputs = (x, *data)
@@ -399,8 +399,8 @@ def test_gradients():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_a_bitmask_is_read_on_the_way():
-    """At a real size nothing but the output is written."""
+def test_a_bitmask_is_not_unpacked_in_memory():
+    """At a real size only the output is written."""
     x, words = jnp.zeros((32, 128256)), jnp.zeros((32, 4008), jnp.int32)
     compiled = jax.jit(bitmask_logits).lower(x, words).compile()
     assert compiled.memory_analysis().temp_size_in_bytes == 0

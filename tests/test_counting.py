@@ -1,4 +1,4 @@
-"""Penalties of a window of the text, and tokens that are exempt from penalties, DRY and XTC."""
+"""Penalties of a window of the text, and tokens exempt from penalties, DRY and XTC."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ EXEMPT = np.resize(np.int32([[-1, 2], [3, 3], [-1, -1], [0, VOCAB - 1]]), (BATCH
 
 
 def texts(batch=BATCH, vocab=VOCAB):
-    """States of every length over few ids, some outside the vocabulary."""
+    """Returns states of every length over few ids, some outside the vocabulary."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(-1, 5, (batch, ROOM)).astype(np.int32)
     tokens[::3, ::5] = vocab + 1
@@ -38,7 +38,7 @@ def texts(batch=BATCH, vocab=VOCAB):
 
 
 def definition(x, state, window, exempt):
-    """The penalties in float64, each row with the counts of its own window."""
+    """Returns the penalties in float64, each row with the counts of its window."""
     rows = []
     for i, row in enumerate(x):
         text = np.asarray(state.tokens[i, : state.lengths[i]]).tolist()
@@ -52,8 +52,8 @@ def definition(x, state, window, exempt):
 
 
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16"), exhaustive("float16")])
-def test_penalties_of_a_window_are_their_definition(dtype):
-    """With exempt tokens, and without a window; and one program serves all values."""
+def test_penalties_of_a_window_match_their_definition(dtype):
+    """Includes exempt tokens and rows without a window; one program serves all values."""
     x, state = every_kind(2, VOCAB, dtype), texts()
     traced = None
     for windows, exempt in ((WINDOWS, EXEMPT), (WINDOWS[::-1], np.full_like(EXEMPT, -1))):
@@ -105,7 +105,7 @@ def test_bad_windows_and_ids_make_their_row_bad_and_no_other():
         SamplingParams(penalty_window=np.array([0, -1])).validate()
 
 
-def test_bad_and_masked_logits_stay():
+def test_bad_and_masked_logits_do_not_change():
     x, state = np.zeros((BATCH, VOCAB), np.float32), texts()
     x[0, 3], x[1, 3], x[2, 3], x[3] = np.nan, np.inf, -np.inf, -np.inf
     given = {"penalty_window": WINDOWS, "exempt_token_ids": EXEMPT}
@@ -117,7 +117,7 @@ def test_bad_and_masked_logits_stay():
 
 
 @pytest.mark.slow
-def test_a_window_without_penalties_asks_for_nothing():
+def test_a_window_without_penalties_adds_no_stage():
     x = every_kind(2, VOCAB)
     params = SamplingParams(penalty_window=3, exempt_token_ids=np.array([1]))
     np.testing.assert_array_equal(process_logits(x, params), x)
@@ -147,7 +147,7 @@ def test_exempt_tokens_of_dry():
 
 @pytest.mark.parametrize("dtype", [slow("float32"), exhaustive("bfloat16")])
 def test_exempt_tokens_of_xtc(dtype):
-    """They are never dropped, and count among the likely ones."""
+    """They are never dropped, and count as likely tokens."""
     x = np.concatenate([make(kind, 6, VOCAB, dtype) for kind in ("normal", "peaked", "masked")])
     ids, keys = EXEMPT.copy(), jax.random.split(jax.random.key(0), BATCH)
     ids[:, 0] = x.argmax(axis=-1)
@@ -179,7 +179,7 @@ def looking_back(batch, vocab, window=True):
     [slow("chain", True), *(exhaustive(*of) for of in (("chain", False), ("tree", True)))],
 )
 def test_drafts_are_in_the_window(shape, window):
-    """Tokens, log-probs and states are those of plain decoding, bit for bit."""
+    """Tokens, log-probs and states equal those of plain decoding bit for bit."""
     batch, drafts, vocab = 6, 4, 50
     rng = np.random.default_rng(0)
     x = every_kind(4, vocab)[: batch * (drafts + 1)].reshape(batch, drafts + 1, vocab).copy()
@@ -199,7 +199,7 @@ def test_drafts_are_in_the_window(shape, window):
 
 @pytest.mark.exhaustive
 @several_devices
-def test_devices_that_share_a_row_get_what_one_gets():
+def test_devices_that_share_a_row_get_the_result_of_one():
     batch, vocab = 8, meshes.VOCAB
     x = jnp.asarray(make("normal", batch, vocab))
     x = x.at[:, :4].add(3)

@@ -1,4 +1,4 @@
-"""Rules of the caller in an order of `sample`."""
+"""User-defined rules in an order of `sample`."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ VOCAB = 300
 
 
 def softened(logits, params, state):
-    """Products and sums that another program would fuse, and a look at the text."""
+    """Uses products and sums that another program would fuse, and the text of the state."""
     seen = jnp.where(state.counts > 0, params["seen"][:, None], 0)
     return jnp.tanh(logits.astype(jnp.float32) / 7) * params["scale"][:, None] + seen
 
@@ -53,7 +53,7 @@ def inputs(dtype):
         exhaustive(("repetition_penalty",), "float32"),
     ],
 )
-def test_it_is_the_function_between_those_of_the_stages(dtype, before):
+def test_a_rule_is_applied_between_the_stages(dtype, before):
     keys, x, params, state = inputs(dtype)
     own = dataclasses.replace(params, repetition_penalty=None) if not before else params
     out = sample(keys, x, own, state, order=(*before, RULE, *REST), return_kept=True)
@@ -103,14 +103,14 @@ def test_parameters_are_a_dictionary_by_name():
 @pytest.mark.parametrize(
     ("order", "custom", "match"),
     [
-        ((Rule("top_k", raised),), None, "rules with names of their own, got 'top_k'"),
+        ((Rule("top_k", raised),), None, "a rule named as a stage, got 'top_k'"),
         ((Rule("a", raised), Rule("a", raised)), None, "name a stage once, got 'a' twice"),
         ((("top_k", Rule("a", raised)),), None, "order must not nest 'a'"),
-        (("top_k",), {"a": 1}, "order must name every stage that params ask for, 'a' too"),
+        (("top_k",), {"a": 1}, "order must contain every stage of the params, but lacks 'a'"),
         ((Rule("a", lambda x, p, s: x[..., :3]),), None, r"rule 'a' must return floating logits"),
         ((Rule("a", lambda x, p, s: x > 0),), None, r"of shape \(2, 40\), got bool"),
     ],
 )
-def test_what_does_not_fit_is_named(order, custom, match):
+def test_errors_name_invalid_arguments(order, custom, match):
     with pytest.raises(ValueError, match=match):
         sample(jax.random.key(0), jnp.zeros((2, 40)), SamplingParams(custom=custom), order=order)

@@ -1,4 +1,4 @@
-"""The example over real processes: each holds the tokens of one, and none outlives another."""
+"""The example on real processes: each writes the tokens of one process, and all end together."""
 
 import contextlib
 import json
@@ -27,9 +27,9 @@ from request import DEMO, Request  # noqa: E402
 pytestmark = pytest.mark.slow
 
 LIMIT = 300
-"""Seconds until anything must have come that is waited for: more than a busy machine takes."""
+"""The timeout in seconds of each wait, larger than needed on a busy machine."""
 SOON = 20
-"""Seconds in which a process ends that has lost another one."""
+"""Seconds within which a process ends after another one is lost."""
 
 SHORT = [
     {"prompt": prompt, "top_k": k, "top_p": 1, "seed": k, "max_tokens": 8 + k % 3}
@@ -40,7 +40,7 @@ LONG = [{"prompt": "x = ", "top_k": 9, "top_p": 1, "min_tokens": 60, "max_tokens
 
 
 class Run:
-    """A command line whose output is read while it runs."""
+    """A command whose output is read while it runs."""
 
     def __init__(self, folder, *args):
         self.out = folder / f"{len(list(folder.iterdir()))}.txt"
@@ -54,11 +54,11 @@ class Run:
             )
 
     def wait(self, seconds=LIMIT):
-        """The exit status and the whole output."""
+        """Returns the exit status and the whole output."""
         return self.process.wait(seconds), self.out.read_text()
 
     def find(self, pattern, count=1):
-        """The groups of `count` matches, once there are as many."""
+        """Returns the groups of `count` matches as soon as there are as many."""
         end = time.monotonic() + LIMIT
         while len(found := re.findall(pattern, text := self.out.read_text(), re.MULTILINE)) < count:
             running = self.process.poll() is None
@@ -74,7 +74,7 @@ class Run:
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts runs of which nothing is left at the end."""
+    """Starts runs and ends all their processes at the end."""
     runs = []
 
     def start(*args):
@@ -102,33 +102,33 @@ def flags_of(folder, requests):
 
 
 def cluster(start, count, *args):
-    """Starts each process by itself, as on a cluster."""
+    """Starts each process separately, as on a cluster."""
     address = distributed_decode.loopback()
     told = ["--coordinator", address, "--num-processes", count, "--process-id"]
     return [start(*told, i, *args) for i in range(count)]
 
 
 def digest_of(requests):
-    """Returns the digest of the tokens of one process without a mesh."""
+    """Returns the digest of the tokens of a single process without a mesh."""
     config, tokenizer, weights = decode.open_model(decode.MODEL)
     work = jobs.make_jobs(tokenizer, [Request(**r) for r in requests], config.context)
     return distributed_decode.digest(batching.serve(weights, config, work)[0])
 
 
 @pytest.mark.parametrize(("count", "requests"), [(4, SHORT), exhaustive(2, VARIED)])
-def test_every_process_holds_the_tokens_of_a_single_one(start, tmp_path, count, requests):
+def test_every_process_writes_the_tokens_of_a_single_one(start, tmp_path, count, requests):
     status, out = start("--processes", count, *flags_of(tmp_path, requests)).wait()
     assert status == 0, out
     held = re.findall(r"^process (\d) of \d: \d+ tokens, sha256 (\w+)$", out, re.MULTILINE)
     digest = digest_of(requests)
     assert sorted(held) == [(str(id), digest) for id in range(count)]
-    assert out.count(", slot ") == len(requests)  # one process alone prints the texts
+    assert out.count(", slot ") == len(requests)  # only one process prints the texts
 
 
 def test_a_killed_process_of_a_cluster_ends_the_others(start, tmp_path):
-    """Without a common parent, in the middle of decoding."""
+    """The processes have no common parent, and one is killed while decoding."""
     first, second = cluster(start, 2, *flags_of(tmp_path, LONG))
-    first.find("tokens, sha256")  # now it decodes a second time
+    first.find("tokens, sha256")  # the second decoding has started
     os.kill(*second.pids(1), signal.SIGKILL)
     status, out = first.wait(SOON)
     assert status == 1
@@ -141,7 +141,7 @@ def test_a_killed_process_of_a_cluster_ends_the_others(start, tmp_path):
     assert out.endswith("error: process 1 ended by SIGKILL\n")
 
 
-def test_a_killed_process_ends_those_started_with_it(start):
+def test_a_killed_process_ends_the_others_of_its_parent(start):
     run = start("--processes", 2)
     pids = run.pids(2)
     os.kill(pids[1], signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_a_killed_process_ends_those_started_with_it(start):
     assert not any(map(alive, pids))
 
 
-def test_without_process_0_the_others_end_too(start, tmp_path):
+def test_the_others_end_without_process_0(start, tmp_path):
     first, *others = cluster(start, 4, *flags_of(tmp_path, LONG))
     first.find("tokens, sha256")
     os.kill(*first.pids(1), signal.SIGKILL)
@@ -163,7 +163,7 @@ def test_without_process_0_the_others_end_too(start, tmp_path):
         )
 
 
-def test_a_silent_process_is_given_up(start, tmp_path):
+def test_an_unresponsive_process_is_abandoned(start, tmp_path):
     run = start("--processes", 2, "--patience", 5, *flags_of(tmp_path, LONG))
     run.find("tokens, sha256")
     os.kill(run.pids(2)[1], signal.SIGSTOP)
@@ -201,7 +201,7 @@ def test_a_bad_flag_is_named_once(monkeypatch, capsys, args, said):
     assert said in err
 
 
-def test_a_device_holds_whole_chunks(monkeypatch):
+def test_shards_of_the_example_must_be_whole_chunks(monkeypatch):
     _, _, weights = decode.open_model(decode.MODEL)
     monkeypatch.setattr(jax, "device_count", lambda: 3)
     with pytest.raises(ValueError, match="4096 tokens must split into whole chunks of 256 over"):

@@ -1,4 +1,4 @@
-"""The truncations that judge a token by all of its row, against their definitions in float64."""
+"""The truncations that depend on the whole row, compared with their definitions in float64."""
 
 import functools
 
@@ -89,7 +89,7 @@ def test_typical_p(vocab, dtype):
             assert mask.any()
 
 
-def test_typical_p_takes_equals_by_lower_id_and_may_leave_the_likeliest():
+def test_typical_p_keeps_equal_tokens_by_lower_id_and_may_drop_the_most_likely():
     p = np.array([0.1, 0.4, 0.1, 0.3, 0.1])  # entropy 1.42, surprises .92, 1.20 and 2.30
     for share, want in ((0.3, [3]), (0.31, [1, 3]), (0.71, [0, 1, 3]), (0.81, [0, 1, 2, 3])):
         mask = kept(js.typical_p_logits(np.log(p).astype(np.float32), share))
@@ -99,15 +99,15 @@ def test_typical_p_takes_equals_by_lower_id_and_may_leave_the_likeliest():
 @pytest.mark.parametrize(("vocab", "dtype"), SIZES)
 @pytest.mark.parametrize("rule", ["tail_free", "top_h"])
 def test_prefixes(rule, vocab, dtype):
-    """Their length lies between those for nearly the same share, and they are prefixes."""
+    """Kept sets are prefixes whose lengths are between those of slightly different shares."""
     x = cases(vocab, dtype)
-    slack = 1e-5 if rule == "top_h" else 3e-4  # tail-free adds up 128k roundings to 2**-30
+    slack = 1e-5 if rule == "top_h" else 3e-4  # tail-free sums 128k rounding errors of up to 2**-30
     for value in VALUES[f"{rule}_logits"]:
         got = kept(getattr(js, f"{rule}_logits")(x, value))
         for kind, row, mask in zip(np.repeat(KINDS, 2), x, got, strict=True):
             np.testing.assert_array_equal(mask, reference.first(row, mask.sum()))
             if kind in {"tail_free": ("flat", "equal", "zeros"), "top_h": ("peaked",)}[rule]:
-                continue  # hardly a bend, or hardly any entropy, but that of rounding
+                continue  # only rounding bends the row or gives it entropy
             shares = (value, value) if value == 1 else (value - slack, value + slack)
             lengths = [getattr(reference, rule)(row, share) for share in shares]
             low, high = (reference.first(row, length) for length in lengths)
@@ -127,7 +127,7 @@ def test_xtc_keeps_the_least_of_the_top_choices(vocab, dtype, threshold):
         assert any((mask == want).all() for want in wants)
 
 
-def test_xtc_acts_as_often_as_asked():
+def test_xtc_acts_with_the_given_probability():
     """10,000 rows at a quarter: within 4 standard deviations (error rate 6e-5)."""
     x = np.log(np.tile(np.array([0.5, 0.4, 0.1], np.float32), (10_000, 1)))
     dropped = ~kept(js.xtc_logits(jax.random.key(3), x, 0.25, 0.3))[:, 0]
@@ -140,7 +140,7 @@ def test_xtc_acts_as_often_as_asked():
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", VALUES)
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16"), slow("float16")])
-def test_neutral_values_are_the_identity_and_kept_logits_stay(rule, dtype):
+def test_neutral_values_are_the_identity_and_kept_logits_do_not_change(rule, dtype):
     x = cases(257, dtype)
     same = np.asarray(getattr(js, rule)(x, NEUTRAL[rule]))
     np.testing.assert_array_equal(same.view(np.uint8), x.view(np.uint8))
@@ -160,7 +160,7 @@ def everything(keys, x, values):
 
 @functools.cache
 def batch():
-    """Rows, keys, parameters and what becomes of them."""
+    """Returns rows, keys, parameters and results."""
     x = cases(300, "float32")
     rng = np.random.default_rng(0)
     values = np.stack([rng.choice(VALUES[rule], len(x)) for rule in VALUES], -1).astype(np.float32)
@@ -224,7 +224,7 @@ def test_no_rows_and_no_batch():
 
 
 @pytest.mark.slow
-def test_gradients_pass_to_kept_logits_only():
+def test_only_kept_logits_have_gradients():
     keys, x, values, _ = batch()
 
     def total(x):
@@ -237,7 +237,7 @@ def test_gradients_pass_to_kept_logits_only():
 
 
 @pytest.mark.slow
-def test_moments_are_those_of_float64():
+def test_moments_match_float64():
     from jaxsample._core import _moments, _scan, _source
 
     for vocab, dtype in ((2, "float32"), (257, "float16"), (128256, "float32")):

@@ -1,4 +1,4 @@
-"""Drafts that share the noise of the target: how often they are accepted."""
+"""Drafts that share the noise of the target: their acceptance rates."""
 
 import coupling
 import jax
@@ -14,7 +14,7 @@ from jaxsample._core import _draw
 
 VOCAB = 600
 SIGMAS = 4
-"""A test of one share fails by chance in 6 of 100,000."""
+"""The bound of a share in standard deviations; a correct one exceeds it in 6 of 100,000 tests."""
 
 
 def keys_of(batch):
@@ -22,7 +22,7 @@ def keys_of(batch):
 
 
 @pytest.mark.slow
-def test_the_first_is_the_draw_and_the_others_do_not_depend_on_their_number():
+def test_the_first_draft_is_the_draw_and_the_others_do_not_depend_on_their_number():
     x = every_kind(3, VOCAB)
     x[1, 3] = np.nan
     keys = keys_of(len(x))
@@ -39,8 +39,8 @@ def test_the_first_is_the_draw_and_the_others_do_not_depend_on_their_number():
 
 
 @pytest.mark.slow
-def test_the_order_is_that_of_the_times():
-    """By its definition in float64, from the noise that is drawn."""
+def test_the_order_is_by_arrival_time():
+    """Compares with the definition in float64, on the noise of the library."""
     x = make("normal", 6, VOCAB)
     keys = keys_of(len(x))
     noise = _draw.random_words(keys)
@@ -91,7 +91,7 @@ def assert_agreement(x, y, number):
 def test_coupled_drafts_are_accepted_as_by_the_law():
     for x, y in coupling.pairs(2, VOCAB):
         share, p, q = assert_agreement(x, y, 2000)
-        assert share > np.sum(p * q) + 0.05  # of drafts that share no noise
+        assert share > np.sum(p * q) + 0.05  # the rate of drafts with independent noise
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_coupled_drafts_are_accepted_as_by_the_law_on_a_dozen_pairs():
 
 
 @pytest.mark.slow
-def test_noise_that_is_not_shared_fails_the_same_test():
+def test_independent_noise_fails_the_same_test():
     x, y = next(coupling.pairs(1, VOCAB))
     number = 4000
     drawn, drafted = (
@@ -121,7 +121,7 @@ def kept(x, params):
 @pytest.mark.parametrize(
     ("scale", "params"), [(6, {"top_p": 0.95}), (3, {"top_k": 50})], ids=["peaked", "mid"]
 )
-def test_little_is_lost_to_one_race_and_a_runner_up_gains_more(scale, params):
+def test_acceptance_is_close_to_one_race_and_a_runner_up_increases_it(scale, params):
     """At least .97 of one race over the vocabulary; with a runner-up, at least 1 - TV."""
     rng, vocab, number = np.random.default_rng(0), 32000, 3000
     laws, full, tvs, shares = [], [], [], []

@@ -1,4 +1,4 @@
-"""bfloat16 and float16 logits are read as they are and never rounded again."""
+"""bfloat16 and float16 logits are read exactly and never rounded again."""
 
 import functools
 
@@ -43,7 +43,7 @@ def test_the_temperature_does_not_round():
 
 @pytest.mark.slow
 def test_the_greedy_token_of_a_close_pair():
-    """300 pairs of neighbouring numbers of bfloat16, which many a temperature rounds to one."""
+    """300 pairs of adjacent bfloat16 numbers, which many temperatures round to one number."""
     low = np.linspace(16, 32, 300).astype(jnp.bfloat16)
     high = (low.view(np.int16) + 1).view(jnp.bfloat16)
     x = np.stack([low, high], axis=-1)
@@ -81,7 +81,7 @@ def params_of(batch, seed=0):
 
 
 def kept_by_definition(row, params, i, slack):
-    """Returns the tokens that a float64 definition keeps, by shares a little larger or smaller."""
+    """Returns the tokens that a float64 definition keeps for slightly larger or smaller shares."""
     scaled = row.astype(np.float64) / np.float64(params.temperature[i])
     kept = np.where(reference.top_k(scaled, params.top_k[i]), scaled, -np.inf)
     p, m = np.float64(params.top_p[i]), np.float64(params.min_p[i])
@@ -91,7 +91,7 @@ def kept_by_definition(row, params, i, slack):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "vocab"), [("bfloat16", 300), slow("float16", 5003)])
-def test_kept_sets_and_logprobs_are_those_of_the_same_values_in_float64(dtype, vocab):
+def test_kept_sets_and_logprobs_match_the_same_values_in_float64(dtype, vocab):
     near = [kind for kind in KINDS if kind != "offset"]  # far from 0, float32 itself rounds more
     x = np.concatenate([make(kind, 12, vocab, dtype) for kind in near])
     params = params_of(len(x))
@@ -100,7 +100,7 @@ def test_kept_sets_and_logprobs_are_those_of_the_same_values_in_float64(dtype, v
     clear = 0
     for i, row in enumerate(x):
         low, kept, high = (kept_by_definition(row, params, i, s) for s in (-4e-6, 0, 4e-6))
-        if np.array_equal(low > -np.inf, high > -np.inf):  # away from rounding
+        if np.array_equal(low > -np.inf, high > -np.inf):  # not decided by rounding
             clear += 1
             np.testing.assert_array_equal(kept_mask[i], kept > -np.inf)
             want = reference.logprobs(kept)[out.tokens[i]]
@@ -111,7 +111,7 @@ def test_kept_sets_and_logprobs_are_those_of_the_same_values_in_float64(dtype, v
 @pytest.mark.parametrize("dtype", [slow(dtype) for dtype in NARROW])
 @pytest.mark.parametrize("params", [{}, {"top_p": 0.9}, {"top_k": 200, "presence_penalty": 0.05}])
 def test_200_000_draws_follow_the_softmax_of_float64(dtype, params):
-    """A temperature of .6 on logits near 20, where bfloat16 has steps of an eighth."""
+    """Temperature .6 on logits near 20, where adjacent bfloat16 numbers differ by an eighth."""
     x = make("normal", 1, 1000, dtype)[0] + np.asarray(20, jnp.dtype(dtype))
     wide = x.astype(np.float64)
     if "presence_penalty" in params:
@@ -126,7 +126,7 @@ def test_200_000_draws_follow_the_softmax_of_float64(dtype, params):
 
 
 def draw_penalised(x, params):
-    """Tokens of a row of which the first 500 were written."""
+    """Draws tokens of a row whose text contains the first 500 tokens."""
     state = js.init_state(np.zeros((1, 0), int), 0, x.size, 1)
     counts = (jnp.arange(x.size) < 500).astype(jnp.int32)[None]
     state = jax.tree.map(lambda a: a[0], js.SamplerState(**{**vars(state), "counts": counts}))
@@ -136,8 +136,8 @@ def draw_penalised(x, params):
     return np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys, batch_size=2000))(keys))
 
 
-def test_a_softmax_of_rounded_logits_would_be_seen():
-    """The definition in bfloat16 does not pass for the one in float64."""
+def test_a_softmax_of_rounded_logits_is_detected():
+    """The test of the float64 definition fails for the definition in bfloat16."""
     x = make("normal", 1, 1000, "bfloat16")[0] + np.asarray(20, jnp.bfloat16)
     rounded = (x.astype(np.float32) / np.float32(0.6)).astype(jnp.bfloat16)
     p, q = reference.softmax(x.astype(np.float64) / 0.6), reference.softmax(rounded)
@@ -150,8 +150,8 @@ def test_a_softmax_of_rounded_logits_would_be_seen():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", NARROW)
-def test_the_draw_is_that_of_the_same_values_in_float32(dtype):
-    """Bit for bit, with and without a search, and where the temperature comes last."""
+def test_the_draw_matches_the_same_values_in_float32(dtype):
+    """Bit for bit, with and without a search, and with the temperature last."""
     x = every_kind(4, 300, dtype)
     params = params_of(len(x), 1)
     keys = jax.random.split(KEY, len(x))

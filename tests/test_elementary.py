@@ -1,4 +1,4 @@
-"""Logarithms and powers: close to those of float64, and alike in arrays of every size."""
+"""Logarithms and powers: close to those of float64, and equal in arrays of every size."""
 
 import jax
 import jax.numpy as jnp
@@ -59,8 +59,8 @@ def test_the_derivative_of_log():
     np.testing.assert_allclose(jax.vmap(jax.grad(_elementary.log))(x), 1 / x)
 
 
-def test_a_minimum_is_found_though_it_could_be_rounded_in_two_ways():
-    """Reductions of floats may go to a library that rounds the sums in front of them otherwise."""
+def test_a_minimum_is_found_if_sums_round_differently():
+    """Reductions of floats may use a library that rounds preceding sums differently."""
     from jaxsample._core import _draw
 
     x = np.random.default_rng(4).random((4096, 4)).astype(np.float32)

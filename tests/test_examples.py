@@ -1,4 +1,4 @@
-"""The example: its model, its decoding loop and its command line."""
+"""The examples: the model, the decoding loop and the command line."""
 
 import dataclasses
 import functools
@@ -52,11 +52,11 @@ ASKED = {
         "bad_words": ["import os"],
     }.items()
 }
-"""For each setting a request that asks for it alone."""
+"""For each setting a request that sets only that."""
 
 
 def serve(requests, among=VARIED):
-    """Decodes requests with the rules compiled that these and the others use."""
+    """Decodes requests with a program for the rules of these and of `among`."""
     work = jobs.make_jobs(TOKENIZER, [*requests, *among], CONFIG.context)[: len(requests)]
     return batching.serve(WEIGHTS, CONFIG, work)[0]
 
@@ -75,7 +75,7 @@ def run(script, *args):
 
 
 def fail(monkeypatch, capsys, *args):
-    """The one line that the decoder ends with."""
+    """Returns the single line with which the decoder fails."""
     monkeypatch.setattr(sys, "argv", ["decode.py", *map(str, args)])
     with pytest.raises(SystemExit) as ended:
         decode.main()
@@ -102,7 +102,7 @@ def test_decoding_a_token_at_a_time_gives_the_logits_of_the_whole_text():
 
 @pytest.mark.slow
 def test_the_cache_follows_the_beams():
-    """The log-probs of a search are those of the model that reads the texts anew."""
+    """The log-probs of a search are those of the model when it reads the texts again."""
     prompts, lengths = (x[:2] for x in beam.encoded(TOKENIZER, CONFIG))
 
     def step(state, logits, position):
@@ -119,7 +119,7 @@ def test_the_cache_follows_the_beams():
 
 @pytest.mark.slow
 def test_a_text_is_the_same_whatever_the_schedule():
-    """Any slot, any neighbours, any order of arrival."""
+    """For any slot, any neighbours and any order of arrival."""
     alone = [text_of(serve([r])[0]) for r in VARIED]
     assert len({text.tokens.tobytes() for text in alone}) == len(VARIED)
     slots = [set() for _ in VARIED]
@@ -194,7 +194,7 @@ def test_a_setting_becomes_params_of_its_own_rule(name):
         assert asked[field] == np.float32(getattr(ASKED[name], field))
 
 
-def test_params_of_words_and_biases():
+def test_words_and_biases_become_params():
     _, bias = jobs.make_params([NOTHING, ASKED["logit_bias"]], TOKENIZER)
     assert bias.logit_bias_token_ids.tolist() == [*TOKENIZER.encode("self").ids, 7]
     assert bias.logit_bias.tolist() == [-math.inf, 2]
@@ -206,12 +206,12 @@ def test_params_of_words_and_biases():
     assert none.bad_word_lengths.tolist() == [0, 0]
 
 
-def test_no_rule_is_compiled_for_nothing():
+def test_no_unused_rule_is_compiled():
     assert vars(jobs.make_params([NOTHING], TOKENIZER)[0]) == vars(SamplingParams())
 
 
 @pytest.mark.slow
-def test_words_biases_and_lengths_shape_a_text():
+def test_words_biases_and_lengths_change_a_text():
     lines, ended = VARIED[-2:]
     banned = {id for text in ("self", "self ") for id in TOKENIZER.encode(text).ids}
     free = dataclasses.replace(lines, bad_words=[])
@@ -222,7 +222,7 @@ def test_words_biases_and_lengths_shape_a_text():
 
 
 @pytest.mark.exhaustive
-def test_one_program_serves_rows_of_all_rules_as_their_own_do():
+def test_one_program_serves_rows_of_all_rules_like_separate_ones():
     requests = [
         dataclasses.replace(request, prompt="class A:\n", seed=seed, max_tokens=20)
         for seed, request in enumerate(ASKED.values())
@@ -264,7 +264,7 @@ def test_the_demonstration_compiles_once_and_keeps_to_an_order():
     assert "length, 1 token," in done.stdout
 
 
-def test_a_bad_flag_ends_a_process_in_one_line_too():
+def test_a_bad_flag_ends_a_process_with_one_line():
     done = run("decode.py", "--top-p", "1.5")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("decode.py: error: argument --top-p: top_p must be in [0, 1], got 1.5\n")
@@ -291,7 +291,7 @@ def test_a_bad_flag_ends_a_process_in_one_line_too():
         (["--order", "mine"], "--order: invalid choice: 'mine'"),
         (
             ["--order", "vllm", "--prompt", "x", "--eta-cutoff", "0.1"],
-            "order must name every stage that params ask for, 'eta_cutoff' too",
+            "order must contain every stage of the params, but lacks 'eta_cutoff'",
         ),
         (["--typical-p", "2"], "--typical-p: typical_p must be in [0, 1], got 2"),
         (["--repetition-penalty", "0"], "repetition_penalty must be finite and above 0, got 0"),
@@ -368,7 +368,7 @@ def test_training_writes_a_model_that_decodes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [exhaustive("coupled"), "tree"])
-def test_a_speculative_text_is_that_of_plain_decoding(method):
+def test_a_speculative_text_equals_plain_decoding(method):
     drafter = decode.open_weights(speculative.DRAFT_MODEL)[1]
     first = speculative.start(WEIGHTS, drafter, CONFIG, TOKENIZER)
     ends = first.state.lengths + 16

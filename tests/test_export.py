@@ -1,4 +1,4 @@
-"""A program that is exported for other platforms, with any number of rows, is the same program."""
+"""A program exported for other platforms and any number of rows gives the same results."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from rows import every_kind
 import jaxsample
 from jaxsample import SamplingParams, beam_step, init_beams, sample
 
-# Of whole tiles of a TPU, which rows of any number are not held to, and not.
+# Without and with whole TPU tiles; any number of rows must be supported for both.
 VOCABS = (1000, 8192)
 
 
@@ -23,7 +23,7 @@ def draw(keys, logits, params):
 
 
 def arguments(batch, vocab):
-    """Keys as words, logits and params of some rows, or of the shape of any number of them."""
+    """Returns the shapes of keys as words, logits and params; the batch may be symbolic."""
     keys = jax.ShapeDtypeStruct((batch, 2), jnp.uint32)
     params = SamplingParams(
         temperature=jax.ShapeDtypeStruct((batch,), jnp.float32),
@@ -43,13 +43,13 @@ def exported(vocab):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("vocab", VOCABS)
-def test_it_is_for_every_platform(vocab):
+def test_the_program_is_for_every_platform(vocab):
     assert exported(vocab).platforms == ("cpu", "cuda", "tpu")
 
 
 @functools.cache
 def drawn(vocab):
-    """Arguments of 90 rows, and what they give."""
+    """Returns arguments of 90 rows, and their results."""
     logits = jnp.asarray(np.tile(every_kind(1, vocab), (10, 1)))
     keys = jax.random.key_data(jax.random.split(jax.random.key(0), len(logits)))
     rng = np.random.default_rng(0)

@@ -32,7 +32,7 @@ def keys_of(batch, seed=0):
 
 
 def random_arguments(sampler, batch, seed=0):
-    """Params and state of some rows, each its own."""
+    """Returns random params and states, different in each row."""
     rng = np.random.default_rng(seed)
 
     def choice(*values):
@@ -51,7 +51,7 @@ def take(arguments, rows):
 
 
 def everywhere(batch, *arguments):
-    """Scalar params and states, for each row: the shapes of the other tests, and their programs."""
+    """Broadcasts scalar params and states to all rows, so that tests share shapes and programs."""
     return jax.tree.map(lambda a: np.full(batch, a, np.float32), arguments)
 
 
@@ -62,7 +62,7 @@ def assert_equal(got, want):
 
 @pytest.mark.parametrize("sampler", [slow(mirostat_v1_sample), mirostat_v2_sample])
 @pytest.mark.parametrize(("vocab", "dtype"), SIZES)
-def test_mirostat_is_the_draw_from_what_the_definition_keeps(sampler, vocab, dtype):
+def test_mirostat_draws_from_the_kept_set_of_the_definition(sampler, vocab, dtype):
     x = every_kind(6, vocab, dtype)
     keys, (params, state) = keys_of(len(x)), random_arguments(sampler, len(x))
     tokens, following = jax.device_get(sampler(keys, x, params, state))
@@ -84,7 +84,7 @@ def test_mirostat_is_the_draw_from_what_the_definition_keeps(sampler, vocab, dty
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), SIZES)
-def test_adaptive_p_is_the_draw_from_the_definition(vocab, dtype):
+def test_adaptive_p_draws_from_the_definition(vocab, dtype):
     x = every_kind(6, vocab, dtype)
     keys, (params, state) = keys_of(len(x)), random_arguments(adaptive_p_sample, len(x))
     tokens, following = adaptive_p_sample(keys, x, params, state)
@@ -95,13 +95,13 @@ def test_adaptive_p_is_the_draw_from_the_definition(vocab, dtype):
         if params.target[i] >= 0:
             want = reference_feedback.next_memory(row, tokens[i], params.decay[i], *want)
         np.testing.assert_allclose(take(following, i), want, rtol=1e-5)
-    # Rounded otherwise, a token in a thousand is another one.
+    # Rounding may change one token in a thousand.
     assert np.sum(tokens != categorical_sample(keys, adapted)) <= 1
 
 
 @pytest.mark.slow
 def test_a_zipf_law_is_recognised():
-    """On p ~ 1 / rank^s the k of mirostat is the k of its paper's formula."""
+    """On p ~ 1 / rank^s, mirostat's k is that of the formula in the paper."""
     number = 1000
     for s, mu in ((0.5, 9.0), (1.0, 6.0), (1.5, 6.0), (3.0, 6.0)):
         row = -s * np.log(np.arange(1, number + 1))
@@ -115,7 +115,7 @@ def test_a_zipf_law_is_recognised():
 
 
 def drawn(sampler, x, params, state, steps):
-    """The tokens and states `[steps, ...]` of many draws, each from the next of the rows `x`."""
+    """Returns tokens and states `[steps, ...]` of many draws, which use the rows `x` in turn."""
     shape = jax.tree.leaves(state)[0].shape
 
     def step(carry, key):
@@ -130,7 +130,7 @@ def drawn(sampler, x, params, state, steps):
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", [mirostat_v2_sample, slow(mirostat_v1_sample)])
 def test_mirostat_steers_the_mean_surprise_to_tau(sampler):
-    """Within 0.05 bits over 2,000 tokens of Zipf laws, and unlikelier tokens for a higher tau."""
+    """Within 0.05 bits over 2,000 tokens of Zipf laws, and less likely tokens for a higher tau."""
     exponents = np.array([1.0, 1.5, 1.2])[:, None]
     x = jnp.asarray(-exponents * np.log(np.arange(1, 1001)), jnp.float32)
     params = MirostatParams(tau=np.array([1.0, 2, 3, 4], np.float32), eta=0.1)
@@ -145,7 +145,7 @@ def test_mirostat_steers_the_mean_surprise_to_tau(sampler):
 
 @pytest.mark.slow
 def test_adaptive_p_steers_the_mean_probability_to_the_target():
-    """Within 0.03 over 2,000 tokens, and nearer than without a memory."""
+    """Within 0.03 over 2,000 tokens, and closer than without a memory."""
     p = np.random.default_rng(0).dirichlet(np.ones(4), size=50)
     x = jnp.log(jnp.asarray(p, jnp.float32))
     params = AdaptivePParams(target=np.array([0.2, 0.3, 0.4, 0.5], np.float32))
@@ -174,7 +174,7 @@ def test_neutral_rows_are_the_plain_draw(vocab, dtype):
     params, state = everywhere(batch, MirostatParams(eta=0.0), MirostatState(1e4))
     assert_equal(mirostat_v2_sample(keys, x, params, state), (want, state))
     tokens, following = mirostat_v1_sample(keys, x, params, state)
-    # A Zipf law as steep as a cliff has few ranks of any surprise.
+    # A very steep Zipf law has few ranks for any surprise.
     everything = np.array([reference_feedback.zipf_k(row, 1e3) > vocab for row in x])
     np.testing.assert_array_equal(np.asarray(tokens)[everything], want[everything])
     assert_equal(following, state)
@@ -183,7 +183,7 @@ def test_neutral_rows_are_the_plain_draw(vocab, dtype):
 @pytest.mark.parametrize("sampler", MIROSTAT)
 def test_a_mu_below_every_surprise_keeps_rank_0(sampler):
     x = every_kind(6, 257)
-    x[1] = 0  # all alike: many tokens of one logit, and no surprise below 8 bits
+    x[1] = 0  # equal logits: the surprise is at least 8 bits
     arguments = everywhere(len(x), MirostatParams(), MirostatState(-3.0))
     tokens, state = sampler(keys_of(len(x)), x, *arguments)
     np.testing.assert_array_equal(tokens, x.argmax(-1))
@@ -192,7 +192,7 @@ def test_a_mu_below_every_surprise_keeps_rank_0(sampler):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_row_is_drawn_alike_wherever_it_stands(sampler):
+def test_the_position_of_a_row_does_not_matter(sampler):
     x = every_kind(1, 257)
     keys, arguments = keys_of(len(x)), random_arguments(sampler, len(x), seed=2)
     want = sampler(keys, x, *arguments)
@@ -331,7 +331,7 @@ def test_validate_names_the_field_the_row_and_the_range(params, message):
         params.validate()
 
 
-def test_validate_accepts_what_is_allowed_and_rejects_what_is_no_number():
+def test_validate_accepts_values_in_range_and_rejects_non_numbers():
     MirostatParams(tau=jnp.array([0.0, 9.0], jnp.bfloat16), eta=1).validate()
     AdaptivePParams(target=[-1, 0, 1], decay=0.99).validate()
     with pytest.raises(TypeError, match="tau must hold real numbers, got <U1"):
@@ -372,7 +372,7 @@ def test_validate_accepts_what_is_allowed_and_rejects_what_is_no_number():
         ),
     ],
 )
-def test_wrong_arguments_are_named(call, error, match):
+def test_errors_name_wrong_arguments(call, error, match):
     with pytest.raises(error, match=match):
         call(jnp.zeros((2, 10)), MirostatParams(), MirostatState(3.0))
 

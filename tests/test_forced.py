@@ -1,4 +1,4 @@
-"""A forced token in `sample`: it wins over all that masks, and every truncation keeps it."""
+"""A forced token in `sample`: it overrides all masks, and every truncation keeps it."""
 
 import dataclasses
 import doctest
@@ -20,7 +20,7 @@ FORCED = np.where(np.arange(BATCH) % 2, -1, (np.arange(BATCH) * 37) % VOCAB)
 
 
 def arguments(order, dtype="float32"):
-    """Rows that each ask for other rules, and for each forced token something that masks it."""
+    """Returns rows with different rules, in which each forced token is masked by one of them."""
     x = make("normal", BATCH, VOCAB, dtype)
     stages = itertools.chain(*((e,) if isinstance(e, str) else e for e in order))
     params = only(every_param(BATCH, seed=5), stages)
@@ -38,7 +38,7 @@ def arguments(order, dtype="float32"):
 
 
 def assert_forced(out):
-    """Of the rows with a forced token, whatever else they ask for."""
+    """Asserts that rows with a forced token draw it, whatever their other rules are."""
     rows = FORCED >= 0
     np.testing.assert_array_equal(out.tokens[rows], FORCED[rows])
     np.testing.assert_array_equal(out.logprobs[rows], 0)
@@ -48,7 +48,7 @@ def assert_forced(out):
 FEW = ("bitmask", "suppressed", "forced", "temperature")
 
 
-def test_a_forced_token_wins_over_what_masks_it():
+def test_a_forced_token_overrides_masks():
     keys, x, params, state = arguments(FEW)
     out = sample(keys, x, params, state, order=FEW)
     assert_forced(out)
@@ -60,7 +60,7 @@ CUTS = ("bitmask", "suppressed", "logit_bias", *FEW[-2:], "top_k", "top_p", "min
 
 @pytest.mark.parametrize("order", [slow(CUTS), *map(exhaustive, ORDERS)])
 def test_every_rule_keeps_a_forced_token(order):
-    """And rows without one are drawn from as without the field."""
+    """Rows without a forced token are drawn as if the field were absent."""
     stages = ORDERS.get(order, order)
     keys, x, params, state = arguments(stages, "bfloat16")
     out = sample(keys, x, params, state, order=order, num_logprobs=2)
@@ -77,7 +77,7 @@ GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "servers.md"
 
 
 def test_the_loop_of_the_guide_closes_thoughts_once():
-    """Of rows that write other tokens, begin to close, close themselves, and write no more."""
+    """Rows write other tokens, start to close, close themselves, or have ended."""
     page = GUIDE.read_text().split("## A thinking budget")[1]
     scope = {"jnp": jnp}
     for example in doctest.DocTestParser().get_examples(page)[:3]:
@@ -98,7 +98,7 @@ def test_the_loop_of_the_guide_closes_thoughts_once():
 
 @pytest.mark.slow
 def test_bad_rows_stay_bad():
-    """What is not a mask is not repaired: a NaN, a parameter outside its range, the id itself."""
+    """Only masks are overridden, not a NaN, a parameter out of range or an invalid id."""
     keys, x, params, state = arguments(FEW)
     x[2, 7] = np.nan
     params.temperature[4] = -1
@@ -125,7 +125,7 @@ def test_a_single_token_of_any_vocabulary():
 
 @pytest.mark.exhaustive
 def test_each_position_of_drafts_may_have_its_own():
-    """The drafts that are forced tokens are accepted, others are not."""
+    """Drafts equal to forced tokens are accepted, others are not."""
     x = np.tile(make("normal", 2, VOCAB)[:, None], (1, 4, 1))
     forced = np.array([[7, 8, -1, 9], [5, 6, 7, 8]])
     keys = js.request_keys(np.arange(2)[:, None], np.arange(4)[None])

@@ -1,4 +1,4 @@
-"""The fuzzer sees what is wrong and names the case; the cases that it has found stay right."""
+"""The fuzzer detects and names wrong results; the cases that it has found stay fixed."""
 
 import sys
 
@@ -25,13 +25,13 @@ def test_a_case(name, seed):
     fuzz.run(name, seed)
 
 
-def test_a_rule_that_does_nothing_is_seen(monkeypatch):
+def test_a_rule_without_effect_is_detected(monkeypatch):
     monkeypatch.setattr(js, "allowed_logits", lambda x, allowed: x)
     with pytest.raises(AssertionError, match="kept"):
         fuzz_rules.check("allowed_logits", np.random.default_rng(0), 33, "float32")
 
 
-def test_a_failure_is_a_line_that_runs_it_again(monkeypatch, capsys):
+def test_a_failure_is_reported_as_a_line_that_repeats_it(monkeypatch, capsys):
     def fails(rng, order, vocab, dtype):
         raise AssertionError("something is wrong")
 
@@ -40,7 +40,7 @@ def test_a_failure_is_a_line_that_runs_it_again(monkeypatch, capsys):
     assert fuzz.main() == 1
     printed = capsys.readouterr().out
     line = next(line for line in printed.splitlines() if line.startswith('("sample", '))
-    ((name, seed),) = eval(line)  # as in FOUND
+    ((name, seed),) = eval(line)  # in the format of FOUND
     with pytest.raises(AssertionError, match="something is wrong"):
         fuzz.run(name, seed)
     assert "tokens, " in printed

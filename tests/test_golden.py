@@ -1,4 +1,4 @@
-"""The golden results hold: on every version of JAX, with and without fused multiply-add."""
+"""The golden results are the same on every version of JAX, with and without fused multiply-add."""
 
 import functools
 import itertools
@@ -16,8 +16,9 @@ ROUNDED = (
     *("detect_green_list", "detect_synthid", "detect_gumbel", "synthid_logits"),
     *("without_replacement_sample", "stochastic_beam_step"),
 )
-"""Special functions of XLA promise no last bit; a tournament of 30 layers adds its roundings up,
-and so do the arrival times of one chunk."""
+"""Results with a larger tolerance: XLA's special functions do not guarantee the last bit, and the
+rounding errors of a tournament of 30 layers or of the arrival times of one chunk add up.
+"""
 
 
 @functools.cache
@@ -37,9 +38,9 @@ def names():
 
 @pytest.mark.parametrize(("group", "name"), names())
 def test_a_result_is_the_golden_one(group, name):
-    """Bit for bit; numbers that rest on sums of weights within a unit in the last place.
+    """Bit for bit, except for numbers computed from sums of weights, which may differ by one unit.
 
-    Whether a product and a sum are one operation or two decides the last bit of a weight.
+    Fusing a product and a sum changes the last bit of a weight.
     """
     got = golden_cases.results(cases(group)[name]())
     want = {
@@ -59,7 +60,7 @@ def test_a_result_is_the_golden_one(group, name):
 
 
 def assert_within_a_unit(got, want):
-    """Equal up to the last place; NaN and infinities are equal."""
+    """Asserts equality up to the last place; NaN and infinities are equal."""
     clear = np.isfinite(want)
     np.testing.assert_array_equal(got[~clear], want[~clear])
     assert (np.abs(got[clear] - want[clear]) <= np.spacing(np.abs(want[clear]))).all()
@@ -68,15 +69,16 @@ def assert_within_a_unit(got, want):
 def test_every_public_function_has_a_golden_result():
     public = {name for name in js.__all__ if name.islower()}
     tested = set(itertools.chain(*map(cases, golden_cases.GROUPS)))
-    # The cases of `sample` are named by what they hold; the others copy and compare integers.
+    # The cases of `sample` are named by their contents; the other functions copy or compare
+    # integers.
     assert public - tested == {"sample", "set_rows", "stop_reason"}
     for group in golden_cases.GROUPS:
         held = {path.split("/")[0] for path in golden(group)}
         assert held == set(cases(group))
 
 
-def test_the_inputs_are_those_of_the_golden_results():
-    """By a sum of their bits: that they do not depend on the version of NumPy."""
+def test_the_inputs_match_the_golden_results():
+    """Compares checksums of their bits, so that they do not depend on the version of NumPy."""
     rows = [golden_cases.logits(300, dtype).view(np.uint8) for dtype in golden_cases.DTYPES]
     assert [int(x.astype(np.int64).sum()) for x in rows] == [1499989, 989330, 873841]
     assert jax.random.key_data(golden_cases.keys())[7].tolist() == [0, 7]

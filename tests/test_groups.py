@@ -1,4 +1,4 @@
-"""Rows that need more work get it in groups, and no row notices which."""
+"""Rows that need more work are processed in groups, without affecting other rows."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxsample._core._groups import update_rows
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4, 13])
-def test_rows_that_need_it_are_updated_and_no_others(rows):
+def test_only_rows_that_need_it_are_updated(rows):
     x = jnp.arange(3 * rows, dtype=jnp.int32).reshape(rows, 3)
     before = {"sum": jnp.full(rows, -1), "row": jnp.full((rows, 3), -1)}
 
@@ -31,12 +31,12 @@ def test_rows_that_need_it_are_updated_and_no_others(rows):
         np.testing.assert_array_equal(got["row"], np.where(needed[:, None], x, -1))
 
 
-def test_as_many_groups_run_as_the_rows_need(monkeypatch):
-    starts = []
+def test_only_as_many_groups_run_as_the_rows_need(monkeypatch):
+    left = []
 
     def counted(going, body, start, loop=jax.lax.while_loop):
         def turn(state):
-            jax.debug.callback(lambda place: starts.append(int(place)), state[0])
+            jax.debug.callback(lambda needed: left.append(int(needed.sum())), state[1])
             return body(state)
 
         return loop(going, turn, start)
@@ -48,7 +48,7 @@ def test_as_many_groups_run_as_the_rows_need(monkeypatch):
     got = jax.jit(lambda needed, x: update_rows(work, needed, x, False, x))(needed, x)
     jax.effects_barrier()
     np.testing.assert_array_equal(got, np.where(needed, 2 * x, x))
-    assert sorted(starts) == [0, 4, 8]
+    assert sorted(left) == [1, 5, 9]
 
 
 def test_a_mapped_axis_is_an_axis_of_rows():

@@ -1,4 +1,4 @@
-"""Token ids that are not in the vocabulary: one meaning in every list, however large they are."""
+"""Token ids outside the vocabulary have one meaning in every list, whatever their size."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from jaxsample import SamplingParams, sample
 
 VOCAB, ROWS = 16, 3
 LARGE = (VOCAB, 2**21, 2**31 - 1, 2**31, 2**32 + 5, 2**40 + 5, 2**63 - 1)
-"""The first is valid for another vocabulary; the last ones would be 5 or below 0 in 32 bits."""
+"""The first is valid in a larger vocabulary; truncated to 32 bits, the last are 5 or negative."""
 
 
 def state():
@@ -32,11 +32,11 @@ FIELDS = {
         "sequence_bias": np.zeros((ROWS, 1), np.float32),
     },
 }
-"""Every field of ids, with what it needs beside it."""
+"""Every field of ids, with the other fields that it requires."""
 
 
 def params_with(field, token):
-    """Returns params of three rows, the second with an id, the others with padding or another."""
+    """Returns params of three rows: an id in the second, padding or another id in the others."""
     in_words = field in ("bad_words", "sequence_bias_tokens")
     values = np.full((ROWS, 2), 3 if in_words else -1)
     values[1, 0] = token
@@ -44,7 +44,7 @@ def params_with(field, token):
 
 
 def function_of(field, x, p):
-    """The function of a field's rule, called with the same arguments."""
+    """Applies the function of a field's rule to the same arguments."""
     s = state()
     return {
         "logit_bias_token_ids": lambda: js.biased_logits(x, p.logit_bias_token_ids, p.logit_bias),
@@ -94,7 +94,7 @@ def test_an_id_at_or_above_the_vocabulary_makes_its_row_bad(field):
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_validate_knows_which_ids_no_vocabulary_holds(field):
+def test_validate_rejects_ids_beyond_every_vocabulary(field):
     params_with(field, VOCAB).validate()
     for token in LARGE[1:]:
         with pytest.raises(ValueError, match=rf"{field}\[.*\] must be below 2097152, got {token}"):
@@ -110,22 +110,20 @@ def test_negative_ids_of_any_width_are_padding():
 
 
 @pytest.mark.slow
-def test_other_integers_that_do_not_fit():
-    """They stay as far out of their range as they are."""
+def test_other_integers_beyond_32_bits_stay_out_of_range():
+    """Their conversion to 32 bits does not bring them into range."""
     x, key = jnp.zeros((ROWS, VOCAB)), jax.random.key(0)
     for k, kept in ((2**32 + 1, VOCAB), (2**63 - 1, VOCAB), (-(2**32) + 1, 0)):
         assert (sample(key, x, SamplingParams(top_k=np.full(ROWS, k))).num_kept == kept).all()
     words = {"bad_words": np.ones((ROWS, 1, 2), int), "bad_word_lengths": np.full((ROWS, 1), 2**32)}
     assert (sample(key, x, SamplingParams(**words), state()).tokens == -1).all()
-    text = np.full(
-        (ROWS, 2), 2**32 + 5
-    )  # of a text, tokens outside the vocabulary count for nothing
+    text = np.full((ROWS, 2), 2**32 + 5)  # tokens outside the vocabulary are ignored
     assert not js.init_state(text, 2, VOCAB, 8).prompt_mask.any()
     outside = js.update_state(state(), np.full(ROWS, 2**32 + 5))
     np.testing.assert_array_equal(outside.counts, 0)
 
 
-def test_masks_of_64_bits_are_refused_everywhere():
+def test_masks_of_64_bits_are_rejected_everywhere():
     x, mask = jnp.zeros((ROWS, VOCAB)), np.full((ROWS, 1), 2**32 + 1)
     params = SamplingParams(bitmask=mask)
     for call in (

@@ -1,4 +1,4 @@
-"""The kernels of a TPU, interpreted on a CPU, give what XLA's way gives, bit for bit."""
+"""The TPU kernels, interpreted on a CPU, return the same results as XLA, bit for bit."""
 
 import dataclasses
 import functools
@@ -23,11 +23,11 @@ from jaxsample._tpu import rows as kernels
 
 pytestmark = pytest.mark.slow
 
-VOCAB = SHORT_TURN * kernels.LANES + 3617  # two turns, the second short and odd
+VOCAB = SHORT_TURN * kernels.LANES + 3617  # two steps, the second short and odd
 
 
 def semantic(dtype, vocab=VOCAB):
-    """Rows of every kind and bad ones, 13 in all: not a multiple of eight."""
+    """Returns rows of every kind and bad ones, 13 in total, which is not a multiple of eight."""
     normal = rows.make("normal", 4, vocab, dtype)
     normal[0, 7], normal[1, vocab - 1], normal[2] = np.nan, np.inf, -np.inf
     normal[3, : vocab - 3] = -np.inf
@@ -40,7 +40,7 @@ def same(a, b):
 
 
 def in_both_ways(function, *arguments):
-    """Asserts that a function gives the same with kernels and without."""
+    """Asserts that a function returns the same results with and without kernels."""
     a, b = (
         compiled(functools.partial(function, implementation=implementation))(*arguments)
         for implementation in ("pallas", "xla")
@@ -53,9 +53,9 @@ def in_both_ways(function, *arguments):
 @pytest.mark.parametrize(
     ("dtype", "scaled"), [("float32", False), ("float32", True), ("bfloat16", True)]
 )
-def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
+def test_maxima_sums_and_counts_match_the_definition(dtype, scaled):
     x = semantic(dtype)
-    # From far below 1 to so large that all but the largest logits go to -inf.
+    # From far below 1 to so large that all but the largest logits become -inf.
     rate = jnp.geomspace(1e-3, 3e35, len(x)) if scaled else None
 
     @compiled
@@ -78,8 +78,8 @@ def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, scaled):
         assert not np.isfinite(np.max(found[0], axis=1))[bad].any()
 
 
-def test_bins_hold_the_first_tokens_of_each():
-    """In turns as long as on a TPU."""
+def test_bins_contain_the_first_tokens_of_each():
+    """In steps as long as on a TPU."""
     assert_bins_hold_the_first(kernels.TURN + 3617)
 
 
@@ -150,7 +150,7 @@ def test_temperature_alone(dtype, masked):
 
 
 def some_words(x):
-    """Half of the tokens of each row; of one row none, and of one where a NaN is not that."""
+    """Returns a mask of half the tokens, of no token in row 5, and without the NaN of row 9."""
     allowed = np.random.default_rng(0).random(x.shape) < 0.5
     allowed[5], allowed[9, 7] = False, False
     return js.packed_bitmask(allowed)
@@ -183,17 +183,17 @@ def test_sample(dtype, masked):
 
 
 def to_search(dtype, vocab):
-    """Rows of every kind in the first and the third block, of which the second needs no search."""
+    """Returns rows of every kind in the first and third block; the second needs no search."""
     x = np.asarray(semantic(dtype, vocab))
     others = rows.make("normal", 8, vocab, dtype)
-    # Of each weight the coarse word leaves out as much again as it adds up to an error.
+    # The coarse word of each weight omits as much as it contributes, which adds up to an error.
     close = np.linspace(-14, -14.01, vocab, dtype=x.dtype)
     close[5] = 0
     return jnp.asarray(np.concatenate([x[:8], others, x[8:], close[None]]))
 
 
 def varied(x):
-    """Parameters of top-k, top-p and min-p, a row; some are neutral."""
+    """Returns parameters of top-k, top-p and min-p for each row; some are neutral."""
 
     def repeated(*values, dtype="float32"):
         return jnp.asarray(np.resize(values, len(x)), dtype)
@@ -206,7 +206,7 @@ def varied(x):
 
 
 WHOLE = VOCAB // kernels.LANES * kernels.LANES
-"""Whole vectors, so that single rows of float32 are fetched."""
+"""A multiple of the vector length, so that single float32 rows can be fetched."""
 
 SEARCHES = [
     ("float32", VOCAB, False, False, (("top_p",),)),
@@ -219,7 +219,7 @@ SEARCHES = [
 @pytest.mark.usefixtures("short_turns")
 @pytest.mark.parametrize(("dtype", "vocab", "scaled", "masked", "order"), SEARCHES)
 def test_search(dtype, vocab, scaled, masked, order):
-    """The kept sets of top-k, top-p and min-p, what they weigh, and the mass of all tokens."""
+    """Compares kept sets of top-k, top-p and min-p, their mass, and the mass of all tokens."""
     x = to_search(dtype, vocab)
     mask = some_words(x) if masked else None
     rates = jnp.asarray(np.resize([0.7, 1.3, 2, 1e-3], len(x)), "float32") if scaled else None
@@ -230,13 +230,13 @@ def test_search(dtype, vocab, scaled, masked, order):
 
 
 def test_search_in_steps_of_a_tpu():
-    """Of one row, as long as the shortest that kernels look at by default, and an odd number."""
+    """A row of the shortest length for which kernels are the default, plus an odd number."""
     x = jnp.asarray(rows.make("flat", 1, kernels.MIN_VOCAB + 3617))
     assert_searched(x, jnp.asarray([True]), (("top_p",),))
 
 
 def assert_searched(x, needed, order, rates=None, mask=None):
-    """Asserts that the kernel keeps what XLA keeps in the good rows that need it."""
+    """Asserts that the kernel and XLA keep the same tokens in the good rows that need a search."""
 
     @compiled
     def found(rates):
@@ -298,10 +298,10 @@ def test_few_tokens(vocab, function):
 
 
 @pytest.mark.usefixtures("short_turns")
-def test_more_of_the_best_tokens_than_a_bin_holds():
-    """Rows of which bins leave out a candidate are searched, and so are ties that may hide others.
+def test_more_of_the_best_tokens_than_a_bin_contains():
+    """Rows with a candidate that bins omit are searched, and so are ties that may hide others.
 
-    A greedy row needs no search, and the first tokens are looked for in the blocks.
+    Greedy rows need no search; their first tokens are found in the blocks.
     """
     x = np.array(rows.make("normal", 8, 3 * VOCAB))
     x[0, 5 :: kernels.LANES * 4][:30] += 100  # all of them in one bin
@@ -318,7 +318,7 @@ def test_more_of_the_best_tokens_than_a_bin_holds():
 
 
 def kernels_in(function, *arguments):
-    """The number of kernels in a program for TPU."""
+    """Returns the number of kernels in a program for TPU."""
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
     return lowered.as_text().count("tpu_custom_call")
 
@@ -327,7 +327,7 @@ def shape(*sizes, dtype="float32", sharding=None):
     return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype), sharding=sharding)
 
 
-def test_who_gets_a_kernel():
+def test_functions_that_use_kernels():
     greedy, whole = js.greedy_sample, shape(16, kernels.MIN_VOCAB)
     assert kernels_in(greedy, whole) == 1
     assert kernels_in(greedy, shape(2, 8, kernels.MIN_VOCAB + 1, dtype="bfloat16")) == 1
@@ -343,7 +343,7 @@ def test_who_gets_a_kernel():
 
 @pytest.mark.parametrize(("implementation", "number"), [("xla", 0), (None, 4)])
 def test_every_stage_of_sample_has_kernels_or_none(implementation, number):
-    """For p-less, XTC, the temperature between them, and what is drawn."""
+    """For p-less, XTC, the temperature between them, and the draw."""
     params = SamplingParams(p_less=True, temperature=0.9, xtc_probability=0.5, xtc_threshold=0.1)
 
     def draw(x):
@@ -354,7 +354,7 @@ def test_every_stage_of_sample_has_kernels_or_none(implementation, number):
 
 
 @several_devices
-def test_sharded_programs_get_none_but_inside_shard_map():
+def test_sharded_programs_use_kernels_only_inside_shard_map():
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("rows")
     x = shape(16, kernels.MIN_VOCAB, sharding=jax.NamedSharding(mesh, spec))
@@ -368,7 +368,7 @@ def test_sharded_programs_get_none_but_inside_shard_map():
     assert kernels_in(jax.shard_map(cut, mesh=mesh, in_specs=spec, out_specs=spec), x) == 4
 
 
-def test_gradients_and_vmap_pass_by():
+def test_gradients_and_vmap_use_no_kernels():
     x = jnp.asarray(rows.make("normal", 8, kernels.MIN_VOCAB))
     keys = jax.vmap(jax.random.key)(jnp.arange(8))
     params = SamplingParams(temperature=jnp.full(8, 0.9), top_k=jnp.full(8, 40))
@@ -376,7 +376,7 @@ def test_gradients_and_vmap_pass_by():
     def loss(x, implementation):
         return jnp.sum(js.sample(keys, x, params, implementation=implementation).logprobs)
 
-    # By default, too: what is bound in the program of a CPU is what a TPU's would choose from.
+    # Includes the default, whose program on a CPU also contains the branch for TPU.
     gradient = jax.grad(loss)
     same(gradient(x, None), gradient(x, "xla"))
 
@@ -387,7 +387,7 @@ def test_gradients_and_vmap_pass_by():
     same(split, sampled(keys, x))
 
 
-def test_export_holds_the_kernels_of_a_tpu():
+def test_export_contains_the_tpu_kernels():
     def sampled(data, x):
         return js.sample(jax.random.wrap_key_data(data), x, SamplingParams(top_k=40)).tokens
 
@@ -414,7 +414,7 @@ def test_errors_name_the_implementation(logits, implementation, message):
 
 @pytest.mark.usefixtures("short_turns")
 def test_positions_of_drafts():
-    """Eight texts of three positions, which a TPU holds with the positions outermost."""
+    """Eight texts of three positions, which are the outermost axis on a TPU."""
     x = rows.make("normal", 24, VOCAB).reshape(8, 3, VOCAB)
     keys = jax.random.split(jax.random.key(0), (8, 3))
     in_both_ways(js.sample, keys, x, SamplingParams(top_p=jnp.linspace(0.1, 1, 24).reshape(8, 3)))

@@ -1,4 +1,4 @@
-"""Keys of requests: all 64 bits of a seed count, and a request's keys are its own."""
+"""Keys of a request: all 64 bits of its seed matter, and other requests do not."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def data(keys):
 
 
 def folded(words, position):
-    """The definition."""
+    """Computes the definition."""
     key = jax.random.wrap_key_data(np.uint32(words), impl="threefry2x32")
     return data(jax.random.fold_in(key, position))
 
@@ -46,7 +46,7 @@ def test_seeds_of_32_bits_have_the_keys_of_jax():
 def test_seeds_of_every_kind(seeds):
     want = [folded((0, 5), 2), folded((0, 2**31 - 1), 9)]
     assert data(request_keys(seeds, np.array([2, 9]))) == want
-    if not isinstance(seeds, list | tuple):  # which jit would take apart
+    if not isinstance(seeds, list | tuple):  # jit would convert lists and tuples to pytrees
         narrow = seeds if seeds.dtype.itemsize < 8 else seeds.astype(np.int32)
         assert data(jax.jit(request_keys)(narrow, jnp.array([2, 9]))) == want
 
@@ -82,7 +82,7 @@ def test_a_request_has_its_keys_in_any_slot_and_shape():
     assert data(mapped) == data(keys)
 
 
-def test_the_words_of_seeds():
+def test_seeds_become_words():
     np.testing.assert_array_equal(seed_words(2**33 + 5), [2, 5])
     assert seed_words([[1], [2]]).shape == (2, 1, 2)
     assert seed_words([]).shape == (0, 2)
@@ -91,7 +91,7 @@ def test_the_words_of_seeds():
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda: request_keys([3, -1], 0), ValueError, "unseeded must be given where seeds are"),
+        (lambda: request_keys([3, -1], 0), ValueError, "unseeded must be given if seeds are"),
         (lambda: request_keys(2**64, 0), ValueError, r"seeds must be below 2\*\*64, got 1844"),
         (lambda: request_keys(0.5, 0), TypeError, "seeds must hold integers, got 0.5"),
         (lambda: request_keys([True], 0), TypeError, "seeds must hold integers, got True"),
@@ -108,6 +108,6 @@ def test_the_words_of_seeds():
         (lambda: seed_words(-1), ValueError, "seeds must be at least 0, got -1"),
     ],
 )
-def test_what_does_not_fit_is_named(call, error, match):
+def test_errors_name_invalid_arguments(call, error, match):
     with pytest.raises(error, match=match):
         call()

@@ -1,4 +1,4 @@
-"""The laws, bit for bit: fused is composed, and a token depends on its own key and row alone."""
+"""The laws, bit for bit: fused equals composed, and a token depends only on its own key and row."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ TOP_KS = np.array([0, 1, 2, 50, 64, 65, 300, 10**6], np.int32)
 TOP_PS = np.array([0, 0.1, 0.5, 0.9, 0.95, 0.999, 1], np.float32)
 MIN_PS = np.array([0, 1e-5, 0.02, 0.3, 1], np.float32)
 ROWS = 360
-"""Of a large batch: tests that share its shape share its programs."""
+"""The size of a large batch: tests with the same shape share their programs."""
 
 
 def random_params(batch: int, seed: int) -> SamplingParams:
@@ -39,7 +39,7 @@ def random_params(batch: int, seed: int) -> SamplingParams:
 
 
 def composed(keys, x, params):
-    """The definition of `sample`: tokens, log-probs and sizes of the kept sets."""
+    """Computes the definition of `sample`: tokens, log-probs and sizes of the kept sets."""
     if params.temperature is not None:
         x = scaled_logits(x, params.temperature)
     if params.top_k is not None:
@@ -82,8 +82,8 @@ def test_fused_is_composed(vocab, dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_fused_is_composed_where_candidates_suffice(dtype):
-    """No row of these batches needs the search, so each whole batch takes the fast path."""
+def test_fused_is_composed_if_candidates_suffice(dtype):
+    """No row of these batches needs the search, so each batch takes the fast path."""
     values = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "min_p": 0.02}
     params = SamplingParams(**{name: np.full(ROWS, value) for name, value in values.items()})
     for seed in range(2):
@@ -110,7 +110,7 @@ def test_fused_is_composed_with_stages_left_out(names):
     m=st.floats(0, 1, width=32),
 )
 def test_fused_is_composed_for_any_parameters(kind, seed, temperature, k, p, m):
-    x = make(kind, 64, 5003, "float32", seed)  # the shape of `batch`, whose programs these are
+    x = make(kind, 64, 5003, "float32", seed)  # the shape of `batch`, to share its programs
     values = {"temperature": temperature, "top_p": p, "min_p": m}
     each = {name: np.full(64, value, np.float32) for name, value in values.items()}
     params = SamplingParams(**each, top_k=np.full(64, k, np.int32))
@@ -118,7 +118,7 @@ def test_fused_is_composed_for_any_parameters(kind, seed, temperature, k, p, m):
 
 
 def draws(keys, x, params):
-    """Every way to a token, side by side."""
+    """Returns the tokens of every sampler."""
     return {
         "greedy": greedy_sample(x),
         "categorical": categorical_sample(keys, x),
@@ -191,7 +191,7 @@ def test_jit_can_be_disabled(batch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("columns", [slow(1), 53, 256, slow(3000)])
-def test_masked_columns_behind_the_vocabulary_do_not_matter(batch, columns):
+def test_masked_columns_after_the_vocabulary_do_not_matter(batch, columns):
     keys, x, params, want = batch
     padding = np.full((64, columns), -np.inf, x.dtype)
     k = np.where(params.top_k == 0, 0, np.minimum(params.top_k, 5003))

@@ -14,7 +14,7 @@ from jaxsample import (
     top_p_logits,
 )
 
-ROUNDING = 3e-6  # of a sum of 256 weights of 23 bits, at the worst
+ROUNDING = 3e-6  # of a sum of 256 weights of 23 bits, in the worst case
 
 
 @pytest.mark.parametrize(("vocab", "dtype"), SIZES)
@@ -84,7 +84,7 @@ def test_gradients_equal_finite_differences(name):
     gradient = np.asarray(jax.grad(lambda x: token_logprobs(pipeline(x), token))(x))
     kept = np.asarray(pipeline(x)) > -np.inf
 
-    def exact(y):  # float64, over the kept set, with the pipeline's temperature
+    def exact(y):  # float64, over the kept set, with the temperature
         scale = {"temperature": 0.6, "all": 1.7}.get(name, 1.0)
         return reference.logprobs(np.where(kept, y / scale, -np.inf))[token]
 

@@ -1,4 +1,4 @@
-"""Masked tokens count for nothing: columns of -inf, wherever they stand, change no result."""
+"""Masked tokens are ignored: columns of -inf at any position change no result."""
 
 import jax
 import jax.numpy as jnp
@@ -18,24 +18,24 @@ PLACES = {
     "between": 2 * np.arange(VOCAB),
     "everywhere": np.sort(np.random.default_rng(0).permutation(90)[:VOCAB]),
 }
-"""Where the tokens stand in a vocabulary of 90."""
+"""The positions of the tokens in a vocabulary of 90."""
 
 
 def rows():
-    """Some with masked tokens of their own."""
+    """Returns rows, some with masked tokens of their own."""
     kinds = ("normal", "ties", "masked", "flat", "peaked", "one")
     return np.concatenate([make(kind, 1, VOCAB) for kind in kinds])
 
 
 def placed(array, at, filler):
-    """Returns arrays `[rows, vocab]` placed in the larger vocabulary."""
+    """Returns arrays `[rows, vocab]` at these positions of the larger vocabulary."""
     wide = np.full((*array.shape[:-1], 90), filler, array.dtype)
     wide[..., at] = array
     return wide
 
 
 def calls(x, at):
-    """Every rule of logits, of which the tokens stand at some places of them."""
+    """Returns a call of every rule, whose tokens are at the given positions if `x` is wide."""
     rng = np.random.default_rng(1)
     wide = x.shape[-1] > VOCAB
 
@@ -89,7 +89,7 @@ QUICK = ("entropy_scaled", "top_n_sigma")
 
 @pytest.mark.parametrize("name", [name if name in QUICK else slow(name) for name in NAMES])
 def test_masked_columns_change_nothing(name):
-    """Kept sets are equal; new logits, too, up to the rounding of sums."""
+    """Kept sets are equal, and so are new logits up to the rounding of sums."""
     x = rows()
     want = np.asarray(calls(x, np.arange(VOCAB))[name]())
     for where, at in PLACES.items():
@@ -99,8 +99,8 @@ def test_masked_columns_change_nothing(name):
         assert (np.delete(got, at, axis=1) == -np.inf).all()
 
 
-def test_every_rule_is_among_them():
-    marks = {"green_list_logits", "synthid_logits"}  # which are keyed by the id
+def test_every_rule_is_tested():
+    marks = {"green_list_logits", "synthid_logits"}  # their key is derived from the id
     rules = {name for name in js.__all__ if name.endswith("_logits")} - marks - {"process_logits"}
     assert {name.removesuffix("_logits").removesuffix("_penalized") for name in rules} == set(NAMES)
 
@@ -120,7 +120,7 @@ def test_tail_free_does_not_count_masked_tokens(p, z, kept):
         np.testing.assert_array_equal(np.flatnonzero(js.tail_free_logits(x, z) > -jnp.inf), kept)
 
 
-def test_log_probs_ranks_and_greedy_tokens_do_not_count_them_either():
+def test_log_probs_ranks_and_greedy_tokens_do_not_count_masked_tokens():
     x = rows()
     for at in PLACES.values():
         wide = placed(x, at, -np.inf)

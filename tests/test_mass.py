@@ -1,4 +1,4 @@
-"""The integers behind every sum: exact, and close to the probabilities that they stand for."""
+"""The integers of all sums: exact, and close to the probabilities that they represent."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -62,12 +62,12 @@ def test_weights_are_probabilities_to_23_bits():
     shift = _mass.shifts(x, row_max)
     weights = Scale(shift, row_max).weights(x, jnp.arange(20_000) % 256, shift)
     got = np.asarray(weights, np.float64) * 2.0 ** -(23 + np.asarray(shift, np.float64))
-    # The last shift is reached 13 nats below the maximum: from there on the unit is 2**-42.
+    # The last shift applies from 13 nats below the maximum, where the unit is 2**-42.
     bound = np.maximum(2.0**-22, 2.0**-42 / np.exp(-gaps.astype(np.float64)))
     np.testing.assert_array_less(np.abs(got / np.exp(-gaps.astype(np.float64)) - 1), bound * 5)
 
 
-def test_the_likeliest_weighs_one_and_the_masked_nothing():
+def test_the_most_likely_token_weighs_one_and_masked_ones_zero():
     x = jnp.array([3.0, -jnp.inf])
     for place in range(256):
         shift = jnp.zeros(2, jnp.int32)
@@ -76,7 +76,7 @@ def test_the_likeliest_weighs_one_and_the_masked_nothing():
 
 
 def test_rounding_errors_of_equal_weights_cancel():
-    """256 equal weights, rounded one way, would be off by 128 units."""
+    """Rounding 256 equal weights in one direction would cause an error of 128 units."""
     for gap in np.linspace(0.01, 0.6, 50):
         x = jnp.full(256, -gap, jnp.float32)
         shift = jnp.zeros(256, jnp.int32)

@@ -1,4 +1,4 @@
-"""What `sample` returns on request is that of its definitions in float64."""
+"""The optional outputs of `sample` equal their definitions in float64."""
 
 import functools
 
@@ -39,7 +39,7 @@ def params_of(batch, seed=0, **values):
 
 
 def rows_of(dtype, batch=2):
-    """Rows of every kind, then a NaN, +inf, none, and good ones with a parameter out of range."""
+    """Returns rows of every kind, then a NaN, +inf, only -inf, and two rows for bad parameters."""
     x = np.concatenate([every_kind(batch, VOCAB, dtype), make("normal", 5, VOCAB, dtype)])
     x[-5, 3], x[-4, 4], x[-3] = np.nan, np.inf, -np.inf
     return x
@@ -50,7 +50,7 @@ def keys_of(x):
 
 
 def assert_defined(x, params, out):
-    """Every field of every row; the kept set is tested elsewhere."""
+    """Compares every field of every row except the kept set, which other tests cover."""
     out = jax.tree.map(np.asarray, out)
     kept_mask = np.unpackbits(out.kept_mask.view(np.uint8), axis=-1, bitorder="little")
     for i, row in enumerate(x.astype(np.float64)):
@@ -61,7 +61,7 @@ def assert_defined(x, params, out):
         scaled = row / (temperature or 1)
         kept = kept_mask[i, :VOCAB] == 1
         processed = np.where(kept, scaled, -np.inf)
-        # float32 rounds a logit far from 0 before anything is done with it.
+        # float32 rounds logits far from 0 before any computation.
         close = functools.partial(
             np.testing.assert_allclose, rtol=2e-6, atol=4e-6 + 2e-7 * np.abs(scaled[kept]).max()
         )
@@ -100,8 +100,8 @@ def assert_bad(out, i):
         exhaustive(DEFAULT_ORDER, "bfloat16", {**CUTS, **MORE}),
     ],
 )
-def test_outputs_are_those_of_float64(order, dtype, values):
-    """Greedy rows and bad rows among them; other values, ids and neighbours compile nothing."""
+def test_outputs_match_float64(order, dtype, values):
+    """Includes greedy and bad rows; other values, ids and neighbours compile nothing."""
     x = rows_of(dtype)
     params = params_of(len(x), **values)
     params.temperature[-2], params.temperature[-1] = -1, np.nan
@@ -126,7 +126,7 @@ def test_outputs_are_those_of_float64(order, dtype, values):
         np.testing.assert_array_equal(got, np.roll(want, 1, axis=-1))
 
 
-def test_fields_that_are_not_asked_for_are_none():
+def test_fields_that_are_not_requested_are_none():
     out = jax.eval_shape(sample, jax.random.key(0), jnp.zeros((2, 9)), SamplingParams(top_k=3))
     assert [name for name, field in out._asdict().items() if field is not None] == [
         *("tokens", "logprobs", "num_kept")
@@ -134,7 +134,7 @@ def test_fields_that_are_not_asked_for_are_none():
 
 
 @pytest.mark.exhaustive
-def test_logits_are_those_of_process_logits():
+def test_logits_match_process_logits():
     x = rows_of("float32")
     params = params_of(len(x), **CUTS)
     step = functools.partial(sample, keys_of(x), x, params, return_logits=True)
@@ -142,7 +142,7 @@ def test_logits_are_those_of_process_logits():
 
 
 @pytest.mark.exhaustive
-def test_the_mass_of_nearly_all_and_of_nearly_nothing():
+def test_the_mass_of_nearly_all_and_of_nearly_no_tokens():
     """A cut that drops 1e-7 of the mass, and greedy rows that keep 1e-5 of it."""
     x = np.zeros((3, VOCAB), np.float32)
     x[0, 1:], x[1] = np.linspace(-20, -21, VOCAB - 1), np.linspace(0, -1e-3, VOCAB)
@@ -160,7 +160,7 @@ def test_the_mass_of_nearly_all_and_of_nearly_nothing():
 
 @pytest.mark.exhaustive
 def test_greedy_rows_of_temperatures_next_to_zero():
-    """Of one that is subnormal at temperature 1, of one that overflows at that temperature."""
+    """At temperature 1, and at temperatures at which logits overflow."""
     x = 10 * make("normal", 3, VOCAB)
     params = SamplingParams(temperature=np.float32([0, 1e-38, 2e-38]), top_k=np.int32([0, 5, 5]))
     out = sample(keys_of(x), x, params, logprobs_mode=MODES, return_kept_mass=True)
@@ -210,7 +210,7 @@ def test_more_kept_ids_than_candidates(vocab):
 
 @pytest.mark.slow
 def test_gradients_are_of_log_probs_alone():
-    """Those of named tokens; tokens outside the kept set and bad rows have none."""
+    """Named tokens have gradients, except dropped tokens and bad rows."""
     x = jnp.asarray(make("normal", 3, VOCAB)).at[1, 3].set(jnp.nan)
     params = SamplingParams(temperature=0.7, top_k=5)
     ids = jnp.argmax(x, axis=-1)[:, None]
@@ -248,6 +248,6 @@ def test_gradients_are_of_log_probs_alone():
         ({"logprob_token_ids": [[1]] * 3}, ValueError, "logprob_token_ids must have one list for"),
     ],
 )
-def test_what_does_not_fit_is_named(options, error, match):
+def test_errors_name_invalid_arguments(options, error, match):
     with pytest.raises(error, match=match):
         sample(jax.random.key(0), jnp.zeros((2, 9)), SamplingParams(), **options)

@@ -1,4 +1,4 @@
-"""Programs read the logits, and searches turn, a bounded number of times. Never wall time."""
+"""Bounds of the passes over the logits and of the iterations of searches, never wall time."""
 
 import functools
 import re
@@ -16,21 +16,21 @@ from jaxsample._core import _bisection
 
 pytestmark = pytest.mark.slow
 
-BATCH, VOCAB = 8, 128256  # of 4 x 50,176, a compiler for GPUs writes the weights down
+BATCH, VOCAB = 8, 128256  # for 4 x 50,176 logits, XLA for GPUs materialises the weights
 ELEMENTS = BATCH * VOCAB
 NO_WORK = r" (parameter|bitcast|constant|broadcast|get-tuple-element|tuple|conditional)\("
 
 
 def elements(shape):
-    """The largest array named in a piece of HLO."""
+    """Returns the size of the largest array named in a piece of HLO."""
     sizes = re.findall(r"\b[a-z]+\d*\[([\d,]*)\]", shape)
     return max((int(np.prod([int(n) for n in s.split(",") if n])) for s in sizes), default=0)
 
 
 def passes(function, *arguments, least=0.9 * ELEMENTS):
-    """The operations, outside branches and loops, that compute something for each logit.
+    """Returns the number of operations, outside branches and loops, with work for each logit.
 
-    One with a gather names the whole logits too, but computes only what is gathered.
+    An operation with a gather takes all logits as an operand, but computes only the gathered ones.
     """
     text = to_read(jax.jit(function), arguments).as_text()
     bodies = dict(re.findall(r"\n(?:ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)\n\}", text, re.DOTALL))
@@ -87,9 +87,7 @@ def works():
     }
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ < (0, 10), reason="compilers before do not fuse the passes"
-)
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older compilers do not fuse the passes")
 @pytest.mark.parametrize("name", works())
 def test_passes_over_the_logits(name):
     most, function, *arguments = works()[name]
@@ -97,7 +95,7 @@ def test_passes_over_the_logits(name):
 
 
 def of_drafts():
-    """Two texts of three drafts: as many logits as the others have, and three quarters as many."""
+    """Returns calls for two texts of three drafts, with `BATCH` rows of logits."""
     x = jnp.asarray(make("peaked", BATCH, VOCAB)).reshape(2, 4, VOCAB)
     keys, drafts = jax.random.split(jax.random.key(0), (2, 4)), jnp.zeros((2, 3), jnp.int32)
     hot, cut = ({name: jnp.full(2, 0.8)} for name in ("temperature", "top_p"))
@@ -108,23 +106,21 @@ def of_drafts():
     return {
         "equality": (1, js.speculative_sample, keys, x, drafts, cut),
         "chain": (1 + 2, js.rejection_sample, *rejected, cut),
-        "block": (1 + 2, block, *rejected, cut),  # the excess is that of the candidates
+        "block": (1 + 2, block, *rejected, cut),  # the excess mass is that of the candidates
         "block of whole rows": (scaled + 2 + 1, block, *rejected, hot),
     }
 
 
-@pytest.mark.skipif(
-    jax.__version_info__ < (0, 10), reason="compilers before do not fuse the passes"
-)
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="older compilers do not fuse the passes")
 @pytest.mark.parametrize("name", of_drafts())
 def test_passes_over_the_logits_of_drafts(name):
-    """Of target and draft model together; not counted are those of the one rejected row."""
+    """Counts the logits of the target and draft model, except those of the rejected row."""
     most, function, *arguments = of_drafts()[name]
     assert passes(function, *arguments, least=0.4 * ELEMENTS) == most
 
 
 def turns(monkeypatch, function, *arguments):
-    """Returns the number of turns of the loop of each search."""
+    """Returns the number of iterations of each search."""
     found = []
 
     def counted(going, body, start, loop=jax.lax.while_loop):
@@ -145,20 +141,20 @@ def turns(monkeypatch, function, *arguments):
         (17, "float32", lambda x: 1000 + x),
         (23, "float32", lambda x: 1e-3 * x),
         (18, "bfloat16", lambda x: x),  # with ties, among which ids are searched
-        (18, "float32", lambda x: x.astype("bfloat16")),  # as are logits of most models
+        (18, "float32", lambda x: x.astype("bfloat16")),  # like the logits of most models
         (15, "float32", lambda x: 0 * x + 1.7),  # all equal
-        (18, "float32", lambda x: np.minimum(x, 0)),  # every block has the largest logit
+        (18, "float32", lambda x: np.minimum(x, 0)),  # the largest logit is in every block
         (19, "float32", lambda x: np.maximum(x, 0)),  # half of them equal, and 0
     ],
 )
-def test_turns_of_a_search(monkeypatch, most, dtype, shape):
-    jax.clear_caches()  # what was traced before was not counted
+def test_iterations_of_a_search(monkeypatch, most, dtype, shape):
+    jax.clear_caches()  # programs traced before were not counted
     x = jnp.asarray(shape(make("normal", 3, 50176)), dtype)
     (found,) = turns(monkeypatch, js.top_p_logits, x, 0.9)
     assert 0 < found <= most
 
 
-def test_a_k_beyond_the_tokens_that_are_left_needs_no_search(monkeypatch):
+def test_a_k_above_the_number_of_unmasked_tokens_needs_no_search(monkeypatch):
     jax.clear_caches()
     x = np.where(np.arange(5003) % 10 == 0, make("normal", 3, 5003), -np.inf).astype(np.float32)
-    assert turns(monkeypatch, js.top_k_logits, x, 1000) == [0]  # after the one that counts them
+    assert turns(monkeypatch, js.top_k_logits, x, 1000) == [0]  # after counting them

@@ -19,7 +19,7 @@ VOCAB, ROOM, BATCH = 301, 40, 18
 
 
 def histories(batch, seed=0):
-    """Texts full of repeats, over few ids, some outside the vocabulary, of every length."""
+    """Returns repetitive texts of every length over few ids, some outside the vocabulary."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, 4, (batch, ROOM)) * 3
     tokens[::4] = np.arange(ROOM) % 5  # a loop
@@ -32,7 +32,7 @@ def histories(batch, seed=0):
 
 
 def arguments():
-    """Returns the arguments of each penalty: data, then values: neutral, usual, bad."""
+    """Returns the arguments of each penalty: data, then neutral, usual and bad values."""
     counts = np.random.default_rng(0).poisson(0.5, (BATCH, VOCAB)).astype(np.int32) - 1
     history = histories(BATCH)
 
@@ -85,7 +85,7 @@ def arguments():
 
 
 def column(*values):
-    """One value a row, float32 or int32."""
+    """Returns one value per row, float32 or int32."""
     array = np.resize(np.array(values), BATCH)
     return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
 
@@ -94,7 +94,7 @@ NAMES = tuple(arguments())
 
 
 def assert_close(got, want, x, rounding=0.0):
-    """Equal but for the rounding of float32; what is not penalised bit for bit."""
+    """Asserts equality up to float32 rounding, and bit for bit for unpenalised logits."""
     got, x = np.asarray(got), x.astype(np.float32)
     tolerance = 1.5 * float(np.finfo(np.float32).eps) + rounding
     assert got.dtype == x.dtype
@@ -109,7 +109,7 @@ def assert_same_bits(got, want):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_repetition_presence_and_frequency_are_their_definitions(dtype):
+def test_repetition_presence_and_frequency_match_their_definitions(dtype):
     x = every_kind(2, VOCAB, dtype)
     rng = np.random.default_rng(1)
     counts = rng.poisson(0.5, x.shape).astype(np.int32)
@@ -133,7 +133,7 @@ def test_matches_are_longest_common_suffixes():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_dry_is_its_definition(dtype):
+def test_dry_matches_its_definition(dtype):
     x = every_kind(2, VOCAB, dtype)
     tokens, length = histories(len(x))
     rng = np.random.default_rng(2)
@@ -151,7 +151,7 @@ def test_dry_is_its_definition(dtype):
         ]
     )
     assert (want != x).any(axis=-1).sum() > len(x) / 4
-    assert_close(got, want, x, rounding=2e-6)  # of the squarings
+    assert_close(got, want, x, rounding=2e-6)  # the error of the squarings
 
 
 def test_the_published_figures_of_dry():
@@ -184,7 +184,7 @@ def test_dry_of_a_long_loop_ends_at_the_largest_float():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_repeat_ngram_is_its_definition(dtype):
+def test_no_repeat_ngram_matches_its_definition(dtype):
     x = every_kind(2, VOCAB, dtype)
     tokens, length = histories(len(x))
     n = np.resize(np.int32([1, 2, 3, 0, 5, 30, 41, 2**31 - 1]), len(x))
@@ -240,7 +240,7 @@ def test_bad_lengths_and_breakers():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_bad_and_masked_logits_stay(name):
+def test_bad_and_masked_logits_do_not_change(name):
     function, data, (_, usual, _) = arguments()[name]
     values = np.float32([np.nan, np.inf, -np.inf])[:, None]
     x = np.resize(np.broadcast_to(values, (3, VOCAB)), (BATCH, VOCAB))
@@ -251,8 +251,8 @@ def test_bad_and_masked_logits_stay(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["repetition", "frequency", "dry", "ngram"])
-def test_rows_are_alone(name):
-    """Per-row parameters, any rank, no rows, `vmap` and `scan`: bit for bit the row by itself."""
+def test_rows_are_independent(name):
+    """For any rank, no rows, `vmap` and `scan`, each row equals the row alone bit for bit."""
     x = every_kind(2, VOCAB)
     function, data, (_, usual, _) = arguments()[name]
     inputs = (x, column(*usual), *data)

@@ -1,6 +1,6 @@
-"""Branches for a TPU give the results of the others.
+"""The branches for TPU return the same results as the others.
 
-The ways that are meant for a TPU are taken here on any platform.
+The tests take the branches for TPU on any platform.
 """
 
 import functools
@@ -37,7 +37,7 @@ def _nothing_compiled():
 
 
 def on_tpu(monkeypatch, function, *arguments):
-    """Returns the results of the branches that are meant for a TPU, and how many it took."""
+    """Returns the results of the branches for TPU, and the number of such branches."""
     ways = []
 
     def way_on_tpu(*arguments, default, **branches):
@@ -67,7 +67,7 @@ def logits(rows, vocab, dtype="float32"):
 
 @functools.cache
 def catalogue():
-    """Made once: whatever makes the arguments is compiled anew in each test."""
+    """Computed once, since each test would compile the arguments again."""
     return calls(logits(24, 8192))
 
 
@@ -79,7 +79,8 @@ def test_functions(monkeypatch, name):
     assert_same(found, compiled(function)(*arguments))
 
 
-# Tiles of 8, 2 and 1 rows, blocks that tiles do not hold, tails, and fewer tokens than candidates.
+# Tiles of 8, 2 and 1 rows, blocks that do not fit into tiles, remainders, and fewer tokens than
+# candidates.
 SHAPES = [(16, 128 * 65, "bfloat16"), (6, 8192, "float32"), (1, 16384, "float32")]
 SHAPES += [(8, 5003, "float32"), (8, 4096 + 192, "bfloat16"), (8, 65, "float32")]
 
@@ -130,7 +131,7 @@ def test_selection(monkeypatch, length, k):
         np.testing.assert_array_equal(least, values[..., -1])
 
 
-# One tile, part of a group of 32, more rows than a tile or fewer, and more axes than one.
+# One tile, part of a group of 32, more or fewer rows than a tile, and several axes.
 @pytest.mark.parametrize(
     ("lead", "vocab"), [((8,), 4096), ((3,), 1280), ((16,), 4096 + 128), ((2, 5), 6400)]
 )

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def code_of(page):
-    """Returns the first block of code of a page that is no doctest."""
+    """Returns the first code block of a page that is not a doctest."""
     return re.search(r"```python\n((?!>>>).*?)```", (ROOT / page).read_text(), re.DOTALL)[1]
 
 
@@ -38,7 +38,7 @@ def test_the_decoding_loop_runs_as_written():
     start, seeds, params = jnp.zeros((3, 50)), scope["seeds"], scope["params"]
     tokens = np.asarray(scope["decode"]((), start, seeds, params, 20))
     assert tokens.shape == (3, 256)
-    for row in tokens:  # nothing after the end, and something before it in one row at least
+    for row in tokens:  # no tokens after the end, and at least one row with some before it
         assert (row[20:] == 0).all()
         assert (row[np.argmax(row == 0) :] == 0).all()
     assert (tokens != 0).any()

@@ -1,6 +1,6 @@
-"""Rejection sampling: decisions by their definition, and texts by their law.
+"""Rejection sampling: decisions equal the definition, and texts follow the law.
 
-Wrong ways, which systems had, fail the same tests.
+Wrong variants, which some systems contained, fail the same tests.
 """
 
 import inspect
@@ -21,11 +21,11 @@ from jaxsample.rejection import _uniforms
 METHODS = ("chain", "block")
 PLAIN = SamplingParams()
 BATCH, NUMBER, VOCAB = 300, 3, 20
-"""One shape, so that the tests share a program a method."""
+"""A single shape, so that the tests share one program per method."""
 
 
 def rows_of(batch=BATCH):
-    """Logits of a target and a draft model, and drafts of the latter."""
+    """Returns logits of a target and a draft model, and drafts of the latter."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(batch, NUMBER + 1, VOCAB)).astype(np.float32) * 2
     y = x[:, :-1] + rng.normal(size=(batch, NUMBER, VOCAB)).astype(np.float32)
@@ -47,8 +47,8 @@ def uniforms_of(keys, drafts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["chain", "block"])
-def test_decisions_are_their_definition(method):
-    """And log-probs and counts are those of the target, for every token."""
+def test_decisions_match_their_definition(method):
+    """Log-probs and counts are those of the target, for every token."""
     x, y, drafts = rows_of()
     keys, (p, q) = keys_of(), map(rejecting.softmax, (x, y))
     out = rejection_sample(keys, x, drafts, y, PLAIN, method=method)
@@ -75,8 +75,8 @@ def test_decisions_are_their_definition(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["chain", "block"])
-def test_drafts_of_the_target_itself_are_all_accepted_and_of_others_none(method):
-    """p = q divides nothing by zero; tokens that the target never writes are never accepted."""
+def test_all_drafts_of_the_target_are_accepted_and_none_of_probability_0(method):
+    """For p = q there is no division by zero; tokens of target probability 0 are never accepted."""
     x, _, _ = rows_of()
     drafts = drawn_from(x[:, :-1])
     out = rejection_sample(keys_of(), x, drafts, x[:, :-1], PLAIN, method=method)
@@ -91,9 +91,9 @@ def test_drafts_of_the_target_itself_are_all_accepted_and_of_others_none(method)
 
 @pytest.mark.parametrize("method", ["chain", slow("block")])
 def test_bad_rows_padding_and_drafts_that_cannot_have_been_drawn(method):
-    """A bad row gives -1 where it is reached, behind the drafts in front of it."""
+    """A bad row returns -1 if it is reached, after the drafts before it."""
     x, _, drafts = rows_of()
-    y = np.array(x[:, :-1])  # everything is accepted
+    y = np.array(x[:, :-1])  # all drafts are accepted
     drafts[:7] = 2
     x[0, 0, 1] = x[1, 2, 1] = x[2, 3, 1] = np.nan
     y[3, 1, 4] = np.nan
@@ -111,8 +111,8 @@ def test_bad_rows_padding_and_drafts_that_cannot_have_been_drawn(method):
 
 
 @pytest.mark.parametrize("method", ["chain", slow("block")])
-def test_a_row_depends_on_nothing_but_itself(method):
-    """Not on its slot or its neighbours, each with a key of its own; and nothing compiles anew."""
+def test_a_row_depends_only_on_itself(method):
+    """It does not depend on slot or neighbours, each with its own key; nothing compiles again."""
     x, y, drafts = rows_of()
     keys = keys_of()
     want = rejection_sample(keys, x, drafts, y, PLAIN, method=method)
@@ -136,7 +136,7 @@ def test_the_batch_and_more_padding_change_nothing():
 
 
 def test_block_accepts_more_on_average_on_every_pair():
-    """By enumeration of all drafts; chain accepts the first draft with 1 - TV."""
+    """Enumerates all drafts; chain accepts the first draft with probability 1 - TV."""
     rng = np.random.default_rng(0)
     for _ in range(20):
         p, q = (rejecting.softmax(rng.normal(size=(3, 4)) * 2) for _ in range(2))
@@ -162,7 +162,7 @@ def test_the_number_of_accepted_drafts_is_as_expected(method):
 
 
 def model(vocab):
-    """Logits of a target and of a draft model behind each token."""
+    """Returns logits of a target and of a draft model after each token."""
     rng = np.random.default_rng(0)
     target = rng.normal(size=(vocab, vocab)).astype(np.float32) * 1.5
     return target, (target + rng.normal(size=target.shape) * 1.5).astype(np.float32)
@@ -202,8 +202,8 @@ def test_texts_follow_their_law_under_rules(method, params):
 
 
 @pytest.mark.slow
-def test_texts_follow_the_mixture_that_xtc_is():
-    """A position that is verified again draws again whether its likeliest tokens are left out."""
+def test_texts_follow_the_mixture_of_xtc():
+    """A position that is verified again also repeats the random choice of XTC."""
     chance, threshold = 0.5, 0.1
     params = SamplingParams(xtc_probability=chance, xtc_threshold=threshold)
     target, draft = model(4)
@@ -218,7 +218,7 @@ def test_texts_follow_the_mixture_that_xtc_is():
 
 
 def patched(changes, method):
-    """The function with some of its parts replaced, given the requests and positions."""
+    """Returns the function with some parts replaced, given the requests and positions."""
     body = inspect.unwrap(rejection_sample)
 
     def verify(requests, position, keys, logits, drafts, draft_logits, params, state):
@@ -232,7 +232,7 @@ def patched(changes, method):
 
 
 def uniforms_by_position(old, requests, position):
-    """A draft is accepted by noise of its position, whatever the step."""
+    """Accepts drafts by noise of their position, independent of the step."""
 
     def uniforms(noise, drafts):
         places = position[:, None] + jnp.arange(drafts.shape[-1], dtype=jnp.int32)[None]
@@ -311,13 +311,13 @@ def correction_by_the_uniform_of_the_draft(old, requests, position):
         ("_behind", correction_by_the_uniform_of_the_draft, "chain"),
     ],
 )
-def test_wrong_ways_fail_the_same_test(part, wrong, method):
+def test_wrong_variants_fail_the_same_test(part, wrong, method):
     p_value = text_p_value(patched([(rejection, part, wrong)], method))
     assert p_value < rejecting.ERROR_RATE / 100
 
 
 def test_a_uniform_is_below_1(monkeypatch):
-    """The largest words would round to 1."""
+    """Without rounding down, the largest words would give 1."""
     ones = np.uint32(2**32 - 1)
     monkeypatch.setattr(
         _draw.threefry2x32_p, "bind", lambda *args: [jnp.full_like(args[2], ones)] * 2
@@ -328,7 +328,7 @@ def test_a_uniform_is_below_1(monkeypatch):
 
 @pytest.mark.slow
 def test_greedy_rows_in_a_mixed_batch():
-    """They accept the likeliest tokens alone, and the others are not greedy."""
+    """Greedy rows accept only the most likely tokens, and other rows are sampled."""
     x, y, drafts = rows_of()
     best = x.argmax(-1)
     drafts[::2] = best[::2, :-1]

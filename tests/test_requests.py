@@ -1,4 +1,4 @@
-"""Requests in the words of other systems become rows of params, and nothing of them is lost."""
+"""Requests in the formats of other systems become rows of params without loss."""
 
 import dataclasses
 import re
@@ -60,7 +60,7 @@ VLLM = {
 }
 
 
-def test_the_words_of_vllm():
+def test_vllm_requests_are_read():
     got = only(namespace(**VLLM), vocab_size=9)
     assert got == {
         "presence_penalty": 0.5,
@@ -79,7 +79,7 @@ def test_the_words_of_vllm():
     }
 
 
-def test_the_words_of_openai():
+def test_openai_requests_are_read():
     said = {
         "model": "m",
         "messages": [{"role": "user", "content": "x"}],
@@ -99,7 +99,7 @@ def test_the_words_of_openai():
     }
 
 
-def test_the_words_of_hugging_face():
+def test_hugging_face_requests_are_read():
     said = {
         "do_sample": True,
         "temperature": 0.5,
@@ -130,14 +130,14 @@ def test_the_words_of_hugging_face():
         "no_repeat_ngram_size": 3,
         "guidance_scale": 1.5,
     }
-    for do_sample in (False, None):  # greedy, as `generate` takes them
+    for do_sample in (False, None):  # greedy, as in `generate`
         assert only(namespace(do_sample=do_sample, temperature=0.5, top_k=9)) == {"temperature": 0}
     assert only({"min_new_tokens": 1, "eos_token_id": -1})["stop_token_ids"] == [-1]
     assert only({"min_new_tokens": 1, "eos_token_id": 7})["stop_token_ids"] == [7]
 
 
-def test_the_words_of_llama_cpp():
-    """Its window is -1 for the whole text, and 0 turns the penalties off."""
+def test_llama_cpp_requests_are_read():
+    """llama.cpp's window is -1 for the whole text, and 0 disables the penalties."""
     said = {"repeat_penalty": 1.5, "presence_penalty": 0.5, "repeat_last_n": 64}
     penalties = {"repetition_penalty": 1.5, "presence_penalty": 0.5}
     assert only(said) == penalties | {"penalty_window": 64}
@@ -159,7 +159,7 @@ def test_biases_on_sequences(words):
     assert params.sequence_bias.tolist() == [[1.5, -np.inf, 0], [0, 0, 0]]
 
 
-def test_the_words_of_gemini():
+def test_gemini_requests_are_read():
     said = {
         "topP": 0.5,
         "topK": 40.0,
@@ -177,12 +177,12 @@ class Slotted:
     temperature: float = 0.5
 
 
-class Struct:  # of msgspec
+class Struct:  # like those of msgspec
     __struct_fields__ = ("temperature",)
     temperature = 0.5
 
 
-class Extra:  # of pydantic, with names that its class does not have
+class Extra:  # like pydantic models with extra names
     model_extra = {"temperature": 0.5}  # noqa: RUF012
 
 
@@ -196,7 +196,7 @@ def test_requests_of_any_kind(request_):
 
 
 def test_every_scalar_field_is_read_by_its_own_name():
-    """In a batch with a row that says nothing and one without a request."""
+    """In a batch with an empty request and with no request."""
     given = jax.tree.map(lambda x: x[0], every_param(1, seed=7))
     for name, field in FIELDS.items():
         if field.parameter.axes:
@@ -266,7 +266,7 @@ def test_rules_fix_the_shapes_of_a_batch():
         each.validate()
 
 
-def test_only_the_rules_that_a_request_asks_for():
+def test_only_the_rules_of_a_request_are_compiled():
     assert vars(from_requests([{}, {"top_p": 1, "top_k": -1, "stop_token_ids": [3]}])) == vars(
         SamplingParams()
     )
@@ -288,7 +288,7 @@ def test_a_long_integer_is_not_cut():
         ({"temperature": -1}, r"requests\[1\].temperature must be finite and at least 0, got -1"),
         ({"topP": 1.5}, r"requests\[1\].topP must be in \[0, 1\], got 1.5"),
         ({"top_k": -2}, r"requests\[1\].top_k must be at least -1, got -2"),
-        ({"n": 2}, r"requests\[1\].n must be None or 1, got 2: serve"),
+        ({"n": 2}, r"requests\[1\].n must be None or 1, got 2: implement it"),
         ({"best_of": 4}, r"\.best_of must be None or 1, got 4"),
         ({"use_beam_search": True}, r"\.use_beam_search must be None or False, got True"),
         ({"responseMimeType": "application/json"}, r"\.responseMimeType must be .* got 'appl"),
@@ -312,10 +312,10 @@ def test_a_long_integer_is_not_cut():
             {"sequence_bias": {(1,): np.inf}},
             r"\.sequence_bias\[0\] must be finite or -inf, got inf",
         ),
-        ({"min_p": 0.5}, r"rules must have 'min_p': requests\[1\] asks for 0.5"),
+        ({"min_p": 0.5}, r"rules must contain 'min_p', set by requests\[1\] to 0.5"),
     ],
 )
-def test_what_is_wrong_is_named(said, match):
+def test_errors_name_invalid_values(said, match):
     rules = ("temperature", "top_p", "top_k", "logit_bias", "suppressed_token_ids", "bad_words")
     with pytest.raises(ValueError, match=match):
         from_requests([{}, said], rules=rules, vocab_size=9, max_bad_words=2, max_bad_word_length=1)
@@ -337,13 +337,13 @@ def test_what_is_wrong_is_named(said, match):
         ({"logit_bias": [[1, 2]]}, r"requests\[0\].logit_bias must map token ids to numbers"),
     ],
 )
-def test_what_is_of_the_wrong_kind_is_named(said, match):
+def test_errors_name_values_of_the_wrong_kind(said, match):
     with pytest.raises(TypeError, match=match):
         from_requests([said])
 
 
 def test_the_options_are_checked():
-    with pytest.raises(ValueError, match=r"rules must hold names of unconditional_logits, .*'dry'"):
+    with pytest.raises(ValueError, match=r"rules must contain names among .*; got 'dry'"):
         from_requests([], rules=("dry",))
     with pytest.raises(ValueError, match="vocab_size must be given for allowed, got None"):
         from_requests([{"allowed_token_ids": [3]}])
@@ -352,7 +352,7 @@ def test_the_options_are_checked():
     assert vars(from_requests([said], handled=handled)) == vars(SamplingParams())
 
 
-def test_no_name_stands_in_two_tables():
+def test_no_name_is_in_two_tables():
     ignored = [name for names in requests.IGNORED.values() for name in names]
     names = [*requests.TRANSLATED, *requests.REFUSED, *ignored, *FIELDS]
     assert len(names) == len(set(names))
@@ -394,7 +394,7 @@ RULES = {
 BATCH = [{"top_p": 0.5}, None, {"logit_bias": {1: 2}}, {"bad_words_ids": [[1, 2]]}]
 
 
-def test_rows_are_set_and_the_others_stay():
+def test_rows_are_set_and_the_others_do_not_change():
     params = from_requests(BATCH, **RULES)
     new = from_requests([{"temperature": 0.5}, {"top_p": 0.1}, {"logit_bias": {3: 4}}], **RULES)
     want = from_requests([{"logit_bias": {3: 4}}, None, BATCH[2], {"temperature": 0.5}], **RULES)
@@ -403,7 +403,7 @@ def test_rows_are_set_and_the_others_stay():
     chex.assert_trees_all_equal(set_jitted(want, np.array([-1] * 3), new), want)
     compiled = set_jitted.lower(params, np.array([3, -1, 0]), new).compile()
     size = sum(x.nbytes for x in jax.tree.leaves(params))
-    assert compiled.memory_analysis().alias_size_in_bytes >= size  # changed in place
+    assert compiled.memory_analysis().alias_size_in_bytes >= size  # updated in place
 
 
 @pytest.mark.parametrize(
@@ -429,7 +429,7 @@ def test_rows_are_set_and_the_others_stay():
         (SamplingParams(custom={}), [0], {}, ValueError, "params must have no custom params"),
     ],
 )
-def test_rows_that_do_not_fit_are_named(params, rows, new, error, match):
+def test_errors_name_invalid_rows(params, rows, new, error, match):
     def made(value):
         return from_requests(value, **RULES) if isinstance(value, list) else value
 
@@ -439,8 +439,8 @@ def test_rows_that_do_not_fit_are_named(params, rows, new, error, match):
 
 
 @pytest.mark.slow
-def test_a_batch_of_requests_is_drawn_from_as_each_alone():
-    """One program, and no compilation for other requests."""
+def test_a_batch_of_requests_equals_each_alone():
+    """One program serves all requests without compiling again."""
     x = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
     keys, state = (
         js.request_keys([1, 2, 3, 4], [0] * 4),

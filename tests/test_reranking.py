@@ -1,4 +1,4 @@
-"""The best of several texts: scores, order, and what has no score."""
+"""The best of several texts: scores, order, and texts without a score."""
 
 import functools
 
@@ -14,7 +14,7 @@ GROUPS, GROUP, LENGTH = 40, 6, 9
 
 
 def texts():
-    """Log-probs and lengths of groups, with ties, texts without a token, and bad ones."""
+    """Returns log-probs and lengths of groups, with ties, empty texts and bad ones."""
     rng = np.random.default_rng(0)
     logprobs = -rng.exponential(size=(GROUPS, GROUP, LENGTH)).astype(np.float32)
     logprobs[::4] = np.round(logprobs[::4])
@@ -29,7 +29,7 @@ def texts():
 
 
 def definition(logprobs, lengths, num, by):
-    """In float64, a group at a time."""
+    """Computes the definition in float64, one group at a time."""
     of_all = []
     for group, sizes in zip(logprobs.astype(np.float64), lengths, strict=True):
         scores = {}
@@ -43,7 +43,7 @@ def definition(logprobs, lengths, num, by):
 
 
 @pytest.mark.parametrize("by", ["mean", slow("sum")])
-def test_the_best_are_those_of_the_definition(by):
+def test_the_best_match_the_definition(by):
     logprobs, lengths = texts()
     indices, scores = best_of(logprobs, lengths, num=4, by=by)
     wanted, wanted_scores = definition(logprobs, lengths, 4, by)
@@ -60,7 +60,7 @@ def test_equal_scores_go_by_index_and_both_zeros_are_equal():
 
 
 @pytest.mark.slow
-def test_neither_the_batch_nor_the_padding_matters():
+def test_batch_and_padding_do_not_matter():
     logprobs, lengths = texts()
     want = best_of(logprobs, lengths, num=4)
     wide = np.pad(logprobs, [(0, 0), (0, 0), (0, 7)], constant_values=-1)
@@ -68,7 +68,7 @@ def test_neither_the_batch_nor_the_padding_matters():
     ways = best(wide, lengths), jax.vmap(best)(logprobs, lengths)
     ways += (jax.tree.map(lambda a: a[::-1], best(logprobs[::-1], lengths[::-1])),)
     for way in ways:
-        # A length of LENGTH + 1 is in range where the texts are longer.
+        # A length of LENGTH + 1 is in range if the texts are longer.
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[6:], b[6:]), way, want)
     alone = best(logprobs[0], lengths[0])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), alone, want)
@@ -77,7 +77,7 @@ def test_neither_the_batch_nor_the_padding_matters():
 
 
 @pytest.mark.parametrize("dtype", ["float64", exhaustive("bfloat16")])
-def test_dtypes_and_values_share_what_they_can(dtype):
+def test_dtypes_and_values_share_programs(dtype):
     logprobs, lengths = texts()
     narrow = logprobs.astype(jnp.dtype(dtype))
     wanted = best_of(narrow.astype(np.float32), lengths, num=4)
@@ -99,6 +99,6 @@ def test_dtypes_and_values_share_what_they_can(dtype):
         ((np.zeros((3, 2)), 1), {"by": "median"}, ValueError, "by must be 'mean' or 'sum'"),
     ],
 )
-def test_wrong_arguments_are_named(arguments, options, error, message):
+def test_errors_name_wrong_arguments(arguments, options, error, message):
     with pytest.raises(error, match=message):
         best_of(*arguments, **({"num": 1} | options))

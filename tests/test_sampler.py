@@ -30,14 +30,14 @@ def test_validate_names_the_field_the_row_and_the_range(fields, message):
         SamplingParams(**fields).validate()
 
 
-def test_validate_rejects_what_is_no_number():
+def test_validate_rejects_non_numbers():
     with pytest.raises(TypeError, match="top_k must hold integers, got float64"):
         SamplingParams(top_k=0.5).validate()
     with pytest.raises(TypeError, match="top_p must hold real numbers, got <U1"):
         SamplingParams(top_p="x").validate()
 
 
-def test_validate_looks_at_what_is_computed_with():
+def test_validate_checks_the_computed_values():
     SamplingParams(top_p=jnp.array([0.9], jnp.bfloat16)).validate()
     with pytest.raises(ValueError, match="temperature must be finite and at least 0, got 1e"):
         SamplingParams(temperature=1e300).validate()
@@ -67,7 +67,7 @@ def test_integers_of_any_width(dtype):
         np.testing.assert_array_equal(a, b)
 
 
-def test_validate_accepts_what_is_allowed():
+def test_validate_accepts_values_in_range():
     SamplingParams().validate()
     top_k = jnp.array([-1, 0, 10**6])
     SamplingParams(temperature=[0, 1e4], top_k=top_k, top_p=0, min_p=1).validate()
@@ -82,7 +82,7 @@ def test_params_are_a_pytree_whose_missing_fields_have_no_leaves():
 
 
 def test_params_of_values_on_the_host_are_hashed_and_compared_by_them():
-    """And may be a static argument of jit."""
+    """They may be static arguments of jit."""
     fields = {"temperature": 0.7, "top_p": np.nan, "stop_token_ids": [[1, 2]], "min_tokens": 3}
     params, same = (
         SamplingParams(**fields, allowed=np.array([True, False]), custom={"x": np.arange(3)})
@@ -112,13 +112,13 @@ def test_params_of_arrays_of_jax_are_compared_and_name_the_field_that_has_no_has
         hash(params)
     with pytest.raises(TypeError, match=r"custom\['x'\] must be a number or a NumPy array"):
         hash(SamplingParams(custom={"x": jnp.zeros(3)}))
-    with pytest.raises(TypeError, match="top_k must be a number or a NumPy array where params"):
+    with pytest.raises(TypeError, match="top_k must be a number or a NumPy array to hash"):
         jax.jit(lambda k: SamplingParams(top_k=k) == params)(3)
 
 
 @pytest.mark.parametrize("shape", [(), (2,), (2, 3)])
 def test_a_column_of_parameters_is_one_a_row(shape):
-    """`[..., 1]` in place of `[...]`, for `sample` and the functions of rules."""
+    """`[..., 1]` instead of `[...]`, for `sample` and the functions of rules."""
     x = jnp.zeros((*shape, 40))
     values = {"temperature": np.float32(0.7), "top_k": 5, "p_less": True}
     rows = {name: np.full(shape, value) for name, value in values.items()}
@@ -161,8 +161,8 @@ def test_num_kept_counts_the_tokens_that_can_be_drawn():
         slow(("top_k", "temperature"), "pallas"),
     ],
 )
-def test_what_the_temperature_takes_out_of_range_is_not_kept(order, implementation):
-    """Some mask with the least float32 number, which a low temperature makes -inf."""
+def test_logits_that_the_temperature_takes_out_of_range_are_not_kept(order, implementation):
+    """Some users mask with the least float32 number, which a low temperature makes -inf."""
     x = make("normal", 2, 300)
     x[:, 10:] = np.finfo(np.float32).min
     for k in (20, 200):  # among the candidates and beyond them

@@ -57,12 +57,12 @@ COLD = {
         ([2, 4, 3], 2.0**-126, 1),
         ([300, 1], 1e-37, 0),
         ([-300, -299], 1e-37, 1),
-        ([301, 302, 302, 300], 1e-37, 1),  # of equal logits the first
+        ([301, 302, 302, 300], 1e-37, 1),  # the first of equal logits
         ([3e38, 1, -3e38], 0.1, 0),
     ],
     "float16": [([2, 1], 1e-5, 0), ([25, 20, 3], 3e-4, 0), ([70, 1], 0.001, 0)],
 }
-"""Rows, temperatures that take a logit or the gaps between them out of range, and the token."""
+"""Rows, temperatures at which a logit or the gap between two overflows, and the token."""
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ COLD = {
 def test_a_temperature_under_which_a_logit_overflows_is_greedy(dtype):
     rows, temperature, token = zip(*COLD[dtype], strict=True)
     x = [np.pad(np.float32(row), (0, 4 - len(row)), constant_values=-np.inf) for row in rows]
-    x = np.stack([*x, np.zeros(4)]).astype(dtype)  # a row beside them, to which nothing happens
+    x = np.stack([*x, np.zeros(4)]).astype(dtype)  # plus a row that is not affected
     temperature, token = np.float32([*temperature, 1]), np.array(token)
     keys = jax.random.split(jax.random.key(0), len(x))
     for scaled in (
@@ -89,7 +89,7 @@ def test_a_temperature_under_which_a_logit_overflows_is_greedy(dtype):
 
 
 @pytest.mark.slow
-def test_where_the_largest_logit_overflows():
+def test_the_largest_logit_may_overflow():
     x = jnp.array([[1.0, 9.0], [1.0, 9.0]])
     y = scaled_logits(x, jnp.array([2e-38, 2e-37]))
     np.testing.assert_array_equal(y[0], [-np.inf, 9])
@@ -156,8 +156,8 @@ def test_the_neutral_values_of_dynamic_scaling(dtype):
         assert_same_bits(y, x.astype(np.float32))
 
 
-def test_smoothing_masks_what_falls_out_of_range():
-    lowest = np.finfo(np.float32).min  # as which some mask
+def test_smoothing_masks_logits_that_go_out_of_range():
+    lowest = np.finfo(np.float32).min  # some users mask with it
     y = smoothed_logits(np.float32([2.0, 1.0, lowest]), 0.3, 2.0)
     np.testing.assert_array_equal(y, np.float32([2, 1.7, -np.inf]))
 

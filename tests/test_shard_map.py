@@ -1,4 +1,4 @@
-"""Inside `shard_map` each device passes its part of the vocabulary, and all get the whole row's."""
+"""Inside `shard_map` each device passes a part of the vocabulary and gets the whole result."""
 
 import functools
 import re
@@ -36,7 +36,7 @@ OPTIONS = {
 
 
 def inside(function, x, arguments, shape, **spec):
-    """The same over simulated devices, compiled."""
+    """Returns the function compiled for simulated devices."""
     return jax.jit(sharded_map(function, x, arguments, mesh_of(*MESHES[shape]), **spec))
 
 
@@ -46,7 +46,7 @@ def called(name, x, **options):
 
 
 def assert_same(one, several):
-    """Bit for bit: -0 is not 0, but every NaN is the same."""
+    """Asserts equality bit for bit: -0 is not 0, but all NaNs are equal."""
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(several), strict=True):
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         np.testing.assert_array_equal(a, b)
@@ -56,7 +56,7 @@ def assert_same(one, several):
 
 @pytest.mark.parametrize("shape", ["both", exhaustive("vocab")])
 @pytest.mark.parametrize("name", every())
-def test_devices_that_share_a_row_get_what_one_gets(name, shape):
+def test_devices_that_share_a_row_get_the_result_of_one(name, shape):
     x = rows_of(VOCAB)
     function, arguments = called(name, x)
     one = jax.jit(function)(*arguments)
@@ -71,7 +71,7 @@ def test_devices_that_share_a_row_get_what_one_gets(name, shape):
         ("sample", "bfloat16"),
     ],
 )
-def test_in_every_dtype(name, dtype):
+def test_results_are_equal_in_every_dtype(name, dtype):
     x = rows_of(VOCAB).astype(dtype)
     function, arguments = called(name, x)
     one = jax.jit(function)(*arguments)
@@ -97,7 +97,7 @@ def test_every_stage_of_sample(order, options):
 
 
 @pytest.mark.parametrize("name", ["sample", "no_repeat_ngram_logits"])
-def test_parameters_of_all_rows_need_no_axis(name):
+def test_shared_parameters_need_no_axis(name):
     x = rows_of(VOCAB)
     function, arguments = called(name, x, scalars=True)
     one = jax.jit(function)(*arguments)
@@ -105,7 +105,7 @@ def test_parameters_of_all_rows_need_no_axis(name):
 
 
 @pytest.mark.parametrize("name", ["greedy_sample", *(exhaustive(n) for n in SEARCHED)])
-def test_the_vocabulary_may_lie_over_several_axes(name):
+def test_the_vocabulary_may_be_sharded_over_several_axes(name):
     x = rows_of(VOCAB)
     function, arguments = called(name, x)
     over = inside(function, x, arguments, "both", batch=None, vocab=("batch", "vocab"))
@@ -157,7 +157,7 @@ def masked(keys, x, axis_name=None):
     return js.sample(keys, x, params, axis_name=axis_name)
 
 
-def test_a_mask_may_be_of_all_devices():
+def test_a_mask_may_be_replicated():
     x = rows_of(VOCAB)
     keys = jax.random.split(jax.random.key(0), len(x))
     one = jax.jit(masked)(keys, x)
@@ -172,7 +172,7 @@ def test_a_bad_value_on_one_device_is_bad_on_all(device):
 
 
 @pytest.mark.parametrize("name", ["greedy_sample", "categorical_sample", "sample", "top_p_logits"])
-def test_devices_tell_each_other_little(name):
+def test_devices_exchange_few_bytes(name):
     x = rows_of(131072)
     function, arguments = called(name, x)
     compiled = to_read(inside(function, x, arguments, "vocab"), arguments)

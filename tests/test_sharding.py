@@ -1,4 +1,4 @@
-"""Law 4: sharded logits give the same tokens, and no device asks for the rows of another."""
+"""Law 4: sharded logits give the same tokens, and no device requests the rows of another."""
 
 import functools
 import re
@@ -22,11 +22,11 @@ pytestmark = several_devices
 LONG = 131072
 FIRST = ("categorical_sample",)
 SOME = (*FIRST, "greedy_sample", "top_p_logits", "sample", "sample, full call")
-SORTS = ("tail_free_logits",)  # the rows whose tails candidates do not hold
+SORTS = ("tail_free_logits",)  # rows whose tails are not among the candidates
 
 
 def sharded(mesh, x, arguments):
-    """Arguments with their rows and their tokens where those of the logits are."""
+    """Returns arguments whose rows and tokens are sharded like those of the logits."""
 
     def place(leaf):
         axes = [None] * leaf.ndim
@@ -40,10 +40,10 @@ def sharded(mesh, x, arguments):
 
 
 def both_ways(name, shape, vocab=LONG):
-    """Returns the results of a function on one device and on several, and the program of these."""
+    """Returns the results of a function on one device and on several, and the sharded program."""
     x = rows_of(vocab)
     function, arguments = calls(x)[name]
-    one = function(*arguments)  # not within another `jit`: compiled once for all meshes
+    one = function(*arguments)  # without an outer `jit`, it compiles once for all meshes
     arguments = sharded(mesh_of(*MESHES[shape]), x, arguments)
     compiled = jax.jit(function).lower(*arguments).compile()
     return one, compiled(*arguments), compiled
@@ -56,7 +56,7 @@ def assert_same(one, several):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", every())
-def test_no_device_asks_for_the_rows_of_another(name):
+def test_no_device_requests_the_rows_of_another(name):
     one, several, compiled = both_ways(name, "vocab")
     assert_same(one, several)
     settled, searched = bytes_moved(compiled, min) / 18, bytes_moved(compiled, max) / 18
@@ -82,7 +82,7 @@ def test_sharding_changes_nothing(name, shape):
     assert_same(one, several)
 
 
-def test_rows_that_are_moved_would_be_seen():
+def test_moved_rows_are_detected():
     mesh = mesh_of(1, 8)
     x = jax.device_put(jnp.zeros((2, LONG)), NamedSharding(mesh, P(None, "vocab")))
     assert bytes_moved(jax.jit(jnp.sort).lower(x).compile()) > 2 * MOST_BYTES_A_ROW
@@ -95,14 +95,14 @@ def test_shards_of_no_whole_chunks_give_the_same_tokens(vocab):
     assert_same(one, several)
 
 
-def test_transforms_stay_where_their_logits_are():
+def test_transforms_keep_the_sharding_of_their_logits():
     _, several, _ = both_ways("min_p_logits", "both")
     assert several.sharding.spec == P("batch", "vocab")
 
 
 @pytest.mark.slow
-def test_explicit_mesh_axes_are_named_and_the_call_that_works():
-    """With the code of the documentation, and with a bare spec inside `set_mesh` alone."""
+def test_errors_name_explicit_mesh_axes_and_the_call_that_works():
+    """Runs the code of the documentation, and a bare spec inside `set_mesh`."""
     x, mesh = rows_of(4096), mesh_of(2, 4, AxisType.Explicit)
     keys, params = jax.random.split(jax.random.key(0), len(x)), js.SamplingParams(top_k=20)
     want = js.sample(keys, x, params, num_logprobs=5)
@@ -111,7 +111,7 @@ def test_explicit_mesh_axes_are_named_and_the_call_that_works():
     bare = auto_axes(functools.partial(js.sample, num_logprobs=5), out_sharding=P("batch"))
     message = r"logits .* axes \('batch', 'vocab'\).*NamedSharding\(mesh, \w+\('batch',?\)\)"
     for call, words in ((js.sample, message), (bare, f"{message}|jax.set_mesh")):
-        with pytest.raises(ValueError, match=words):  # JAX 0.9 has an error of its own
+        with pytest.raises(ValueError, match=words):  # JAX 0.9 raises its own error
             call(keys, x, params)
     text = (Path(__file__).parents[1] / "docs/sharding.md").read_text()
     code = re.search(r"## Explicit mesh axes.*?```python\n(.*?)```", text, re.DOTALL)[1]

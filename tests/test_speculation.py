@@ -1,4 +1,4 @@
-"""Speculative decoding gives the tokens of plain decoding, bit for bit, whatever the drafts."""
+"""Speculative decoding returns the tokens of plain decoding bit for bit, for any drafts."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ def keys_of(batch, positions, seed=0):
 
 
 def logits_of(batch, positions, vocab=VOCAB, dtype="float32", seed=0):
-    """Rows of all kinds over a few likely tokens, so that texts repeat themselves."""
+    """Returns rows of all kinds with a few likely tokens, so that texts repeat themselves."""
     x = every_kind(-(-batch * positions // 9), vocab, dtype, seed)[: batch * positions]
     x = np.random.default_rng(seed).permutation(x)
     x[:, :4] += np.asarray(3, x.dtype)
@@ -46,7 +46,7 @@ def logits_of(batch, positions, vocab=VOCAB, dtype="float32", seed=0):
 
 
 def padded(rng, drafts):
-    """Drafts of which the last ones of some rows are padding, and one in the middle."""
+    """Pads the last drafts of some rows, and those of one row from the middle on."""
     ends = rng.integers(1, drafts.shape[1] + 1, len(drafts))
     ends[: len(ends) // 2] = drafts.shape[1]
     drafts = np.where(np.arange(drafts.shape[1]) < ends[:, None], drafts, -1)
@@ -55,7 +55,7 @@ def padded(rng, drafts):
 
 
 def assert_plain(x, params, state, parents=None, depth=None, seed=0, rate=0.8, **options):
-    """The output is that of plain decoding, and so is the state behind it."""
+    """Asserts that the output and the state after it are those of plain decoding."""
     batch, positions = x.shape[:2]
     rng = np.random.default_rng(seed)
     keys = keys_of(batch, (depth or positions - 1) + 1, seed)
@@ -74,8 +74,10 @@ def looking_back(batch, seed=1):
 
 
 @pytest.mark.slow
-def test_a_chain_is_plain_decoding():
-    """With every rule that looks back, padding, bad rows and texts that outgrow their room."""
+def test_a_chain_equals_plain_decoding():
+    """Includes all rules that depend on the text, padding, bad rows and texts that exceed their
+    room.
+    """
     x = logits_of(BATCH, DRAFTS + 1)
     x[1, 2, 7] = np.nan
     params, state = looking_back(BATCH)
@@ -89,8 +91,8 @@ def test_a_chain_is_plain_decoding():
 
 
 @pytest.mark.slow
-def test_a_tree_is_plain_decoding():
-    """A chain, equal siblings, and branches that are deeper than what is accepted."""
+def test_a_tree_equals_plain_decoding():
+    """Includes a chain, equal siblings, and branches deeper than the accepted path."""
     number = 7
     x, rng = logits_of(BATCH, number + 1), np.random.default_rng(0)
     params, state = looking_back(BATCH)
@@ -106,8 +108,8 @@ def test_a_tree_is_plain_decoding():
 
 
 @pytest.mark.slow
-def test_past_the_stop_nothing_is_read():
-    """NaN, empty and garbage rows there change nothing, nor do other drafts or more padding."""
+def test_nothing_is_read_after_the_stop():
+    """Neither NaN, empty and garbage rows after it nor other drafts or padding change anything."""
     x = logits_of(BATCH, DRAFTS + 1)
     params, state = looking_back(BATCH)
     want, drafts = assert_plain(x, params, state, rate=0.7)
@@ -121,7 +123,7 @@ def test_past_the_stop_nothing_is_read():
         plain.assert_equal(got, want)
 
 
-def test_bad_rows_keep_what_was_accepted_in_front_of_them():
+def test_bad_rows_keep_drafts_accepted_before_them():
     x = np.tile(np.float32([0, 1, 2, 3]), (3, 3, 1))
     x[0, 0, 1] = x[1, 1, 1] = x[2, 2, 1] = np.nan
     drafts = np.array([[3, 3], [3, 3], [3, -1]])
@@ -133,7 +135,7 @@ def test_bad_rows_keep_what_was_accepted_in_front_of_them():
 
 
 def accepted(sampled, drafts, parents, depth):
-    """The definition of `accept_drafts`, of one row."""
+    """Computes the definition of `accept_drafts` for one row."""
     tokens, nodes = [sampled[0]], [0]
     while len(nodes) <= depth:
         behind = [i for i, parent in enumerate(parents) if parent == nodes[-1] - 1]
@@ -165,7 +167,7 @@ def test_accept_drafts_follows_its_definition():
 
 
 def test_columns_of_parameters_are_of_rows_or_of_positions():
-    """`[batch, 1]` is of the rows, where there are as many rows as positions, too."""
+    """`[batch, 1]` means one value per row, even if there are as many rows as positions."""
     rows, each = np.float32([0.5, 0.7, 0.9]), np.linspace(0.4, 1, 9, dtype=np.float32).reshape(3, 3)
     positioned = functools.partial(positioned_params, "params", logits=jnp.zeros((3, 3, 10)))
     for given, wanted in ((rows[:, None], rows), (each[..., None], each)):
@@ -174,7 +176,7 @@ def test_columns_of_parameters_are_of_rows_or_of_positions():
 
 
 @pytest.mark.slow
-def test_without_drafts_it_is_sample():
+def test_without_drafts_it_equals_sample():
     x, keys = logits_of(3, 1), keys_of(3, 1)
     params, state = SamplingParams(temperature=0.9, frequency_penalty=0.5), a_state(3)
     out = speculative_sample(keys, x, np.zeros((3, 0), int), params, state)
@@ -187,7 +189,7 @@ def test_without_drafts_it_is_sample():
 
 @pytest.mark.slow
 def test_min_tokens_counts_each_draft():
-    """Not one token a step, and no more than are written."""
+    """Each draft counts, but only if it is written."""
     x = np.tile(np.float32([0, 1, 2]), (1, 4, 1))
     params = SamplingParams(temperature=0, min_tokens=3, stop_token_ids=[[2]])
     state = update_state(js.init_state(np.zeros((1, 2), int), 2, 3, 9), np.array([1]))
@@ -196,8 +198,8 @@ def test_min_tokens_counts_each_draft():
 
 
 @pytest.mark.slow
-def test_masks_behind_a_draft_that_is_not_reached_are_not_read():
-    """A grammar has no mask behind a draft that it does not allow."""
+def test_masks_after_a_draft_that_is_not_reached_are_not_read():
+    """A grammar has no mask after a draft that it rejects."""
     x = np.tile(np.float32([0, 1, 2, 3]), (2, 4, 1))
     masks = np.int32([[[0b0100], [0b0010], [0], [0]], [[0b1000], [0b0001], [0], [0b1111]]])
     params = SamplingParams(temperature=0, bitmask=masks)
@@ -226,7 +228,7 @@ X = np.zeros((2, 4, 10), np.float32)
         ({"params": None}, TypeError, "params must be a SamplingParams"),
     ],
 )
-def test_what_does_not_fit_is_named(change, error, match):
+def test_errors_name_invalid_arguments(change, error, match):
     given = {
         "keys": keys_of(2, 4),
         "logits": X,
@@ -247,7 +249,7 @@ def test_what_does_not_fit_is_named(change, error, match):
     ],
 )
 def test_every_rule_in_its_order(order, dtype, shape, mode):
-    """And every field of the output; some parameters are of each position."""
+    """Includes every output; some parameters are per position."""
     batch, positions = 12, 5
     x = logits_of(batch, positions, dtype=dtype)
     params, each = (only(every_param(n, n), order) for n in (batch, batch * positions))
@@ -274,7 +276,7 @@ def test_every_rule_in_its_order(order, dtype, shape, mode):
 
 
 def boosted(logits, params, state):
-    """Looks at every part of the state."""
+    """Uses every part of the state."""
     seen = js.bitmask_logits(jnp.zeros(logits.shape), state.prompt_mask) == 0
     last = jnp.take_along_axis(state.tokens, state.lengths[..., None] - 1, -1)
     written = (state.lengths - state.prompt_lengths)[..., None]
@@ -295,7 +297,7 @@ def test_a_rule_of_the_caller_sees_the_drafts():
 
 
 @pytest.mark.slow
-def test_rows_alone_and_under_vmap():
+def test_rows_are_independent_and_may_be_mapped():
     x, keys = logits_of(BATCH, DRAFTS + 1), keys_of(BATCH, DRAFTS + 1)
     params, state = looking_back(BATCH)
     want, drafts = assert_plain(x, params, state)
@@ -330,7 +332,7 @@ def test_gradients_are_those_of_the_tokens_on_the_path():
 
 
 def every_way(keys, x, drafts, params, state, axis_name=None):
-    """The functions for drafts."""
+    """Returns a call of each function for drafts."""
     given = {"axis_name": axis_name}
     verified = speculative_sample(keys, x, drafts, params, state, **given)
     args = (keys[:, 0], x, drafts, x[:, :-1], SamplingParams())
@@ -348,7 +350,7 @@ def wide_arguments():
 
 @pytest.mark.slow
 @several_devices
-def test_devices_that_share_a_row_get_what_one_gets():
+def test_devices_that_share_a_row_get_the_result_of_one():
     arguments = wide_arguments()
     want = jax.jit(every_way)(*arguments)
     mesh = meshes.mesh_of(*meshes.MESHES["both"])
@@ -403,7 +405,7 @@ def test_no_logits_are_written_without_penalties_and_one_array_with_them():
 
 @pytest.mark.slow
 def test_the_text_of_a_chain_is_written_once():
-    """And not for each position."""
+    """It is not written for each position."""
     batch, positions, vocab, length = 2, 5, 40, 2**16
     state = jax.eval_shape(lambda: js.init_state(np.zeros((batch, 8), int), 8, vocab, length))
     params = SamplingParams(bad_words=np.ones((1, 2), int), bad_word_lengths=np.array([2]))

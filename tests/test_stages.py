@@ -1,4 +1,4 @@
-"""Every rule in one call: `sample` is the functions one after the other, in any order."""
+"""All rules in one call: `sample` equals the functions in sequence, for any order."""
 
 import dataclasses
 import functools
@@ -26,7 +26,7 @@ from jaxsample import (
 
 
 def assert_composed(x, params, state, order, stages, **options):
-    """Returns what is drawn and the logits of what is kept."""
+    """Returns the output and the logits of the kept tokens."""
     keys = jax.random.split(jax.random.key(1), len(x))
     params = only(params, stages)
     out = sample(keys, x, params, state, order=order, return_kept=True, **options)
@@ -36,7 +36,7 @@ def assert_composed(x, params, state, order, stages, **options):
 
 
 @pytest.mark.parametrize("name", [slow(name) for name in ORDERS])
-def test_sample_is_its_functions_in_order(name):
+def test_sample_equals_its_functions_in_order(name):
     x = every_kind(8, VOCAB)
     stages = itertools.chain(*((s,) if isinstance(s, str) else s for s in ORDERS[name]))
     assert_composed(x, every_param(len(x)), a_state(len(x)), ORDERS[name], [*stages])
@@ -54,7 +54,7 @@ def test_sample_is_its_functions_in_order(name):
         ("logit_bias", "xtc"),
     ],
 )
-def test_sample_is_its_functions_in_any_order(order):
+def test_sample_equals_its_functions_in_any_order(order):
     x = every_kind(8, VOCAB)
     stages = [*itertools.chain(*((s,) if isinstance(s, str) else s for s in order))]
     assert_composed(x, every_param(len(x)), a_state(len(x)), order, stages)
@@ -73,8 +73,8 @@ def assert_processed(x, params, state, order):
 
 
 @pytest.mark.slow
-def test_process_logits_gives_what_sample_draws_from():
-    """Whichever stages are fused; and rows of a text that outgrew its room are bad."""
+def test_process_logits_returns_the_logits_that_sample_draws_from():
+    """For any fused stages; rows whose text exceeds its room are bad."""
     x = make("normal", 4, VOCAB)
     x[1, 7] = np.nan
     stages = ("frequency_penalty", "min_tokens", "temperature", "top_k", "top_p", "xtc")
@@ -86,12 +86,12 @@ def test_process_logits_gives_what_sample_draws_from():
     assert np.isnan(got[jnp.array([0, 3])]).all()
     narrow = js.process_logits(jnp.asarray(x, jnp.bfloat16), SamplingParams(top_k=3))
     assert narrow.dtype == jnp.bfloat16
-    with pytest.raises(ValueError, match="key must be given where params have xtc_probability"):
+    with pytest.raises(ValueError, match="key must be given if params have xtc_probability"):
         js.process_logits(x, params, state)
 
 
 @pytest.mark.slow
-def test_process_logits_is_the_functions_in_order():
+def test_process_logits_equals_its_functions_in_order():
     x, order = every_kind(8, VOCAB, "bfloat16"), LLAMA_CPP_ORDER
     params, state = only(every_param(len(x)), order), a_state(len(x))
     keys = jax.random.split(jax.random.key(1), len(x))
@@ -116,8 +116,8 @@ MASKS = ("suppressed", "bitmask", "bad_words", "allowed", "min_tokens")
         slow(("repetition_penalty", "bitmask"), ("temperature",), 4097, "float32"),
     ],
 )
-def test_masks_before_the_draw_are_those_functions(masks, rules, vocab, dtype):
-    """No logits are written for such masks; and whatever is masked, a bad row stays bad."""
+def test_masks_before_the_draw_match_their_functions(masks, rules, vocab, dtype):
+    """No logits are written for these masks, and masking a NaN or +inf does not repair its row."""
     x = np.array(every_kind(6, vocab, dtype))
     x[0, 3], x[1, -1], x[2] = np.nan, np.inf, -np.inf
     params, state = every_param(len(x), vocab=vocab), a_state(len(x), vocab=vocab)
@@ -131,7 +131,7 @@ def test_masks_before_the_draw_are_those_functions(masks, rules, vocab, dtype):
         np.testing.assert_array_equal(a[good], b[good])
     bad = [0, 1, 2, *([3] if "bitmask" in masks else []), *([4] if "suppressed" in masks else [])]
     assert (np.asarray(out.tokens)[bad] == -1).all()
-    # Where candidates do not hold a cut, it is searched for among what is left.
+    # If the candidates do not contain a cut, the search covers the remaining tokens.
     wide = dataclasses.replace(params, top_k=np.full(len(x), 0), top_p=np.full(len(x), 0.99))
     if "top_p" in stages:
         assert_composed(x, wide, state, order, stages)
@@ -144,7 +144,7 @@ def stages_of(masks, rules):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_temperature_may_come_last(dtype):
-    """Scaled to narrow floats, tokens on either side of a cut become equal."""
+    """Scaling to narrow floats makes tokens on both sides of a cut equal."""
     x = every_kind(8, 5003, dtype)
     params, state = every_param(len(x), vocab=5003), a_state(len(x), vocab=5003)
     order = ("top_k", ("min_p", "top_p"), "temperature")
@@ -157,29 +157,29 @@ def test_the_temperature_may_come_last(dtype):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", exhaustive("float16")])
-def test_sample_is_its_functions_in_narrow_floats(dtype):
+def test_sample_equals_its_functions_in_narrow_floats(dtype):
     x = every_kind(8, VOCAB, dtype)
     assert_composed(x, every_param(len(x)), a_state(len(x)), DEFAULT_ORDER, DEFAULT_ORDER)
 
 
 @pytest.mark.slow
-def test_orders_keep_what_those_systems_keep():
-    """p = .4 .3 .2 .1 at top-k 3, top-p .7, min-p .6: who comes first decides."""
+def test_orders_keep_the_tokens_of_their_systems():
+    """p = .4 .3 .2 .1: the order of the rules determines the number of kept tokens."""
     x = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
 
     def number(order, **params):
         return int(sample(jax.random.key(0), x, SamplingParams(**params), order=order).num_kept)
 
-    # Of the first three, .7 of their mass of .9 takes two; of all, .75 takes three.
+    # Of the first three, two have .75 of their mass of .9; of all, three have .75.
     assert number((("top_k", "top_p"),), top_k=3, top_p=0.75) == 3
     assert number(HF_ORDER, top_k=3, top_p=0.75) == 2
-    # vLLM: min-p first leaves .4 and .3, of which .57 needs one; else .57 needs two.
+    # vLLM: min-p first keeps .4 and .3, of which .57 is reached by one; otherwise by two.
     assert number(VLLM_ORDER, min_p=0.6, top_p=0.57) == 1
     assert number(HF_ORDER, min_p=0.6, top_p=0.57) == 2
-    # llama.cpp: the temperature comes last, and changes nothing that is kept.
+    # llama.cpp: the temperature is last and does not affect the kept set.
     assert number(LLAMA_CPP_ORDER, top_p=0.65, temperature=9.0) == 2
     assert number(HF_ORDER, top_p=0.65, temperature=9.0) == 3
-    # MaxText cuts one after the other, then scales; sglang-jax scales, then cuts jointly.
+    # MaxText cuts in sequence, then scales; sglang-jax scales, then cuts jointly.
     assert number(MAXTEXT_ORDER, top_p=0.65, temperature=9.0) == 2
     assert number(MAXTEXT_ORDER, top_k=3, top_p=0.75) == 2
     assert number(SGLANG_JAX_ORDER, top_p=0.65, temperature=9.0) == 3
@@ -189,7 +189,7 @@ def test_orders_keep_what_those_systems_keep():
 
 @pytest.mark.slow
 def test_an_order_has_a_name():
-    """Every function that takes an order takes the name: all of them plan their stages so."""
+    """All functions with an order accept its name, since they plan their stages in the same way."""
     x, key = np.log(np.float32([[0.4, 0.3, 0.2, 0.1]] * 2)), jax.random.key(0)
     params = SamplingParams(top_p=0.65, temperature=9.0)
     want = js.process_logits(x, params, order=MAXTEXT_ORDER)
@@ -214,7 +214,7 @@ def test_one_program_serves_every_row():
     x = jnp.asarray(every_kind(8, VOCAB))
     params, state = every_param(len(x), 3), a_state(len(x))
     keys = jax.random.split(jax.random.key(1), len(x))
-    step = functools.partial(sample, return_kept=True)  # compiled where it is shown to be composed
+    step = functools.partial(sample, return_kept=True)  # shares the program of other tests
     want = step(keys, x, params, state).tokens
     traced = traces(sample)
     step(keys, x + 1, every_param(len(x), 4), a_state(len(x), 5))
@@ -228,7 +228,7 @@ def test_one_program_serves_every_row():
 
 @pytest.mark.slow
 def test_neutral_values_change_nothing():
-    """Whatever the values are that a rule reads beside its neutral one."""
+    """A rule with a neutral value ignores its other values."""
     x = jnp.asarray(every_kind(8, VOCAB))
     batch = len(x)
     shared = {"penalty_window": np.zeros(batch, int), "exempt_token_ids": np.zeros((batch, 2), int)}
@@ -259,8 +259,9 @@ def lowered(params, state=None, **options):
 
 @pytest.mark.slow
 def test_an_unused_field_costs_nothing():
-    """The program of two stages is the same in an order of two and in one of all; a state adds its
-    check alone."""
+    """An order of all stages compiles to the program of the two used ones; a state adds only a
+    check.
+    """
     params = SamplingParams(temperature=0.7, top_p=0.9)
     assert lowered(params) == lowered(params, order=("temperature", "top_p"))
     with_state = lowered(params, a_state(4))
@@ -318,7 +319,7 @@ def test_a_rollout_is_replayed_from_its_kept_set():
     want = jax.grad(lambda x: jnp.sum(sample(keys, x, params).logprobs))(x)
     np.testing.assert_allclose(grad, want, atol=1e-7)
     np.testing.assert_array_equal(np.asarray(grad) != 0, np.asarray(want) != 0)
-    # Another policy, under the kept set of the rollout.
+    # Another policy, with the kept set of the rollout.
     assert np.isfinite(replayed(x + jnp.asarray(make("flat", 6, VOCAB)))).all()
 
 
@@ -342,7 +343,7 @@ def test_bad_rows_are_empty_everywhere():
 
 
 @pytest.mark.slow
-def test_xtc_and_the_draw_share_no_key():
+def test_xtc_and_the_draw_use_different_keys():
     x = jnp.asarray(make("normal", 3, VOCAB))
     params = SamplingParams(xtc_probability=0.5, xtc_threshold=0.05)
     with jax.debug_key_reuse(True), jax.checking_leaks():
@@ -352,7 +353,7 @@ def test_xtc_and_the_draw_share_no_key():
 
 @pytest.mark.slow
 def test_gradients_pass_through_every_kind_of_stage():
-    """Compares gradients of the log-probs with those of the functions one after the other."""
+    """Compares gradients of the log-probs with those of the functions in sequence."""
     x, state = jnp.asarray(make("normal", 6, VOCAB)), a_state(6)
     stages = ("repetition_penalty", "frequency_penalty", "logit_bias", "temperature", "typical_p")
     params = only(every_param(6), stages)
@@ -373,13 +374,13 @@ X, KEY = np.zeros((2, 40), np.float32), jax.random.key(0)
         (
             {"logit_bias": np.zeros((2, 1))},
             {},
-            "params must have logit_bias_token_ids where they have logit_bias",
+            "params must have logit_bias_token_ids if they have logit_bias",
         ),
-        ({"xtc_threshold": 0.1}, {}, "params must have xtc_probability where"),
-        ({"dry_base": 2.0}, {}, "params must have dry_multiplier where they have dry_base"),
-        ({"frequency_penalty": 1}, {}, "state must be given where params have frequency_penalty"),
-        ({"eta_cutoff": 0.1}, {"order": VLLM_ORDER}, "order must name every stage .* 'eta_cutoff'"),
-        ({}, {"order": ("top_q",)}, "order must hold rules and names of .*; got 'top_q'"),
+        ({"xtc_threshold": 0.1}, {}, "params must have xtc_probability if"),
+        ({"dry_base": 2.0}, {}, "params must have dry_multiplier if they have dry_base"),
+        ({"frequency_penalty": 1}, {}, "state must be given if params have frequency_penalty"),
+        ({"eta_cutoff": 0.1}, {"order": VLLM_ORDER}, "order must contain .* lacks 'eta_cutoff'"),
+        ({}, {"order": ("top_q",)}, "order must contain rules and stages .*; got 'top_q'"),
         ({}, {"order": ("top_k", "top_k")}, "order must name a stage once, got 'top_k' twice"),
         ({}, {"order": (("top_k", "logit_bias"),)}, "order must not nest 'logit_bias'"),
         ({}, {"num_logprobs": 41}, r"num_logprobs must be in \[0, 40\], got 41"),
@@ -388,7 +389,7 @@ X, KEY = np.zeros((2, 40), np.float32), jax.random.key(0)
         ({}, {"state": a_state(3, 0, 40)}, "state must be of logits of shape"),
     ],
 )
-def test_what_does_not_fit_is_named(params, options, match):
+def test_errors_name_invalid_arguments(params, options, match):
     with pytest.raises(ValueError, match=match):
         sample(KEY, X, SamplingParams(**params), **options)
 

@@ -1,4 +1,4 @@
-"""The memory of a batch: what it holds, what a step costs, and rows that come and go."""
+"""The state of a batch: its contents, the cost of a step, and the replacement of rows."""
 
 import math
 import re
@@ -29,21 +29,21 @@ def mask_of(bitmask, vocab):
     return np.asarray(bitmask_logits(jnp.zeros((*bitmask.shape[:-1], vocab)), bitmask)) == 0
 
 
-def test_a_new_state_holds_the_prompts():
+def test_a_new_state_contains_the_prompts():
     state = init_state(PROMPTS, LENGTHS, vocab_size=10, max_length=6)
     np.testing.assert_array_equal(state.lengths, LENGTHS)
     np.testing.assert_array_equal(state.prompt_lengths, LENGTHS)
     np.testing.assert_array_equal(state.tokens[0], [3, 1, 3, 9, 0, 0])
     np.testing.assert_array_equal(state.tokens[1], np.zeros(6))
     seen = [set(np.flatnonzero(row)) for row in mask_of(state.prompt_mask, 10)]
-    assert seen == [{1, 3, 9}, set(), {5}]  # 40 and -2 are no tokens of this vocabulary
+    assert seen == [{1, 3, 9}, set(), {5}]  # 40 and -2 are not in the vocabulary
     assert not np.asarray(state.counts).any()
 
 
 def test_steps_append_and_count_active_rows_only():
     state = init_state(PROMPTS, LENGTHS, 10, 6)
     state = update_state(state, np.array([7, 7, 2]), np.array([True, False, True]))
-    state = update_state(state, np.array([7, 8, -1]))  # -1: a bad row's token
+    state = update_state(state, np.array([7, 8, -1]))  # -1 is the token of a bad row
     np.testing.assert_array_equal(state.lengths, [6, 1, 4])
     np.testing.assert_array_equal(state.tokens[:2], [[3, 1, 3, 9, 7, 7], [8, 0, 0, 0, 0, 0]])
     want = np.zeros((3, 10))
@@ -73,7 +73,7 @@ def test_a_prompt_longer_than_its_room_is_bad():
     np.testing.assert_array_equal(np.asarray(out.tokens) >= 0, [True, False, False])
 
 
-def test_reset_rows_are_new_and_the_others_untouched():
+def test_reset_rows_are_new_and_the_others_do_not_change():
     state = init_state(PROMPTS, LENGTHS, 10, 6)
     state = update_state(state, np.array([7, 7, 2]))
     fresh = np.array([[8, 8], [1, 2], [4, 4]])
@@ -97,7 +97,7 @@ def test_states_of_one_row_and_under_vmap():
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 2)])
 @pytest.mark.parametrize("vocab", [1, 31, 32, 33, 500])
-def test_packed_bitmasks_are_read_as_they_were_written(lead, vocab):
+def test_packed_bitmasks_round_trip(lead, vocab):
     mask = np.random.default_rng(0).random((*lead, vocab)) < 0.5
     np.testing.assert_array_equal(mask_of(packed_bitmask(mask), vocab), mask)
 
@@ -138,7 +138,7 @@ def test_penalties_on_a_donated_state_copy_nothing():
     compiled = jax.jit(step, donate_argnums=3).lower(keys, logits, params, state).compile()
     memory = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= logits.nbytes
-    # A compiler for GPUs writes down what is penalised.
+    # XLA for GPUs materialises the penalised logits.
     assert memory.temp_size_in_bytes < logits.nbytes * (ON_GPU + 1 / 8)
 
 
@@ -149,14 +149,14 @@ def loop_step(key, logits, params, state):
 
 
 @pytest.mark.slow
-def test_rows_come_and_go_in_one_program():
-    """A request's tokens are the same whenever it comes and whatever it shares the batch with."""
+def test_one_program_replaces_rows():
+    """The tokens of a request do not depend on its start or on the other rows of the batch."""
     step = jax.jit(loop_step)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 50)).astype(np.float32))
     admit = jax.jit(chex.assert_max_traces(n=1)(reset_rows))
 
     def texts(schedule):
-        """Runs requests 0, 1, ... in the slots that a schedule gives them, from some step on."""
+        """Runs requests 0, 1, ... in the slots and from the steps of a schedule."""
         state = init_state(np.zeros((3, 2), int), 0, 50, 20)
         seeds, started, out = [0, 0, 0], [0, 0, 0], {}
         for now in range(16):
@@ -201,7 +201,7 @@ def test_rows_come_and_go_in_one_program():
         (lambda: reset_rows(big_state(), np.array([0]), np.zeros((2, 8), int), 1), ValueError, "r"),
     ],
 )
-def test_wrong_arguments_are_named(call, error, match):
+def test_errors_name_wrong_arguments(call, error, match):
     with pytest.raises(error, match=match):
         call()
 
@@ -212,8 +212,8 @@ def test_states_are_pytrees_with_keyword_fields():
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 2)])
-def test_several_tokens_at_once_are_one_after_the_other(lead):
-    """Repeated and skipped tokens, ids of no token, rows without room and rows that stay."""
+def test_several_tokens_at_once_equal_single_updates(lead):
+    """Includes repeated and skipped tokens, invalid ids, full rows and inactive rows."""
     prompts = np.array([[3, 1], [0, 0], [5, 4], [5, 4]])
     tokens = np.array([[7, 7, -1, 2], [40, 0, 0, 9], [1, -1, -1, 1], [-1, 3, 4, 9]])
     active = np.array([True, True, True, False])
@@ -239,10 +239,10 @@ def test_several_tokens_do_not_reach_a_row_without_a_length():
     np.testing.assert_array_equal(got.lengths, [-1, -1, 2])
 
 
-def test_a_state_of_texts_is_that_of_their_tokens_one_by_one():
-    """With and without padding on the left; rows of any lengths, ids of no token, a skipped one."""
+def test_a_state_of_texts_equals_one_of_their_tokens_one_by_one():
+    """With and without left padding, for rows of any lengths, invalid ids and a skipped token."""
     rng = np.random.default_rng(0)
-    texts = rng.integers(0, 12, (6, 9))  # of a vocabulary of 10
+    texts = rng.integers(0, 12, (6, 9))  # some outside the vocabulary of 10
     texts[1, 5] = -1
     prompts, lengths = np.array([0, 4, 9, 3, 0, 2]), np.array([9, 9, 9, 5, 0, 3])
     want = one_by_one(texts, prompts, lengths)
@@ -263,7 +263,7 @@ def one_by_one(texts, prompts, lengths):
     return state
 
 
-def test_lengths_that_no_text_has_make_bad_rows():
+def test_impossible_lengths_make_bad_rows():
     prompts, lengths = np.array([2, 3, 2, -1, 2, 0]), np.array([4, 2, 5, 2, 4, 3])
     padding = np.array([0, 0, 0, 0, 1, -1])
     texts = np.ones((6, 4), int)

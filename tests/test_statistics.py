@@ -1,4 +1,4 @@
-"""Draws follow the softmax. Keys are fixed; each test would fail a right sampler once in 10,000."""
+"""Draws follow the softmax. Keys are fixed; each test fails a correct sampler once in 10,000."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from scipy import stats
 from jaxsample import categorical_sample
 
 
-def test_the_test_sees_a_tail_that_is_drawn_too_often():
+def test_a_tail_that_is_drawn_too_often_is_detected():
     p = np.append(1 - 999e-8, np.full(999, 1e-8))
     with pytest.raises(AssertionError):
         assert_follows(np.append(np.zeros(19_900, int), np.full(100, 7)), p)
@@ -55,7 +55,7 @@ def test_draws_of_every_stage_follow_the_kept_softmax(vocab):
 
 @pytest.mark.slow
 def test_the_tail_is_drawn_as_often_as_it_should():
-    """129,000 tokens, 17 nats below one: 5 in a thousand draws, and float32 noise gives a tenth."""
+    """129,000 tokens, 17 nats below one: 5 of a thousand draws, and float32 noise gives a tenth."""
     vocab, gap, number = 129_000, 17.0, 60_000
     x = np.zeros(vocab, np.float32)
     x[4321] = gap
@@ -77,14 +77,14 @@ def test_bfloat16_draws_are_as_good_as_float32():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("logit", "temperature"), [(20.0, 1e-6), (1e30, 1.0), (-1e30, 1.0)])
-def test_ties_of_large_logits_are_drawn_alike(logit, temperature):
+def test_ties_of_large_logits_are_equally_likely(logit, temperature):
     tokens = draw(jnp.full(4, logit), 20_000, temperature=temperature)
     assert_follows(tokens, np.full(4, 0.25))
 
 
 @pytest.mark.slow
 def test_neighbouring_keys_and_positions_are_independent():
-    """The convention of decoding loops: fold_in(request_key, position)."""
+    """The convention of decoding loops is fold_in(request_key, position)."""
     x = jnp.zeros(16)
     keys = jax.vmap(
         lambda seed: jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(jnp.arange(64))

@@ -1,6 +1,6 @@
-"""Stochastic beams against the enumeration of all texts: their law, estimates and what is bad.
+"""Stochastic beams compared with the enumeration of all texts: law, estimates and bad values.
 
-Keys are fixed. A test of a law would fail a right search once in 10,000.
+Keys are fixed. A test of a law fails a correct search once in 10,000.
 """
 
 import functools
@@ -20,7 +20,7 @@ import jaxsample as js
 VOCAB, LENGTH, BEAMS, STOP = 3, 3, 3, 2
 SEARCHES = 4000
 TABLE = np.random.default_rng(0).normal(size=(LENGTH, VOCAB + 1, VOCAB)).astype(np.float32) * 1.5
-"""Logits behind a position and a token, or none."""
+"""Logits by position and previous token or none."""
 
 
 @functools.partial(jax.jit, static_argnames=("num_beams", "batch"))
@@ -42,7 +42,7 @@ def searched(key, table, *, num_beams=BEAMS, batch=(SEARCHES,)):
 
 @functools.cache
 def drawn():
-    """The searches as arrays, the index of each text, and the probabilities of all texts."""
+    """Returns the searches as arrays, the index of each text, and the text probabilities."""
     state = jax.tree.map(np.asarray, searched(jax.random.key(0), TABLE))
     rows_of = lambda text: TABLE[len(text), text[-1] if text else -1]  # noqa: E731
     every = reference.every_text(rows_of, VOCAB, LENGTH, [STOP], 0.0)
@@ -68,7 +68,7 @@ def test_texts_are_distinct_whole_and_have_their_log_probs():
 
 
 @pytest.mark.slow
-def test_the_order_is_that_of_draws_without_replacement():
+def test_the_order_follows_draws_without_replacement():
     _, index, p = drawn()
     law, orders = arrivals.order_law(p, 2)
     cell = {tuple(order): i for i, order in enumerate(orders.tolist())}
@@ -86,7 +86,7 @@ def test_the_order_is_that_of_draws_without_replacement():
 
 @pytest.mark.slow
 def test_the_perturbed_log_prob_of_the_first_is_a_gumbel_variable():
-    """And of all texts that are left behind the beams, by the threshold: the next to arrive."""
+    """By the threshold, so is the next arrival among all texts without a beam."""
     state, index, p = drawn()
     assert stats.kstest(state.perturbed[:, 0], stats.gumbel_r.cdf).pvalue > ERROR_RATE
     left = 1 - p[index].sum(-1)
@@ -150,7 +150,7 @@ def test_bad_beams_end_and_touch_no_other_search():
 
 
 @pytest.mark.slow
-def test_neither_batch_nor_vmap_matter_and_values_compile_once():
+def test_batch_and_vmap_do_not_matter_and_values_compile_once():
     x = np.random.default_rng(4).normal(size=(3, BEAMS, 50)).astype(np.float32)
     keys, start = jax.random.split(jax.random.key(0), 3), js.init_stochastic_beams(BEAMS, 4, (3,))
     want = js.stochastic_beam_step(keys, start, x)

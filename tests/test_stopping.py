@@ -1,4 +1,4 @@
-"""Why texts end: each reason against a definition in Python, over random texts."""
+"""The reasons why texts end: each compared with a definition in Python, on random texts."""
 
 import chex
 import jax
@@ -11,7 +11,7 @@ ROOM = 24
 
 
 def defined(row, prompt, token, stops, sequences, limit, max_period, repeats):
-    """The definition; `row` is the text up to its length."""
+    """Computes the definition; `row` is the text up to its length."""
     output = row[prompt:]
     if token < 0 or limit < 0:
         return StopReason.BAD_ROW
@@ -31,7 +31,7 @@ def padded(lists, width):
 
 
 @pytest.mark.parametrize(("max_period", "repeats"), [(3, 2), (4, 3)])
-def test_reasons_are_those_of_the_definition(max_period, repeats):
+def test_reasons_match_the_definition(max_period, repeats):
     rng = np.random.default_rng(repeats)
     batch = 400
     lengths = rng.integers(1, ROOM + 1, batch)
@@ -63,7 +63,7 @@ def test_reasons_are_those_of_the_definition(max_period, repeats):
     np.testing.assert_array_equal(got, want)
 
 
-def test_a_text_that_is_in_the_prompt_alone_ends_nothing():
+def test_a_stop_sequence_in_the_prompt_does_not_end_a_text():
     state = init_state([[1, 2, 1, 2]], 4, 5, 9)
     options = {"stop_sequences": [[2, 3]], "max_period": 2, "repeats": 2}
     state = update_state(state, [3])
@@ -104,7 +104,7 @@ def test_one_program_for_all_values_and_under_vmap():
         ({"repeats": 1}, ValueError, r"repeats must be in \[2, "),
     ],
 )
-def test_what_does_not_fit_is_named(options, error, match):
+def test_errors_name_invalid_arguments(options, error, match):
     given = {"state": init_state([[1], [2]], 1, 5, 4), "tokens": [1, 2]}
     with pytest.raises(error, match=match):
         stop_reason(**given | options)

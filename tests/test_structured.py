@@ -26,7 +26,7 @@ CONFIG, TOKENIZER, WEIGHTS = decode.open_model(decode.MODEL)
 
 
 def write(seeds, rows=DEMO, max_tokens=120, **settings):
-    """Decodes rows of prompt and schema: texts, and what is said of them."""
+    """Decodes rows of prompt and schema, and returns the texts with their verdicts."""
     requests = [
         Request(prompt=prompt, seed=seed, max_tokens=max_tokens, **settings)
         for seed, (prompt, _) in zip(seeds, rows, strict=True)
@@ -50,7 +50,7 @@ def test_every_constrained_text_is_json_of_its_schema(seed, temperature):
             continue
         assert text.reason == "stop"
         jsonschema.validate(json.loads(spell(text)), schema)
-    with pytest.raises(ValueError, match=r"Expecting value|Extra data"):  # the mask was needed
+    with pytest.raises(ValueError, match=r"Expecting value|Extra data"):  # needs the mask
         json.loads(spell(texts[3]))
 
 
@@ -107,7 +107,7 @@ def test_the_command_line(tmp_path, monkeypatch, capsys):
         (["--top-p", "2"], "{}", "top_p must be in [0, 1], got 2"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(tmp_path, monkeypatch, capsys, flags, schema, said):
+def test_errors_are_reported_in_one_line(tmp_path, monkeypatch, capsys, flags, schema, said):
     file = tmp_path / "schema.json"
     file.write_text(schema)
     monkeypatch.setattr(sys, "argv", ["structured.py", "--schema", str(file), *flags])

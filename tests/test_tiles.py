@@ -1,4 +1,4 @@
-"""Rows in the order of a TPU's tiles are the same rows."""
+"""Rows in the order of TPU tiles are converted without changes."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ def rows(lead):
 
 
 @pytest.mark.parametrize("lead", LEADS)
-def test_rows_of_one_axis_and_of_several_are_each_other(lead):
+def test_rows_of_one_axis_and_of_several_are_converted(lead):
     x = rows(lead)
     flat = _tiles.flat(x, len(lead))
     assert flat.shape == (np.prod(lead, dtype=int), VOCAB)
@@ -25,7 +25,7 @@ def test_rows_of_one_axis_and_of_several_are_each_other(lead):
 
 
 def test_a_few_positions_are_outermost():
-    """Of 8 texts of 9 positions each tile holds one position of all texts."""
+    """Each tile contains one position of all 8 texts of 9 positions."""
     x = jnp.arange(72).reshape(8, 9)
     np.testing.assert_array_equal(_tiles.flat(x, 2)[:8], x[:, 0])
     np.testing.assert_array_equal(_tiles.flat(x.reshape(9, 8), 2), x.reshape(-1))

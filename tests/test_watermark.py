@@ -1,6 +1,6 @@
 """Watermarks and their detectors: the definitions, the invariances and the error rates.
 
-Keys are fixed. A statistical test here would fail a right watermark once in 10,000.
+Keys are fixed. Each statistical test fails a correct watermark once in 10,000.
 """
 
 import json
@@ -43,7 +43,7 @@ def bits(x):
 
 
 def marks(x, context, key=KEY):
-    """Every watermark of the same rows."""
+    """Returns the results of every watermark for the same rows."""
     return {
         "left": green_list_logits(key, x, context[..., -1:]),
         "self": green_list_logits(key, x, context, scheme="self_hash"),
@@ -116,7 +116,7 @@ def test_tokens_that_repeat_are_found():
 
 
 def texts(batch, length, vocab=50, seed=0):
-    """Repetitive texts with missing tokens, and how long they are."""
+    """Returns repetitive texts with missing tokens, and their lengths."""
     rng = np.random.default_rng(seed)
     tokens = np.minimum(rng.zipf(1.3, (batch, length)) - 1, vocab - 1).astype(np.int32)
     tokens[:, 20:40] = tokens[:, :20]
@@ -134,7 +134,7 @@ def detections(tokens, length, gamma=0.4):
 
 
 @pytest.mark.slow
-def test_detectors_score_what_is_new():
+def test_detectors_score_only_new_tokens():
     tokens, length = texts(12, 90)
     found = detections(tokens, length)
     for i, (row, n) in enumerate(zip(tokens, length, strict=True)):
@@ -147,12 +147,12 @@ def test_detectors_score_what_is_new():
         }
         for name, result in found.items():
             got = [float(a[i]) for a in result]
-            rtol = 2e-2 if name == "synthid" else 2e-4  # the correction for continuity
+            rtol = 2e-2 if name == "synthid" else 2e-4  # the continuity correction
             np.testing.assert_allclose(got, want[name], rtol=rtol, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.slow
-def test_missing_tokens_and_short_texts_tell_nothing():
+def test_missing_tokens_and_short_texts_have_no_score():
     for tokens, length in ((np.full((12, 90), -1), 90), (np.zeros((12, 90), int), 1)):
         for found in detections(tokens, length).values():
             np.testing.assert_array_equal(found.p_value, np.ones(12))
@@ -162,7 +162,7 @@ def test_missing_tokens_and_short_texts_tell_nothing():
     assert detect_gumbel(KEY, np.zeros((0, 9), int), 9, width=1).score.shape == (0,)
 
 
-# What stays as it is.
+# Invariances.
 
 
 @pytest.mark.parametrize("dtype", ["float32", slow("bfloat16")])
@@ -197,7 +197,7 @@ def test_bad_rows_stay_bad_and_alone():
     ("gamma", "delta"),
     [(0.0, 2), (1.0, 2), (-1.0, 2), (np.nan, 2), (0.5, -1), (0.5, np.nan), (0.5, np.inf)],
 )
-def test_bad_parameters_spoil_their_row(gamma, delta):
+def test_bad_parameters_make_their_row_bad(gamma, delta):
     x, context = make("masked", 2, 300), contexts(2, 1)
     gammas, deltas = np.float32([gamma, 0.25]), np.float32([delta, 2])
     got = np.asarray(green_list_logits(KEY, x, context, gammas, deltas))
@@ -248,7 +248,7 @@ def test_batch_slot_and_rank_do_not_matter(batch):
 @pytest.mark.slow
 def test_no_number_of_rows_matters(batch):
     x, context, want = batch
-    together = jax.jit(marks)  # sooner compiled than one by one
+    together = jax.jit(marks)  # compiles faster than one by one
     for size in (2, 3, 5, 7, 9, 15):
         got = together(x[:size], context[:size])
         assert_same(got, {name: a[:size] for name, a in want.items()})
@@ -267,7 +267,7 @@ def test_vmap_and_scan_do_not_matter(batch):
 
 
 @pytest.mark.slow
-def test_masked_columns_behind_the_vocabulary_do_not_matter(batch):
+def test_masked_columns_after_the_vocabulary_do_not_matter(batch):
     x, context, want = batch
     got = marks(np.concatenate([x, np.full((16, 90), -np.inf, x.dtype)], axis=-1), context)
     assert_same({name: a[..., :1003] if a.ndim > 1 else a for name, a in got.items()}, want)
@@ -406,8 +406,8 @@ def test_the_share_of_green_tokens_is_gamma():
 
 
 @pytest.mark.slow
-def test_words_of_neighbours_are_independent():
-    """Bits of neighbouring candidates, of neighbouring contexts, and of one word."""
+def test_words_of_adjacent_tokens_are_independent():
+    """Compares bits of adjacent candidates, of adjacent contexts, and of one word."""
     from jaxsample.watermarks import _hash
 
     ids = jnp.broadcast_to(jnp.arange(4096, dtype=jnp.int32), (16, 4096))
@@ -425,7 +425,7 @@ def test_words_of_neighbours_are_independent():
 
 
 def draw(x, number, mark):
-    """Tokens of one row, each under a key of its own, and the distribution over keys."""
+    """Returns tokens of one row, each with its own key, and the distribution over keys."""
     keys = jax.random.split(jax.random.key(3), number)
     draws = jax.jit(lambda keys: jax.lax.map(mark(x), keys, batch_size=2000))
     return np.bincount(np.asarray(draws(keys)), minlength=x.size)
@@ -462,7 +462,7 @@ def test_gumbel_over_contexts_is_a_draw():
 
 @pytest.mark.slow
 def test_gumbel_reaches_the_tail():
-    """2,000 tokens, 18 nats below one: 3 in 100,000 draws, from noise below 1e-8."""
+    """2,000 tokens, 18 nats below one: 3 of 100,000 draws, from noise below 1e-8."""
     x = np.zeros(2000, np.float32)
     x[77] = 18.0
     keys = jax.random.split(jax.random.key(0), 100_000)
@@ -480,7 +480,7 @@ WIDTHS = {"left": 1, "self": 3, "synthid": 4, "gumbel": 4}
 
 
 def p_value(name, key, tokens):
-    """The p-values of a detector at its default strength."""
+    """Returns the p-values of a detector at its default strength."""
     length, width = tokens.shape[-1], WIDTHS[name]
     if name in ("synthid", "gumbel"):
         detect = {"synthid": detect_synthid, "gumbel": detect_gumbel}[name]
@@ -491,7 +491,7 @@ def p_value(name, key, tokens):
 
 
 def assert_nominal(p_values):
-    """No more alarms than stated; nor fewer, but for the steps of a binomial distribution."""
+    """Asserts that alarms are no more frequent than stated, and half as frequent at least."""
     for level in (0.05, 0.01):
         alarms = int((p_values <= level).sum())
         assert stats.binom.sf(alarms - 1, p_values.size, level) > ERROR_RATE
@@ -501,7 +501,7 @@ def assert_nominal(p_values):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name if name == "gumbel" else slow(name) for name in WIDTHS])
 def test_false_positives_are_as_rare_as_stated(name):
-    """A key for each text: under one key, texts that share their commonest n-grams score alike."""
+    """Each text has its own key, since texts with the same frequent n-grams would score alike."""
     rng = np.random.default_rng(5)
     rows, vocab = 3000, 32000
     repetitive = np.tile(rng.integers(0, vocab, (rows, 20)), 10)
@@ -529,7 +529,7 @@ def test_small_p_values_are_as_rare_as_stated():
 
 
 def watermarked(name, logits, own, history, length):
-    """A token of each row at temperature 1, under a watermark or without one."""
+    """Draws a token of each row at temperature 1, with or without a watermark."""
     context = last_tokens(history, length, width=WIDTHS.get(name, 1))
     if name == "gumbel":
         return gumbel_watermark_sample(KEY, logits, context)
@@ -542,10 +542,11 @@ def watermarked(name, logits, own, history, length):
 
 
 def write_texts(name, rows, number=200):
-    """Texts of the example's model, `[rows, number]`, and its mean entropy a token, in nats.
+    """Returns texts of the example's model `[rows, number]`, and the mean entropy in nats per
+    token.
 
-    Each text starts with four tokens without a mark: where all texts start alike, those that are
-    marked with one key would be one text.
+    Each text starts with four unmarked tokens, since with a common start all texts that are marked
+    with one key would be equal.
     """
     examples = Path(__file__).parent.parent / "examples"
     sys.path.insert(0, str(examples))
@@ -554,7 +555,7 @@ def write_texts(name, rows, number=200):
     sizes = json.loads((examples / "weights/config.json").read_bytes())["sizes"]
     config = model.Config(**sizes)
     weights = model.load(examples / "weights/weights.npz", config)
-    prompt = jnp.zeros(1 + 4 + number, jnp.int32)  # room for what is written, and no more
+    prompt = jnp.zeros(1 + 4 + number, jnp.int32)  # room for the written tokens only
     logits, cache = model.prefill(weights, prompt, jnp.int32(1))
     every = lambda a: jnp.broadcast_to(a, (rows, *a.shape))  # noqa: E731
 
@@ -590,7 +591,7 @@ def test_texts_of_the_model_are_detected(name):
 
 
 @pytest.mark.slow
-def test_texts_of_the_model_without_a_mark_are_not():
+def test_unmarked_texts_of_the_model_are_not_detected():
     tokens, _ = write_texts("none", 250)
     keys = jax.random.split(KEY, 250)
     for name in WIDTHS:

@@ -1,6 +1,6 @@
-"""Draws without replacement: their order, arrival times and estimates follow the definitions.
+"""Draws without replacement: order, arrival times and estimates follow the definitions.
 
-Keys are fixed. A test of a law would fail a right sampler once in 10,000.
+Keys are fixed. A test of a law fails a correct sampler once in 10,000.
 """
 
 import functools
@@ -24,26 +24,26 @@ NUM = 20
 
 @functools.cache
 def some_rows(dtype="float32"):
-    """Rows of every kind, of which one is a bad row, and what is drawn from them."""
+    """Returns rows of every kind, one of them bad, and the draws from them."""
     x = every_kind(3, VOCAB, dtype)
     x[1, 3] = np.nan
     keys = jax.vmap(jax.random.key)(np.arange(len(x), dtype=np.int32))
     return keys, x, without_replacement_sample(keys, x, num=NUM)
 
 
-def test_the_race_is_that_of_its_definition_in_float64():
+def test_the_race_matches_its_definition_in_float64():
     keys, x, (tokens, _, times) = some_rows()
     clocks = arrivals.Clocks(keys, VOCAB, NUM + 2)
     for row in np.flatnonzero(~np.isnan(x).any(-1)):
         wanted, wanted_times = arrivals.renewed_race(clocks, row, x[row], NUM)
         np.testing.assert_array_equal(tokens[row], wanted)
-        # Weights are integers: of tokens 25 nats below the likeliest they have few digits.
+        # Weights are integers with few digits for tokens 25 nats below the most likely one.
         deepest = np.ptp(x[row][wanted[wanted >= 0]])
         np.testing.assert_allclose(times[row], wanted_times, rtol=5e-3 if deepest > 15 else 2e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", exhaustive("bfloat16")])
-def test_tokens_are_distinct_and_their_logprobs_those_of_the_softmax(dtype):
+def test_tokens_are_distinct_and_their_logprobs_match_the_softmax(dtype):
     keys, x, out = some_rows(dtype)
     tokens, got, times = map(np.asarray, out)
     np.testing.assert_array_equal(tokens[:, 0], js.categorical_sample(keys, x))
@@ -71,7 +71,7 @@ def test_a_row_does_not_depend_on_the_number_of_tokens_or_on_the_other_rows():
 
 
 @pytest.mark.exhaustive
-def test_neither_on_vmap_masked_columns_or_the_dtype():
+def test_a_row_does_not_depend_on_vmap_masked_columns_or_the_dtype():
     keys, x, want = some_rows("bfloat16")
     draw = functools.partial(without_replacement_sample, num=NUM)
     behind = np.pad(x, [(0, 0), (0, 2000)], constant_values=-np.inf)
@@ -83,7 +83,7 @@ def test_neither_on_vmap_masked_columns_or_the_dtype():
 
 
 @pytest.mark.slow
-def test_one_token_and_nothing_else():
+def test_a_vocabulary_of_one_token_and_rows_of_one_token():
     tokens, got, times = without_replacement_sample(jax.random.key(0), jnp.zeros((2, 1)), num=1)
     assert tokens.tolist() == [[0], [0]]
     assert got.tolist() == [[0], [0]]
@@ -91,8 +91,8 @@ def test_one_token_and_nothing_else():
 
 
 @pytest.mark.slow
-def test_tokens_far_below_the_likeliest():
-    """Of one chunk each has its turn; a chunk of weight 0 is never drawn, as the docs say."""
+def test_tokens_far_below_the_most_likely_one():
+    """All tokens of a chunk are drawn; a chunk of weight 0 is never drawn, as documented."""
     x = np.full((3, VOCAB), -np.inf, np.float32)
     x[0, :3], x[1, ::256], x[2, :2] = (0, -40, -80), (0, -20, -40), (0, -100)
     tokens = without_replacement_sample(jax.random.key(0), x, num=4).tokens
@@ -124,7 +124,7 @@ def test_the_order_follows_its_law():
 
 
 @pytest.mark.slow
-def test_another_law_of_the_order_would_be_seen():
+def test_another_law_of_the_order_is_detected():
     tokens, _ = many()
     law, orders = arrivals.order_law(P[[0, 1, 3, 2, 4]], 5)
     observed = (tokens[:, None] == orders).all(-1).sum(0)
@@ -145,7 +145,7 @@ def test_arrival_times_are_exponential_and_independent():
 
 @pytest.mark.slow
 def test_inclusion_probabilities_and_the_estimate_are_unbiased():
-    """Of two tokens and the arrival of the third, which is told by fewer tokens alone."""
+    """Of the first two tokens, with the arrival time of the third, which `num=2` also returns."""
     tokens, times = many()
     f = np.array([1.0, -2.0, 5.0, 0.5, 30.0])
     p = P[tokens[:, :2]]
@@ -178,7 +178,7 @@ def test_children_of_stochastic_beams_have_the_law_of_texts():
 
 @pytest.mark.exhaustive
 def test_further_tokens_of_a_large_vocabulary_follow_their_law():
-    """Each given those before it: how often it is one of four, and when it arrives."""
+    """Given the previous tokens: the frequency of each of four tokens, and the arrival times."""
     x = np.concatenate([np.arange(4.0), np.full(5003, -3.0)]).astype(np.float32)
     keys = jax.random.split(jax.random.key(1), NUMBER)
     draw = functools.partial(without_replacement_sample, logits=x, num=3)
@@ -200,7 +200,7 @@ def test_further_tokens_of_a_large_vocabulary_follow_their_law():
 @pytest.mark.slow
 def test_gradients_are_those_of_the_log_softmax():
     keys, x, _ = some_rows()
-    rows = np.array([0, 1, 18])  # one of them bad, one of a single token
+    rows = np.array([0, 1, 18])  # one bad row, one of a single token
     keys, x = keys[rows], jnp.asarray(x[rows])
 
     def loss(x):
@@ -237,6 +237,6 @@ def test_values_never_trace_again():
         (7, 1, TypeError, "keys must be a jax.random.key"),
     ],
 )
-def test_wrong_arguments_are_named(keys, num, error, message):
+def test_errors_name_wrong_arguments(keys, num, error, message):
     with pytest.raises(error, match=message):
         without_replacement_sample(keys, jnp.zeros((2, 4)), num=num)

@@ -1,4 +1,4 @@
-"""64-bit mode: every function gives the same bits and dtypes, whatever numbers it is given."""
+"""64-bit mode: every function returns the same bits and dtypes, for inputs of any width."""
 
 import catalogue
 import jax
@@ -19,12 +19,12 @@ def assert_same(got, want):
 
 
 NAMES = [name for name in catalogue.NAMES if "sample," not in name]
-"""Calls of `sample` with other fields are below."""
+"""Calls of `sample` with other fields are tested below."""
 
 
 @pytest.mark.parametrize("name", [n if n in catalogue.VARIED else exhaustive(n) for n in NAMES])
 def test_every_function(name):
-    """Its parameters are float64 and int64 there."""
+    """Parameters are float64 and int64 in this mode."""
     x = every_kind(1, 300)
     function, arguments = catalogue.calls(x)[name]
     want = function(*arguments)

@@ -1,4 +1,4 @@
-"""The programs that XLA compiles for NVIDIA GPUs, on a machine without one.
+"""The programs that XLA compiles for NVIDIA GPUs, on a machine without a GPU.
 
-`python -m bench.gpu_static` prints the launches and the temporaries of each.
+`python -m bench.gpu_static` prints the launches and the temporaries of each program.
 """

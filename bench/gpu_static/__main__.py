@@ -1,4 +1,4 @@
-"""Prints the launches and the temporaries of the samplers on NVIDIA GPUs; nothing runs."""
+"""Prints the launches and the temporaries of the samplers on NVIDIA GPUs, without running them."""
 
 import argparse
 import itertools
@@ -17,7 +17,7 @@ from bench.works import Case
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Compiles what the options ask for, and prints a table of each chip and dtype."""
+    """Compiles the requested programs and prints a table for each chip and dtype."""
     options = parse(arguments)
     print(", ".join(f"{name} {version}" for name, version in report.versions().items()))
     for chip, dtype in itertools.product(options.chip, options.dtype):
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def table(found: Mapping[str, Program]) -> str:
-    """A line a program."""
+    """Returns a table with a line for each program."""
     rows = (
         (
             name,
@@ -48,7 +48,7 @@ def table(found: Mapping[str, Program]) -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options."""
+    """Parses the options."""
     parser = Parser("python -m bench.gpu_static", description=__doc__)
     parser.add_argument("--chip", choices=CHIPS, nargs="+", default=list(CHIPS))
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES[:1])

@@ -1,10 +1,10 @@
-"""GPUs as they are described to XLA."""
+"""Descriptions of GPUs for XLA."""
 
 from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """Sizes are in bytes, the bandwidth in bytes a second, the clock in GHz."""
+    """A GPU; sizes are in bytes, the bandwidth in bytes per second, the clock in GHz."""
 
     capability: int
     cores: int
@@ -17,7 +17,7 @@ class Chip(NamedTuple):
 
     @property
     def target_config(self) -> str:
-        """A `GpuTargetConfigProto` as text; the limits that are numbers here are of all chips."""
+        """Returns a `GpuTargetConfigProto` as text; the literal limits hold for all chips."""
         features = "ACCELERATED_FEATURES" if self.capability >= 9 else "NONE"
         return f"""
             gpu_device_info {{

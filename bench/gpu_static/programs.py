@@ -24,7 +24,7 @@ NAMES = (
 
 
 def program(name: str, case: Case, implementation: str | None = None) -> Work:
-    """A function by its name, with the shapes of its arguments; no array is made."""
+    """Returns a function by its name and the shapes of its arguments, without making an array."""
     if name == PENALTIES:
         work = Work(sample, jax.eval_shape(lambda: _penalties(case)))
     elif name == SPECULATIVE:
@@ -49,7 +49,7 @@ def _penalties(case: Case) -> tuple[Any, ...]:
 
 
 def _drafts(case: Case) -> tuple[Any, ...]:
-    """As many positions as the case has rows."""
+    """Returns arguments with as many positions as the case has rows."""
     rows = case.batch // (DRAFTS + 1)
     logits = jnp.zeros((rows, DRAFTS + 1, case.vocab), case.dtype)
     keys = requests.keys(case.batch).reshape(logits.shape[:-1])

@@ -1,4 +1,4 @@
-"""The launches of a program, from the sequence of thunks that XLA runs."""
+"""The launches of a program, from the sequence of thunks that XLA executes."""
 
 import itertools
 import re
@@ -14,7 +14,7 @@ class Thunk(NamedTuple):
 
     Attributes:
       kind: "CustomKernel", "Copy", "Conditional", "While", ...
-      parts: the branches of a condition, or the test and the body of a loop.
+      parts: the branches of a conditional, or the condition and the body of a loop.
     """
 
     kind: str
@@ -22,10 +22,10 @@ class Thunk(NamedTuple):
 
 
 def parse(text: str) -> list[Thunk]:
-    """Reads a dump: a thunk a line, four spaces deeper than the one that it belongs to."""
-    inside: list[list[Thunk]] = [[]]  # by depth, the list that is being read
+    """Parses a dump: each thunk is a line, indented by four spaces more than its parent."""
+    inside: list[list[Thunk]] = [[]]  # the open list at each depth
     for line in text.replace("No thunks.", "\n").splitlines():
-        if match := _PART.match(line):  # the test of a loop is not indented
+        if match := _PART.match(line):  # the condition of a loop is not indented
             depth = len(match[1]) // 4 if match[1] else len(inside) - 1
             inside[depth + 1 :] = [inside[depth][-1].parts.setdefault(match[2], [])]
         elif match := _THUNK.match(line):
@@ -38,14 +38,14 @@ def parse(text: str) -> list[Thunk]:
 
 
 def launches(thunks: list[Thunk], *, settled: bool) -> list[Thunk]:
-    """The kernels and copies of a program, in order.
+    """Returns the kernels and copies of a program, in order.
 
-    A condition and a loop are among them, since the result of a test is copied to the host.
+    Conditionals and loops count as launches, since their predicates are copied to the host.
 
     Args:
-      thunks: of the program.
-      settled: whether to take the branch with the fewest launches of each condition, and the test
-        alone of each loop; otherwise all are taken.
+      thunks: the thunks of the program.
+      settled: whether to take only the branch of each conditional with the fewest launches, and
+        only the condition of each loop, instead of all of them.
     """
     found = []
     for thunk in thunks:

@@ -1,15 +1,16 @@
-"""The samplers that a user may pick instead, each as its own code base calls it.
+"""Alternative samplers that a user may choose, each called as in its own code base.
 
-All apply the rules of llama.cpp's usual chain: top-k 40, top-p .95, min-p .05, temperature .8.
-tunix, maxtext, tpu-inference and FlashInfer do without min-p. `pip install -e ".[peers]"` brings
-those that come whole, and the others, of which a function is enough, come without the rest by
+All apply the rules of llama.cpp's default chain: top-k 40, top-p .95, min-p .05, temperature .8.
+tunix, maxtext, tpu-inference and FlashInfer have no min-p. `pip install -e ".[peers]"` installs the
+peers that are complete packages. Of the others a single function is needed, so they are installed
+without their dependencies by
 
     pip install --no-deps --ignore-requires-python \
         google-tunix==0.1.7 maxtext==0.2.5 tpu-inference==0.32.0
 
-and FlashInfer, which is for CUDA, by `pip install flashinfer-python`.
+and FlashInfer, which needs CUDA, by `pip install flashinfer-python`.
 
-A peer that is not installed, or does not run here, is named in the report with the reason.
+The report names each peer that is not installed or does not run, with the reason.
 """
 
 import importlib
@@ -34,13 +35,13 @@ OURS_T_LAST = "jaxsample, temperature last"
 
 
 class Peer(NamedTuple):
-    """A sampler that a user may pick instead.
+    """An alternative sampler.
 
     Attributes:
-      packages: whose versions it has.
-      build: of `bench.peers`, module and function: from float32 logits `[batch, vocab]`, what is
-        measured; it results in the tokens.
-      ours: the name of ours that scales at the same place.
+      packages: the packages whose versions are reported.
+      build: the module of `bench.peers` and its function, which returns the function to measure
+        from float32 logits `[batch, vocab]`; that one returns the tokens.
+      ours: the name of the jaxsample function that applies the temperature at the same place.
     """
 
     packages: tuple[str, ...]
@@ -48,7 +49,7 @@ class Peer(NamedTuple):
     ours: str = OURS
 
     def work(self, x: Array) -> Work | Call:
-        """What is measured of it."""
+        """Returns the function to measure."""
         module, _, function = self.build.rpartition(".")
         return getattr(importlib.import_module(module), function)(x)
 
@@ -68,21 +69,21 @@ PEERS = {
 
 
 def ours(x: Array) -> dict[str, Work]:
-    """Ours with the temperature where Hugging Face has it, and where llama.cpp has it."""
+    """Returns `sample` with the temperature at the place of Hugging Face, and of llama.cpp."""
     arguments = (requests.keys(len(x)), x, requests.joint(len(x), T, K, P, MIN_P))
     return {OURS: Work(sample, arguments), OURS_T_LAST: Work(_t_last, arguments)}
 
 
 def stack(x: Array) -> Work:
-    """The stack of sorts that code bases write in JAX."""
+    """Returns the sort-based stack that code bases write in JAX."""
     values = (jnp.full(len(x), value) for value in (T, K, P, MIN_P))
     return Work(sort_stack, (jax.random.key(0), x, *values))
 
 
 def present() -> tuple[dict[str, Peer], dict[str, str]]:
-    """The peers that run here, and why the others do not.
+    """Returns the peers that run here, and the reasons why the others do not.
 
-    Each has to draw one of the 40 best tokens of two small rows.
+    Each must draw one of the 40 most likely tokens of two small rows.
     """
     x = logits.peaked(2, 256, "float32")
     best = np.asarray(lax.top_k(x, K)[1])
@@ -95,13 +96,13 @@ def present() -> tuple[dict[str, Peer], dict[str, str]]:
             if not (best == tokens[:, None]).any(axis=1).all():
                 raise ValueError(f"drew {tokens.tolist()}, which top-k drops")
             found[name] = peer
-        except Exception as error:  # whatever stands in its way is the reason
+        except Exception as error:  # any failure is reported as the reason
             absent[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     return found, absent
 
 
 def versions() -> dict[str, str]:
-    """Of the packages of the peers, those that are installed."""
+    """Returns the versions of the installed packages of the peers."""
     packages = {package for peer in PEERS.values() for package in peer.packages}
     installed = {}
     for package in sorted(packages - {"jax"}):

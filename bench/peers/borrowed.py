@@ -1,6 +1,6 @@
-"""Functions of installed packages, read from their source.
+"""Functions of installed packages, compiled from their source.
 
-Importing the packages themselves asks for their dependencies, of which the functions use none.
+Importing the packages themselves would require their dependencies, which the functions do not use.
 """
 
 import __future__
@@ -12,17 +12,17 @@ from typing import Any
 
 
 def borrow(package: str, path: str, *names: str, **given: Any) -> list[Any]:
-    """Functions or classes of a source file, with all that they use of the file.
+    """Returns functions or classes of a source file, with all that they use of that file.
 
     Args:
-      package: the distribution, as `pip` calls it.
-      path: of the file in the package.
-      names: of what is wanted.
-      given: what the file imports and they use.
+      package: the name of the distribution, as for `pip`.
+      path: the path of the file in the package.
+      names: the names of the functions or classes.
+      given: replacements for the names that the file imports.
 
     Raises:
-      importlib.metadata.PackageNotFoundError: it is not installed.
-      LookupError: the file does not define a name.
+      importlib.metadata.PackageNotFoundError: if the package is not installed.
+      LookupError: if the file does not define a name.
     """
     file = str(importlib.metadata.distribution(package).locate_file(path))
     tree = ast.parse(Path(file).read_text())

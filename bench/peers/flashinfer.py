@@ -1,4 +1,4 @@
-"""FlashInfer: its kernels as vLLM calls them, through PyTorch, on the GPU that JAX has."""
+"""FlashInfer: its kernels as vLLM calls them, through PyTorch, on the GPU that JAX uses."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from bench.works import Call
 
 
 def sampler(x: Array) -> Call:
-    """The draw of a token of each row; its tokens come to the processor, which waits for them."""
+    """Returns a function that draws a token of each row and copies the tokens to the host."""
     scores = torch.from_numpy(np.array(x)).cuda()
     temperature = torch.full((len(x), 1), T, device="cuda")
     k = torch.full((len(x),), K, dtype=torch.int32, device="cuda")

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: the warpers in the order of `generate`, and PyTorch's draw."""
+"""Hugging Face transformers: its warpers in the order of `generate`, then PyTorch's draw."""
 
 import os
 from typing import Any
@@ -13,7 +13,7 @@ from bench.works import Call
 
 
 def sampler(x: Array) -> Call:
-    """The draw of a token of each row, on all cores."""
+    """Returns a function that draws a token of each row, on all cores."""
     torch.set_num_threads(os.cpu_count() or 1)
     scores, ids = torch.from_numpy(np.array(x)), torch.zeros((len(x), 1), dtype=torch.long)
     warpers = hf.LogitsProcessorList(

@@ -1,4 +1,4 @@
-"""llama.cpp's chain through the functions of its C library: a row at a time, on one thread."""
+"""llama.cpp's sampler chain through its C library: one row at a time, on one thread."""
 
 import ctypes
 import functools
@@ -13,7 +13,7 @@ from bench.works import Call
 
 
 class Candidates:
-    """The array that a chain works on, an id, a logit and a probability for each token."""
+    """The array that a chain works on, with an id, a logit and a probability for each token."""
 
     def __init__(self, vocab: int) -> None:
         self.fresh = np.zeros((vocab, 3), np.int32)
@@ -23,20 +23,20 @@ class Candidates:
         self.array = llama_cpp.llama_token_data_array()
 
     def fill(self, row: np.ndarray) -> None:
-        """Hands all tokens over, since a chain sorts the array and cuts it short."""
+        """Restores all tokens, since a chain sorts and truncates the array."""
         np.copyto(self.tokens, self.fresh)
         self.tokens.view(np.float32)[:, 1] = row
         self.array.data, self.array.size = self.start, len(row)
         self.array.selected, self.array.sorted = -1, False
 
     def draw(self) -> int:
-        """The token that the chain selects."""
+        """Returns the token that the chain selects."""
         llama_cpp.llama_sampler_apply(_chain(), ctypes.byref(self.array))
         return self.array.data[self.array.selected].id
 
 
 def chain(x: Array) -> Call:
-    """The chain alone, on arrays that are filled while no clock runs."""
+    """Returns the chain alone, on arrays that are filled outside of the measurement."""
     rows = np.asarray(x)
     candidates = [Candidates(rows.shape[1]) for _ in rows]
 
@@ -48,7 +48,7 @@ def chain(x: Array) -> Call:
 
 
 def fill_and_chain(x: Array) -> Call:
-    """The chain, and before it the array of each row."""
+    """Returns the chain, including the filling of the array of each row."""
     rows = np.asarray(x)
     candidates = Candidates(rows.shape[1])
 

@@ -1,4 +1,4 @@
-"""maxtext: its "composite" sampling, whose values are Python numbers, compiled in."""
+"""maxtext: its "composite" sampling, whose parameters are Python numbers and compiled in."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from bench.works import Work
 
 
 def sampler(x: Array) -> Work:
-    """The draw of a token of each row."""
+    """Returns a function that draws a token of each row."""
     return Work(_draw(), (jax.random.key(0), x))
 
 

@@ -1,4 +1,4 @@
-"""tpu-inference: `sample`, on a mesh of one device and with the defaults of its settings."""
+"""tpu-inference: `sample`, on a mesh of one device and with default settings."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ PACKAGE = "tpu-inference"
 
 
 def sampler(x: Array) -> Work:
-    """The draw of a token of each row."""
+    """Returns a function that draws a token of each row."""
     sample, metadata = _functions()
     values = metadata(
         temperature=jnp.full(len(x), T),
@@ -67,7 +67,7 @@ def _functions() -> tuple[Callable[..., Array], Any]:
         topp_mask=topp_mask,
         ShardingAxisName=types.SimpleNamespace(MLP_TENSOR="model", ATTN_DATA="data"),
         envs=types.SimpleNamespace(DISTRIBUTED_SAMPLING_MAX_TOP_K=64, SAMPLING_MICROBATCH_SIZE=0),
-        get_sampling_compiler_options=dict,  # its options are for TPU alone
+        get_sampling_compiler_options=dict,  # its options are for TPU only
     )
     mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
     return lambda key, x, values: sample(key, mesh, x, values)[0], metadata

@@ -1,4 +1,4 @@
-"""tunix: `sample_top_p` of its sampler, whose values are Python numbers, compiled in."""
+"""tunix: `sample_top_p` of its sampler, whose parameters are Python numbers and compiled in."""
 
 import functools
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from bench.works import Work
 
 
 def sampler(x: Array) -> Work:
-    """The draw of a token of each row."""
+    """Returns a function that draws a token of each row."""
     return Work(_draw(), (jax.random.key(0), x))
 
 

@@ -1,5 +1,5 @@
-"""What the TPU compiler makes of the samplers, on a machine without a TPU.
+"""Static analysis of the programs that the TPU compiler makes, on a machine without a TPU.
 
-`programs` says what is compiled, `compiler` compiles it and keeps the schedule, `bundles` and `hlo`
-read what the compiler wrote, `estimate` adds it up, `chips` holds what is published of the chips.
+`programs` lists the functions, `compiler` compiles them and keeps the schedule, `bundles` and `hlo`
+parse the output, `estimate` adds it up, and `chips` contains the published data of the chips.
 """

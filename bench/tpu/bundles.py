@@ -1,7 +1,7 @@
-"""The schedule of one operation: its VLIW bundles, one a cycle, in loops.
+"""The schedule of one operation: its VLIW bundles, one per cycle, in loops.
 
-A dump has a line a bundle, `0x3 LB: >> { instructions }`: an address, what starts there, how many
-loops it lies in, and what it does. The compiler marks the test that ends a loop.
+Each line of a dump is a bundle, `0x3 LB: >> { instructions }`: an address, labels, one `>` for each
+enclosing loop, and the instructions. The compiler marks the test that ends a loop.
 """
 
 import re
@@ -13,11 +13,11 @@ _TURNS = re.compile(r"scmp\.ge\.s32\.totalorder [^;]*?, (\d+) /\* loop exit test
 
 
 class Schedule(NamedTuple):
-    """How long the bundles of an operation run.
+    """The running time of the bundles of an operation.
 
     Attributes:
-      cycles: of all bundles, each as often as the loops around it turn.
-      unknown: loops whose number of turns is computed.
+      cycles: the total over all bundles, each multiplied by the iterations of the loops around it.
+      unknown: the number of loops whose number of iterations is computed at run time.
     """
 
     cycles: int
@@ -36,7 +36,8 @@ def schedule(dump: str, turns: Sequence[int] = ()) -> Schedule:
 
     Args:
       dump: the bundles.
-      turns: of the loops whose number of turns is computed, in their order; without, one each.
+      turns: the iterations of the loops whose number of iterations is computed at run time, in
+        order; one each by default.
     """
     stack = [_Loop()]
     for line in dump.splitlines():
@@ -51,7 +52,7 @@ def schedule(dump: str, turns: Sequence[int] = ()) -> Schedule:
         if starts:
             stack[-1].inner.append(_Loop())
             stack.append(stack[-1].inner[-1])
-        while len(stack) <= depth:  # back in the loop: the bundle before was moved into it
+        while len(stack) <= depth:  # back in the loop: the previous bundle was moved into it
             stack.append(stack[-1].inner[-1])
         stack[-1].own += 1
         stack[-1].text.append(text)

@@ -1,17 +1,17 @@
-"""The chips that are compiled for, as far as they decide how fast memory is."""
+"""The chips that programs are compiled for, with the data that determines memory speed."""
 
 from typing import NamedTuple
 
 
 class Chip(NamedTuple):
-    """One TensorCore, which is what a program runs on; a TPU7x chip has two.
+    """One TensorCore, on which a program runs; a TPU7x chip has two.
 
     Attributes:
-      topology: its name for the compiler.
-      bandwidth: bytes a second of HBM.
-      peak: bfloat16 operations a second.
-      mxu_size: the sides of its matrix units.
-      mxus: how many of them there are.
+      topology: the name for the compiler.
+      bandwidth: the bandwidth of HBM in bytes per second.
+      peak: the number of bfloat16 operations per second.
+      mxu_size: the side length of the matrix units.
+      mxus: the number of matrix units.
     """
 
     topology: str
@@ -22,12 +22,12 @@ class Chip(NamedTuple):
 
     @property
     def clock(self) -> float:
-        """Cycles a second: a matrix unit does a multiplication and an addition a cell a cycle."""
+        """Returns cycles per second: each cell of a matrix unit does two operations per cycle."""
         return self.peak / (2 * self.mxu_size**2 * self.mxus)
 
     @property
     def bytes_a_cycle(self) -> float:
-        """What HBM reads or writes while a bundle runs."""
+        """Returns the bytes that HBM transfers per cycle."""
         return self.bandwidth / self.clock
 
 
@@ -36,4 +36,5 @@ CHIPS = {
     "v6e": Chip("v6e:2x2", 1640e9, 918e12, 256),
     "tpu7x": Chip("tpu7x:2x2x1", 7380e9 / 2, 2307e12 / 2, 256),
 }
-"""Bandwidths and peaks are those of https://cloud.google.com/tpu/docs, a core's share."""
+"""Bandwidths and peaks are from https://cloud.google.com/tpu/docs, divided by the number of cores.
+"""

@@ -1,7 +1,7 @@
-"""Compiles a program for a TPU in a process of its own, and reads what the compiler dumps.
+"""Compiles a program for a TPU in a separate process, and reads the dumps of the compiler.
 
-The compiler takes its flags once a process and writes all to one folder, and a crash of it ends the
-process. `python -m bench.tpu.compiler CHIP NAME BATCH VOCAB DTYPE FOLDER` is that process.
+The compiler reads its flags once per process and writes all dumps to one folder, and if it crashes,
+the process ends. `python -m bench.tpu.compiler CHIP NAME BATCH VOCAB DTYPE FOLDER` is that process.
 """
 
 import os
@@ -19,10 +19,10 @@ HLO = "optimised.hlo"
 
 
 class Compiled(NamedTuple):
-    """What the compiler wrote.
+    """The output of the compiler.
 
     Attributes:
-      hlo: the optimised module, in the order that it runs in.
+      hlo: the optimised module, scheduled.
       bundles: the scheduled bundles of each of its operations, by name.
     """
 
@@ -31,10 +31,10 @@ class Compiled(NamedTuple):
 
 
 def compiled(chip: str, name: str, case: Case) -> Compiled:
-    """A program for a chip.
+    """Compiles a program for a chip.
 
     Raises:
-      RuntimeError: the compiler's last words, where it fails.
+      RuntimeError: if the compiler fails, with the end of its output.
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = [chip, name, *map(str, case), folder]
@@ -57,7 +57,7 @@ def compiled(chip: str, name: str, case: Case) -> Compiled:
 
 
 def _equal(deduplication: str, files: dict[str, str]) -> dict[str, str]:
-    """The bundles of operations that are scheduled once for several."""
+    """Returns the operations that share the schedule of another one, by name."""
     found: dict[str, str] = {}
     for group in deduplication.split("key:")[1:]:
         names = [line.strip() for line in group.splitlines() if line.startswith("  ")]
@@ -67,7 +67,7 @@ def _equal(deduplication: str, files: dict[str, str]) -> dict[str, str]:
 
 
 def environment(folder: str) -> dict[str, str]:
-    """The variables that have libtpu compile without a TPU and dump little but final bundles."""
+    """Returns the variables with which libtpu needs no TPU and dumps little but final bundles."""
     return {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",

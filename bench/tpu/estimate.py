@@ -1,8 +1,8 @@
-"""How long a program takes by its static schedule: the operations one after the other.
+"""The running time of a program by its static schedule, in which operations do not overlap.
 
-An operation takes as long as its bundles, or as HBM takes for its bytes if that is longer. Copies
-that the compiler starts ahead run while the operations between leave HBM idle; what is left of one
-at its end is waited for. Conditionals count by their cheapest or by their dearest branch.
+An operation takes the time of its bundles or that of its HBM traffic, whichever is longer. Copies
+that the compiler starts early run while the operations in between leave HBM idle; their end waits
+for the remainder. Conditionals count by their cheapest or by their most expensive branch.
 """
 
 import dataclasses
@@ -17,13 +17,14 @@ from bench.tpu.compiler import Compiled
 from bench.tpu.hlo import Operation
 
 SEARCH_TURNS = 16
-"""Turns of loops that end by the data where rows are searched: of a search in normal logits, and of
-the groups of eight that 128 rows are."""
+"""Iterations of data-dependent loops when rows are searched: of a search in normal logits, and over
+the groups of eight of 128 rows.
+"""
 
 COUNTS, COARSE, EXACT, TIED = 10, 13, 1, 0
-"""Turns of the loops of `_tpu/search.py`: the most in interpreted runs of rows like text and of
-flat ones, in float32. Those of top-k count; those of top-p add up coarse words, and then both
-words. The last loop of each is a search among ids, where equal logits are not all kept.
+"""Iterations of the loops of `_tpu/search.py`: the maximum in interpreted runs on text-like and
+flat rows, in float32. The loops of top-k count; those of top-p first sum coarse words, then both
+words. The last loop of each searches among ids, if only some of the equal logits are kept.
 """
 
 KERNEL_TURNS = {
@@ -31,10 +32,10 @@ KERNEL_TURNS = {
     3: (COARSE, EXACT, TIED),
     5: (COUNTS, TIED, COARSE, EXACT, TIED),
 }
-"""These turns by the number of such loops in a kernel, which tells what it searches for."""
+"""These iterations by the number of such loops in a kernel, which identifies its searches."""
 
 ROW_MASS = "row_mass"
-"""The scope of the conditional that takes the mass of whole rows."""
+"""The scope of the conditional that computes the mass of whole rows."""
 
 _NOTHING = {
     "parameter",
@@ -51,19 +52,20 @@ _DMA = {"copy-start", "slice-start"}
 
 
 class Cost(NamedTuple):
-    """What an operation takes, all its turns together.
+    """The cost of an operation over all iterations.
 
     Attributes:
-      name: of the operation.
+      name: the name of the operation.
       opcode: "fusion", "copy", ...
-      result: its shape.
+      result: the shape of the result.
       source: the JAX operation that it is from.
-      cycles: its bundles, or HBM.
-      bundles: cycles of its bundles alone; None where the compiler left no schedule.
-      read: bytes from HBM.
-      written: bytes to HBM.
-      turns: how often it runs.
-      unknown: loops inside whose turns are computed and were not measured: they were counted once.
+      cycles: the maximum of `bundles` and the cycles of HBM.
+      bundles: the cycles of its bundles; None if the compiler left no schedule.
+      read: the bytes read from HBM.
+      written: the bytes written to HBM.
+      turns: the number of executions.
+      unknown: the number of inner data-dependent loops without a measured number of iterations,
+        which were counted once.
     """
 
     name: str
@@ -80,30 +82,30 @@ class Cost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """The costs of a program's operations, in the order that they run in."""
+    """The costs of a program's operations, in execution order."""
 
     costs: list[Cost]
 
     @property
     def cycles(self) -> float:
-        """Of all together."""
+        """Returns the total number of cycles."""
         return sum(cost.cycles for cost in self.costs)
 
     @property
     def read(self) -> int:
-        """Bytes from HBM."""
+        """Returns the bytes read from HBM."""
         return sum(cost.read for cost in self.costs)
 
     @property
     def written(self) -> int:
-        """Bytes to HBM."""
+        """Returns the bytes written to HBM."""
         return sum(cost.written for cost in self.costs)
 
     @property
     def unscheduled(self) -> list[str]:
-        """The operations whose bundles the compiler did not write: HBM alone is counted.
+        """Returns the operations without a schedule, which count by HBM alone.
 
-        Scalars are not among them, which are computed between operations, nor are DMAs.
+        Scalars, which are computed between operations, and DMAs are not included.
         """
         return [
             cost.name
@@ -113,25 +115,25 @@ class Estimate:
 
     @property
     def unknown(self) -> list[str]:
-        """The operations with a loop that was counted once."""
+        """Returns the operations with a loop that was counted once."""
         return [cost.name for cost in self.costs if cost.unknown]
 
 
 def cheapest(program: Compiled, chip: Chip, *, weighed: bool = False) -> Estimate:
-    """Every conditional by its cheapest branch; loops that end by the data do not turn.
+    """Takes the cheapest branch of every conditional and skips data-dependent loops.
 
-    If `weighed`, the mass of whole rows is taken.
+    If `weighed`, the mass of whole rows is computed.
     """
     return _Walk(program, chip, min, 0, weighed).estimate()
 
 
 def dearest(program: Compiled, chip: Chip) -> Estimate:
-    """Every conditional by its dearest branch; loops that end by the data turn as in a search."""
+    """Takes the most expensive branch of every conditional and the iterations of a search."""
     return _Walk(program, chip, max, SEARCH_TURNS, weighed=True).estimate()
 
 
 class _Walk:
-    """One way through a program."""
+    """One path through a program."""
 
     def __init__(
         self,
@@ -153,7 +155,7 @@ class _Walk:
 
     def computation(self, name: str, turns: int) -> list[Cost]:
         operations = self.module.computations[name]
-        copies: dict[str, float] = {}  # under way, and the cycles that are left of each
+        copies: dict[str, float] = {}  # the copies in flight, with their remaining cycles
         costs: list[Cost] = []
         for one in operations.values():
             if one.opcode.endswith("-start"):
@@ -221,7 +223,7 @@ def _wait(end: Operation, cycles: float, turns: int) -> Cost:
 
 
 def _go_on(copies: dict[str, float], idle: float) -> None:
-    """Copies go on, the oldest first, for as long as HBM is idle."""
+    """Advances the copies, the oldest first, for the cycles in which HBM is idle."""
     for name, left in copies.items():
         copies[name] = max(left - idle, 0.0)
         idle = max(idle - left, 0.0)

@@ -1,4 +1,4 @@
-"""The optimised module as text: its operations, and the bytes that they move to and from HBM."""
+"""The text of an optimised module: its operations and their HBM traffic."""
 
 import math
 import re
@@ -10,7 +10,7 @@ _OPERATION = re.compile(r"^\s+(?:ROOT )?%(\S+) = (.*?) ([a-z][\w\-]*)\(([^)]*)\)
 _ARRAY = re.compile(r"\b([a-z]+)(\d*)\[([\d,]*)\](?:\{([^}]*)\})?")
 _NAMES = re.compile(r"%([\w.\-]+)")
 _SOME = {"gather", "dynamic-slice", "slice", "slice-start"}
-"""What reads of an operand as much as it returns."""
+"""The opcodes that read as many bytes of an operand as they return."""
 
 _IN_PLACE = "dynamic-update-slice"
 
@@ -19,9 +19,9 @@ class Operation(NamedTuple):
     """An instruction of a computation.
 
     Attributes:
-      name: which its dump bears too.
+      name: the name, which is also that of its dump.
       opcode: "fusion", "copy", ...
-      result: the text of its shape, with layout and memory.
+      result: the text of its shape, with layout and memory space.
       operands: the names of its operands, or the number of a parameter.
       rest: the text of its attributes.
     """
@@ -33,26 +33,26 @@ class Operation(NamedTuple):
     rest: str
 
     def calls(self, attribute: str) -> tuple[str, ...]:
-        """The names of computations: a loop's body, the branches of a conditional."""
+        """Returns the names of computations: the body of a loop, the branches of a conditional."""
         match = re.search(rf"\b{attribute}=(\{{[^}}]*\}}|%[\w.\-]+)", self.rest)
         return tuple(_NAMES.findall(match[1])) if match else ()
 
     @property
     def source(self) -> str:
-        """The end of the path of the JAX operation that it is from."""
+        """Returns the last part of the path of the JAX operation that it is from."""
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return "/".join(match[1].split("/")[-2:]) if match else ""
 
 
 class Module(NamedTuple):
-    """Operations by name, in the order that they run in, by computation."""
+    """The operations of each computation by name, in execution order."""
 
     entry: str
     computations: dict[str, dict[str, Operation]]
 
 
 def parse(text: str) -> Module:
-    """Reads a module."""
+    """Parses a module."""
     entry = ""
     computations: dict[str, dict[str, Operation]] = {}
     operations: dict[str, Operation] = {}
@@ -68,7 +68,7 @@ def parse(text: str) -> Module:
 
 
 def turns(module: Module, loop: Operation) -> int | None:
-    """How often a loop turns, if it counts from 0 to a constant as those of `fori_loop` do."""
+    """Returns the iterations of a loop that counts from 0 to a constant, as `fori_loop` does."""
     condition = module.computations[loop.calls("condition")[0]]
     test = [*condition.values()][-1]
     bound = condition.get(test.operands[-1])
@@ -79,7 +79,7 @@ def turns(module: Module, loop: Operation) -> int | None:
 
 
 def hbm_bytes(shape: str) -> int:
-    """The bytes of the arrays of a shape that lie in HBM, padded to their tiles."""
+    """Returns the bytes of the arrays of a shape that are in HBM, padded to their tiles."""
     return sum(_bytes(*array) for array in _ARRAY.findall(shape) if not _is_elsewhere(array[3]))
 
 
@@ -99,7 +99,7 @@ def _bytes(kind: str, bits: str, dimensions: str, layout: str) -> int:
 
 
 def bytes_read(module: Module, operations: dict[str, Operation], operation: Operation) -> int:
-    """What an operation reads from HBM; a gather or a slice reads as much as it returns."""
+    """Returns the bytes read from HBM; a gather or a slice reads as many as it returns."""
     inside = module.computations.get((operation.calls("calls") or ("",))[0], {})
     parameters = {one.operands[0]: one.name for one in inside.values() if one.opcode == "parameter"}
 
@@ -119,7 +119,7 @@ def bytes_read(module: Module, operations: dict[str, Operation], operation: Oper
 
 
 def bytes_written(operations: dict[str, Operation], operation: Operation) -> int:
-    """What an operation writes to HBM; an update in place writes the update."""
+    """Returns the bytes written to HBM; an update in place writes only the update."""
     whole = hbm_bytes(operation.result)
     if operation.opcode == _IN_PLACE:
         return min(whole, hbm_bytes(_in_hbm(operations[operation.operands[1]].result)))

@@ -1,4 +1,4 @@
-"""What is compiled: our samplers, and what a code base on TPU would call without them."""
+"""The compiled functions: our samplers, and what a TPU code base would call without them."""
 
 import dataclasses
 import functools
@@ -25,13 +25,13 @@ from jaxsample import (
 )
 
 WEIGHED = {"top-p .95", "top-p .95, XLA", "top_p_logits"}
-"""Programs that need the mass of whole rows even where the candidates settle these."""
+"""The programs that need the mass of whole rows even if the candidates settle them."""
 
 Programs = dict[str, tuple[Callable[..., Any], Callable[["Given"], tuple[Any, ...]]]]
 
 
 class Given(NamedTuple):
-    """What arguments are taken from."""
+    """The source of the arguments."""
 
     logits: Array
     key: Array
@@ -43,7 +43,7 @@ class Given(NamedTuple):
 
 
 def program(name: str, case: Case) -> Work:
-    """A program by its name, with the shapes of its arguments; no array is made."""
+    """Returns a function by its name and the shapes of its arguments, without making an array."""
     function, arguments = (OURS | THEIRS)[name]
     return Work(function, jax.eval_shape(lambda: arguments(_given(case))))
 
@@ -61,7 +61,7 @@ def _given(case: Case) -> Given:
 
 
 def top_k_mask(logits: Array, k: Array) -> Array:
-    """The logits with all below the k-th largest masked; equal ones are all kept."""
+    """Masks the logits below the k-th largest; all equal to it are kept."""
     keys = _keys(logits.astype(jnp.float32))
     least = _threshold(keys, lambda kept: jnp.sum(kept, axis=-1, dtype=jnp.int32) >= k)
     return jnp.where(keys >= least[:, None], logits, -jnp.inf)
@@ -82,13 +82,13 @@ def threshold_sample(
 
 
 def _keys(x: Array) -> Array:
-    """Unsigned integers in the order of the floats."""
+    """Returns unsigned integers in the order of the floats."""
     bits = lax.bitcast_convert_type(x, jnp.uint32)
     return jnp.where(bits >> 31 == 1, ~bits, bits | jnp.uint32(1 << 31))
 
 
 def _threshold(keys: Array, enough: Callable[[Array], Array]) -> Array:
-    """The largest key from which enough is kept: a bit a pass, from the highest."""
+    """Returns the largest key from which enough is kept: one bit per pass, from the highest."""
 
     def turn(number: Array, least: Array) -> Array:
         bit = jnp.uint32(1) << (31 - number).astype(jnp.uint32)

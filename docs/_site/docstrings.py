@@ -1,7 +1,7 @@
-"""Reads the docstrings of public functions as they are at run time, for the API pages.
+"""Replaces the docstrings of public functions by their run-time versions, for the API pages.
 
-The wrapper of public functions completes them with the arguments and errors that all share, which
-the source does not show. The examples at the end of a docstring become a section.
+The wrapper of public functions appends the arguments and errors that all functions share, which are
+not in the source. The examples at the end of a docstring become a section.
 """
 
 import inspect
@@ -17,7 +17,7 @@ class Docstrings(griffe.Extension):
     """Replaces the docstrings of the source."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Completes the docstring of a function, and gives examples a heading."""
+        """Completes the docstring of a function and adds a heading before the examples."""
         if not obj.docstring:
             return
         public = getattr(jaxsample, obj.name, None)

@@ -1,7 +1,7 @@
 """Makes pages of README, CHANGELOG and CONTRIBUTING, and adapts links that leave docs/.
 
-On GitHub, links of the pages lead to any file of the repository. The site has the pages alone, and
-the pictures of bench/results: other links become plain text.
+On GitHub, the links of a page may point to any file of the repository. The site contains only the
+pages and the images of bench/results; links to other files become plain text.
 """
 
 import logging
@@ -17,7 +17,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
 }
-LOG = logging.getLogger("mkdocs.hooks")  # a warning of which fails a strict build
+LOG = logging.getLogger("mkdocs.hooks")  # a warning fails a strict build
 LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)([^)#]+)([^)]*)\)")
 
 

@@ -1,4 +1,4 @@
-"""Makes a notebook of the tutorial, whose cells are the examples of the page."""
+"""Makes a notebook of the tutorial, whose code cells are the examples of the page."""
 
 import doctest
 import re
@@ -11,7 +11,7 @@ from nbformat import v4
 
 PAGE, NOTEBOOK = "tutorial.md", "tutorial.ipynb"
 CODE = re.compile(r"^```python\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")  # to other pages, which are not beside it
+LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")  # to other pages, which the notebook lacks
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -30,7 +30,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def notebook(markdown: str) -> Any:
-    """Returns the notebook of a page: texts, and the code between them."""
+    """Returns the notebook of a page: text cells, with code cells in between."""
     cells = []
     for number, part in enumerate(CODE.split(markdown)):
         if number % 2:

@@ -2,7 +2,7 @@
 
     python examples/integrations/gemma_sampler.py
 
-draws texts of a small Gemma with random weights.
+generates texts with a small Gemma with random weights.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ class State(_sampler_loop.SamplingState):
 
 
 class Draw(gm.text.SamplingMethod):
-    """Draws the tokens behind the texts of a state."""
+    """Draws the next tokens of the texts in a state."""
 
     def __init__(self, state, bad_token):
         self.state, self.bad_token = state, bad_token
 
     def get_next_tokens(self, logits, rng):
-        """Returns the token of each row; `rng` is Gemma's, of the whole batch."""
+        """Returns the token of each row; Gemma's `rng` for the batch is not used."""
         state = self.state
         keys = request_keys(state.seeds, state.last_token_pos + 1)
         return sample(keys, logits, state.params, state.texts, bad_token=self.bad_token).tokens
@@ -52,7 +52,7 @@ class Draw(gm.text.SamplingMethod):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JaxSamplerLoop(_sampler_loop.SamplerLoop):
-    """Gemma's loop. `requests` are not static: they are part of the state that it goes through."""
+    """Gemma's loop. `requests` are not static: they become part of the state of the loop."""
 
     requests: Any = dataclasses.field(compare=False)
 
@@ -70,22 +70,22 @@ class JaxSamplerLoop(_sampler_loop.SamplerLoop):
 
 
 class JaxSampler(gm.text.Sampler):
-    """Draws the tokens of each row by its own parameters and seed.
+    """Draws the tokens of each row with its own parameters and seed.
 
-    Every rule of `SamplingParams` is served, penalties too, which see the text from the prompt of
-    this call on. The token of a row whose logits or parameters are bad is the end token, so its
-    text ends.
+    All rules of `SamplingParams` work, including penalties, but only for the prompt and output
+    of this call, not for earlier turns. A row with bad logits or parameters gets the end token, so
+    that its text ends.
     """
 
     def sample(self, prompt, sampling_params, seeds, **options):
         """Returns texts, as Gemma's sampler does.
 
         Args:
-          prompt: of Gemma, one for each row.
-          sampling_params: of the batch, of `SamplingParams.from_requests`. New values compile
-            nothing.
-          seeds: integers in [0, 2**64), one a row.
-          **options: of Gemma, but `sampling` and `rng`: `max_new_tokens`, `stream`, ...
+          prompt: as in Gemma, one for each row.
+          sampling_params: for the batch, from `SamplingParams.from_requests`. New values do not
+            recompile.
+          seeds: integers in [0, 2**64), one per row.
+          **options: those of Gemma except `sampling` and `rng`: `max_new_tokens`, `stream`, ...
         """
         tokens = self._tokenize_prompts(prompt, add_bos=options.get("last_state") is None)
         tokens = jnp.pad(tokens, [(0, 0), (0, self.cache_length - tokens.shape[1])])
@@ -100,7 +100,7 @@ class JaxSampler(gm.text.Sampler):
 
 
 class Special(gm.text.SpecialTokens, enum.IntEnum):
-    """The special tokens of `Numbers`; all of those that end a text are one."""
+    """The special tokens of `Numbers`; all tokens that end a text have the same id."""
 
     PAD = 0
     EOS = END_OF_TURN = BEGIN_OF_TOOL_RESPONSE = 1
@@ -109,7 +109,7 @@ class Special(gm.text.SpecialTokens, enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Numbers(gm.text.Tokenizer):
-    """A tokenizer of texts such as "5 6 7", the ids of their tokens."""
+    """A tokenizer of texts such as "5 6 7", which are lists of token ids."""
 
     path: str = ""
     special_tokens = Special
@@ -122,7 +122,7 @@ class Numbers(gm.text.Tokenizer):
 
 
 def tiny_gemma(vocab_size=64):
-    """Returns a language model, and random weights."""
+    """Returns a language model and random weights."""
     config = gm.nn.config.TransformerConfig(
         num_embed=vocab_size,
         embed_dim=16,

@@ -2,7 +2,7 @@
 
     KERAS_BACKEND=jax python examples/integrations/keras_hub_sampler.py
 
-draws texts of a small Llama with random weights.
+generates texts with a small Llama with random weights.
 """
 
 import jax
@@ -14,16 +14,16 @@ from jaxsample import SamplerState, SamplingParams, request_keys, sample, seed_w
 
 
 class JaxSampler(keras_hub.samplers.Sampler):
-    """Draws the tokens of each row by its own parameters and seed.
+    """Draws the tokens of each row with its own parameters and seed.
 
-    Every rule of `SamplingParams` is served, penalties too. The values are variables of the
-    sampler: `assign` gives the rows to new requests, and nothing is compiled.
+    All rules of `SamplingParams` work, including penalties. The values are variables of the
+    sampler: `assign` sets them for new requests without recompilation.
 
     Args:
-      params: of a batch, of `SamplingParams.from_requests`.
-      seeds: integers in [0, 2**64), one a row.
-      bad_token: the token of a row whose logits or parameters are bad, at each step. With a stop
-        token the text of the row ends.
+      params: for a batch, from `SamplingParams.from_requests`.
+      seeds: integers in [0, 2**64), one per row.
+      bad_token: the token of a row with bad logits or parameters. If it is a stop token, the text
+        of the row ends.
     """
 
     def __init__(self, params, seeds, bad_token):
@@ -38,7 +38,7 @@ class JaxSampler(keras_hub.samplers.Sampler):
         return self._values
 
     def assign(self, params, seeds):
-        """Sets the requests of the rows, with the fields and shapes of those before."""
+        """Sets the requests of the rows, with the same fields and shapes as the previous ones."""
         values, structure = jax.tree.flatten((params, seed_words(seeds)))
         if structure != self._structure:
             raise ValueError("params must have the fields of the params before")
@@ -46,7 +46,7 @@ class JaxSampler(keras_hub.samplers.Sampler):
             variable.assign(value)
 
     def __call__(self, next, prompt, cache, index, mask, **kwargs):
-        """Runs the loop of KerasHub with tokens in place of the logits of `next`."""
+        """Runs the loop of KerasHub with a `next` that returns tokens instead of logits."""
         prompt_lengths = mask.astype("int32").sum(axis=-1)
 
         def next_tokens(tokens, cache, index):
@@ -60,7 +60,7 @@ class JaxSampler(keras_hub.samplers.Sampler):
         return super().__call__(next_tokens, prompt, cache, index, mask, **kwargs)
 
     def compute_probabilities(self, tokens):
-        """Returns the tokens: they are drawn already."""
+        """Returns the tokens, which are already drawn."""
         return tokens
 
     def get_next_token(self, tokens):

@@ -2,7 +2,7 @@
 
     python examples/integrations/levanter_sampler.py
 
-draws texts of a small Llama with random weights.
+generates texts with a small Llama with random weights.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from jaxsample import SamplerState, SamplingParams, request_keys, sample, seed_w
 
 
 class Row(NamedTuple):
-    """The texts of rows, in the place of their keys, which Levanter does not look at."""
+    """The texts of rows, in place of their keys, which Levanter passes on unchanged."""
 
     seeds: jax.Array
     tokens: jax.Array
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 
 class JaxDecodeState(DecodeState):
-    """Levanter's state, which gives the sampler a `Row` of each token to come."""
+    """Levanter's state, which passes the sampler a `Row` for each new token."""
 
     def prng_keys_for(self, slot_ids, pos_ids):
         """Returns the rows of slots whose last tokens have the given positions."""
@@ -43,10 +43,10 @@ class JaxDecodeState(DecodeState):
 
 
 class JaxSampler(Sampler):
-    """Draws a token of a row by its own parameters.
+    """Draws a token of a row with its own parameters.
 
-    Of a row Levanter hands over a temperature and a top-p, whose places the engine below uses for
-    the index of the row in `params` and the length of its prompt.
+    Levanter passes a temperature and a top-p for each row. The engine below uses them for the index
+    of the row in `params` and the length of its prompt.
     """
 
     params: SamplingParams
@@ -57,7 +57,7 @@ class JaxSampler(Sampler):
         self.params, self.bad_token = params, bad_token
 
     def __call__(self, logits, temperatures, *, top_ps, key):
-        """Returns a token and its log-prob under the distribution that it was drawn from."""
+        """Returns a token and its log-prob under the sampled distribution."""
         place, prompt_length = (x.array.astype(int) for x in (temperatures, top_ps))
         params = jax.tree.map(lambda x: x[place], self.params)
         vocab = logits.axis_size(self.Vocab)
@@ -68,9 +68,9 @@ class JaxSampler(Sampler):
 
 
 class JaxEngine(InferenceEngine):
-    """Draws the tokens of each request by its own parameters and seed.
+    """Draws the tokens of each request with its own parameters and seed.
 
-    Every rule of `SamplingParams` is served, penalties too.
+    All rules of `SamplingParams` work, including penalties.
     """
 
     def __init__(self, *, decode_state, **options):
@@ -80,13 +80,13 @@ class JaxEngine(InferenceEngine):
         """Returns texts and log-probs, as Levanter's engine does.
 
         Args:
-          requests: of Levanter; temperature, top-p and key of their `decode_params` are replaced.
-          params: of all requests, of `SamplingParams.from_requests`. New values compile nothing.
-          seeds: integers in [0, 2**64), one a request. Of n generations, each has a seed that
-            Levanter makes of it.
-          bad_token: the token of a request whose logits or parameters are bad. With one of its stop
-            tokens the text ends.
-          **options: of Levanter.
+          requests: as in Levanter; their temperature, top-p and key are replaced.
+          params: of all requests, from `SamplingParams.from_requests`. New values do not recompile.
+          seeds: integers in [0, 2**64), one per request. Each of n generations has a seed that
+            Levanter derives from it.
+          bad_token: the token of a request with bad logits or parameters. If it is a stop token of
+            the request, the text ends.
+          **options: those of Levanter.
         """
         self.sampler = JaxSampler(self.model.Vocab, params, bad_token)
         rows = [
@@ -105,7 +105,7 @@ class JaxEngine(InferenceEngine):
 
 
 def request(place, prompt, max_tokens, stop_token):
-    """Returns a request of Levanter for one text."""
+    """Returns a Levanter request for one text."""
     stop = haliax.named(jnp.array([[stop_token]]), ("stop_seq", "position"))
     params = dataclasses.replace(
         SeqDecodingParams.default(),

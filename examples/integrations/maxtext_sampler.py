@@ -2,7 +2,7 @@
 
     DECOUPLE_GCLOUD=TRUE python examples/integrations/maxtext_sampler.py
 
-draws texts of a small Llama with random weights.
+generates texts with a small Llama with random weights.
 """
 
 import functools
@@ -19,16 +19,16 @@ from jaxsample import SamplingParams, init_state, request_keys, sample, seed_wor
 
 
 class JaxEngine(MaxEngine):
-    """Draws the tokens of each slot by the parameters and the seed of its request.
+    """Draws the tokens of each slot with the parameters and the seed of its request.
 
-    Every rule of `SamplingParams` is served, penalties too. The engine's own sampler, whose top-k
-    and top-p are static, is left at "greedy": the state of the engine has the logits, of which the
-    token of each row is drawn anew.
+    All rules of `SamplingParams` work, including penalties. The engine's own sampler, whose top-k
+    and top-p are static, is set to "greedy". The state of the engine has the logits, from which the
+    token of each row is drawn again.
 
     Args:
-      config: of MaxText.
-      rules: of `SamplingParams.from_requests`, those of the params of every request.
-      bad_token: the token of a row whose logits or parameters are bad. With a stop token the text
+      config: as in MaxText.
+      rules: those of `SamplingParams.from_requests`, the same for all requests.
+      bad_token: the token of a row with bad logits or parameters. If it is a stop token, the text
         ends.
     """
 
@@ -37,7 +37,7 @@ class JaxEngine(MaxEngine):
         self.rules, self.bad_token = rules, bad_token
 
     def prefill(self, *, padded_tokens, true_length, sampling_params, seed, **options):
-        """Returns a prefix and the first token, by the params of one request and its seed."""
+        """Returns a prefix and the first token, with the params and the seed of one request."""
         prefix, result = super().prefill(
             padded_tokens=padded_tokens, true_length=true_length, algorithm="greedy", **options
         )
@@ -45,7 +45,7 @@ class JaxEngine(MaxEngine):
         return self._drawn(prefix, result, rows)
 
     def init_decode_state(self, *arguments, **options):
-        """Returns the state of slots without requests."""
+        """Returns a state with empty slots."""
         state = super().init_decode_state(*arguments, **options)
         slots = self.max_concurrent_decodes
         params = SamplingParams.from_requests([{}] * slots, rules=self.rules)
@@ -53,7 +53,7 @@ class JaxEngine(MaxEngine):
         return state | {"rows": self._rows(*empty)}
 
     def insert(self, prefix, decode_state, slot, request_id=None):
-        """Returns the state with a prefix in a slot."""
+        """Returns the state with a prefix inserted in a slot."""
         (prefix, row), (state, rows) = map(_split, (prefix, decode_state))
         rows = _put(rows, row, slot)
         return super().insert(prefix, state, slot, request_id) | {"rows": rows}
@@ -71,7 +71,7 @@ class JaxEngine(MaxEngine):
         return params, seed_words(seeds), texts
 
     def _drawn(self, state, result, rows):
-        """Returns a state and a result with drawn tokens in the place of those of the engine."""
+        """Returns a state and a result with drawn tokens in place of those of the engine."""
         params, seeds, texts = rows
         drawn = self._draw(state["logits"], result.data, params, seeds, texts)
         tokens, logprobs, data, texts = drawn
@@ -90,17 +90,17 @@ class JaxEngine(MaxEngine):
 
 
 def _split(state):
-    """Returns a state as MaxText knows it, and the rows."""
+    """Returns MaxText's state and the rows."""
     return {name: x for name, x in state.items() if name != "rows"}, state["rows"]
 
 
 @jax.jit
 def _put(rows, row, slot):
-    """Returns rows with another one in a slot."""
+    """Returns rows with the row of a slot replaced."""
     return jax.tree.map(lambda x, new: x.at[slot].set(new[0]), rows, row)
 
 
-if getattr(engine_api, "_IS_STUB", False):  # no JetStream: its stand-in is none of JAX's types
+if getattr(engine_api, "_IS_STUB", False):  # without JetStream, the substitute is not a pytree
     names = ("data", "tokens_idx", "valid_idx", "length_idx", "log_prob", "samples_per_slot")
     jax.tree_util.register_pytree_node(
         engine_api.ResultTokens,
@@ -110,7 +110,7 @@ if getattr(engine_api, "_IS_STUB", False):  # no JetStream: its stand-in is none
 
 
 def tiny_config(**changes):
-    """Returns the configuration of a small Llama with 64 tokens and four slots, or with changes."""
+    """Returns the config of a small Llama with 64 tokens and four slots, with changes."""
     settings = {
         "run_name": "tiny",
         "skip_jax_distributed_system": True,
@@ -153,10 +153,10 @@ def decoded(engine, weights, prompts, steps, requests=()):
     """Returns the next tokens of prompts, `[prompts, steps]`, as `maxtext.inference.decode` does.
 
     Args:
-      engine: of MaxText, or a `JaxEngine` with `requests`.
-      weights: of `engine.load_params`.
+      engine: that of MaxText, or a `JaxEngine` with `requests`.
+      weights: from `engine.load_params`.
       prompts: lists of tokens.
-      steps: the number of tokens of each.
+      steps: the number of tokens per prompt.
       requests: `sampling_params` and `seed` of each prompt.
     """
     state = engine.init_decode_state()

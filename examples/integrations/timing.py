@@ -1,9 +1,10 @@
-"""Times a token of a code base's own sampler and of its adapter, in the loop of the code base.
+"""Times a code base's own sampler and its adapter, per token, in the loop of the code base.
 
     python examples/integrations/timing.py tunix top_p
 
-Four texts of a tiny model with 128,256 tokens, whose logits are divided by a temperature that gives
-them a standard deviation of about 3. The two loops run in turn; printed are medians.
+The loops write four texts with a tiny model with 128,256 tokens, whose logits are divided by a
+temperature that gives them a standard deviation of about 3. The two loops alternate, and medians
+are printed.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def keras_hub(rule):
 
 
 def tunix(rule):
-    """Returns the loop of Tunix."""
+    """Returns the loop of Tunix with its own sampler, and with the adapter."""
     from tunix.generate.sampler import Sampler
     from tunix_sampler import CACHE, JaxSampler, Numbers, tiny_llama
 
@@ -67,7 +68,7 @@ def tunix(rule):
 
 
 def gemma(rule):
-    """Returns the loop of Gemma."""
+    """Returns the loop of Gemma with its own sampler, and with the adapter."""
     from gemma import gm
     from gemma_sampler import SIZES, JaxSampler, Numbers, tiny_gemma
 
@@ -87,7 +88,7 @@ def gemma(rule):
 
 
 def levanter(rule):
-    """Returns the loop of Levanter."""
+    """Returns the loop of Levanter with its own sampler, and with the adapter."""
     import dataclasses
 
     from levanter.inference.engine import InferenceEngine
@@ -113,7 +114,7 @@ def levanter(rule):
 
 
 def maxtext(rule):
-    """Returns the loop of MaxText."""
+    """Returns the loop of MaxText with its own sampler, and with the adapter."""
     from maxtext.inference.maxengine.maxengine import MaxEngine
     from maxtext_sampler import JaxEngine, decoded, tiny_config
 
@@ -141,7 +142,7 @@ CLIENTS = {f.__name__: f for f in (keras_hub, tunix, gemma, levanter, maxtext)}
 
 
 def seconds(loop):
-    """Returns how long a loop takes."""
+    """Returns the seconds that a loop takes."""
     start = time.perf_counter()
     jax.block_until_ready(loop())
     return time.perf_counter() - start
@@ -158,11 +159,11 @@ def main():
         jax.clear_caches()
         first.append(seconds(loop))
     for loop in loops:
-        loop()  # what was compiled before the caches were cleared
+        loop()  # recompiles the programs that clear_caches removed
     times = np.array([[seconds(loop) for loop in loops] for _ in range(REPEATS)])
     own, adapter = (1000 * statistics.median(x) / STEPS for x in times.T)
     ratio = statistics.median(times[:, 0] / times[:, 1])
-    print(f"a token: own {own:.1f} ms, adapter {adapter:.1f} ms, ratio {ratio:.1f}")
+    print(f"per token: own {own:.1f} ms, adapter {adapter:.1f} ms, ratio {ratio:.1f}")
     print("first call: own {:.1f} s, adapter {:.1f} s".format(*first))
 
 

@@ -1,8 +1,8 @@
-"""jaxsample in tpu-inference: a function in the place of its `sample`.
+"""jaxsample in tpu-inference: a replacement for its `sample`.
 
     python examples/integrations/tpu_inference_sampler.py
 
-draws tokens of a batch that a stand-in for its metadata describes: tpu-inference itself needs vLLM
+draws tokens of a batch described by a stand-in for its metadata: tpu-inference itself needs vLLM
 and a TPU.
 """
 
@@ -18,22 +18,22 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jaxsample
 from jaxsample import SamplingParams, greedy_sample
 
-LEAST_TEMPERATURE = 1e-5  # below it a row is greedy; a row of padding has -1
+LEAST_TEMPERATURE = 1e-5  # rows below it are greedy; padding rows have -1
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "allow_distributed_sampling"))
 def sample(rng, mesh, logits, tpu_sampling_metadata, allow_distributed_sampling=True):
     """Returns the tokens of all rows and their processed logits, as tpu-inference's `sample` does.
 
-    Of a vocabulary sharded over the mesh, rows are never gathered, whatever top-k and top-p are.
+    If the vocabulary is sharded over the mesh, rows are never gathered, for any top-k and top-p.
 
     Args:
       rng: one key, split over the rows.
       mesh: the devices that hold the logits.
       logits: `[rows, vocab]`.
-      tpu_sampling_metadata: temperature, top-k and top-p of the rows, traced, and whether a row
-        samples at all, static.
-      allow_distributed_sampling: of tpu-inference, which then returns other logits.
+      tpu_sampling_metadata: temperature, top-k and top-p of the rows, traced, and whether any row
+        samples, static.
+      allow_distributed_sampling: of tpu-inference, where it changes the returned logits.
     """
     given = tpu_sampling_metadata
     if not given.do_sampling:
@@ -46,7 +46,7 @@ def sample(rng, mesh, logits, tpu_sampling_metadata, allow_distributed_sampling=
             top_p=given.top_p,
         )
         output = jaxsample.sample(rng, logits, params, return_logits=True)
-        # Of greedy rows tpu-inference returns all logits, and jaxsample the kept one.
+        # For greedy rows tpu-inference returns all logits, and jaxsample only the kept one.
         processed = jnp.where(greedy[:, None], logits, output.logits)
         tokens = output.tokens
     replicated = NamedSharding(mesh, PartitionSpec())

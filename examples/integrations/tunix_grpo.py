@@ -1,12 +1,12 @@
-"""GRPO in Tunix on kept sets: the policy is trained on the distribution that it was drawn from.
+"""GRPO in Tunix on kept sets: trains the policy on the distribution that was sampled.
 
     python examples/integrations/tunix_grpo.py
 
 trains a small Llama with random weights to write even numbers.
 
-The rollout cuts the tokens that top-k and top-p drop, and records the log-prob of each token behind
-the cuts and its kept set. The loss of Tunix then sees logits of these kept sets, so that the ratio
-of a policy that has not changed is 1.
+The rollout samples with top-k and top-p, and records the log-prob of each token after the cuts and
+its kept set. Tunix's loss is then computed from logits masked by the kept sets, so that the ratio
+of an unchanged policy is 1.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from jaxsample import SamplingParams, bitmask_logits, sample
 
 @flax.struct.dataclass
 class Draws:
-    """Log-probs and packed kept sets of tokens, which Tunix slices as it does log-probs."""
+    """Log-probs and packed kept sets of tokens, which Tunix slices like log-probs."""
 
     logprobs: jax.Array
     kept_mask: jax.Array
@@ -38,11 +38,11 @@ class Draws:
         return jax.tree.map(lambda x: x[index], self)
 
     def tolist(self):
-        """Returns the draws as they are: Tunix asks for a list."""
+        """Returns the draws unchanged, where Tunix converts log-probs to a list."""
         return self
 
     def padded(self, length):
-        """Returns the draws with log-probs 0 and full kept sets behind them."""
+        """Returns the draws, padded with log-probs 0 and full kept sets."""
         behind = [0, length - len(self.logprobs)]
         return Draws(
             np.pad(self.logprobs, behind),
@@ -51,10 +51,10 @@ class Draws:
 
 
 class ReplaySampler(JaxSampler):
-    """Returns `Draws` in the place of log-probs."""
+    """Returns `Draws` in place of log-probs."""
 
     def init_sample_state(self, *arguments, **options):
-        """Makes room for the kept sets."""
+        """Adds buffers for the kept sets."""
         state = super().init_sample_state(*arguments, **options)
         words = -(-self.transformer.config.vocab_size // 32)
         masks = jnp.zeros((*state.token_buffer.shape, words), jnp.int32)
@@ -66,7 +66,7 @@ class ReplaySampler(JaxSampler):
 
 
 class ReplayRollout(vanilla_rollout.VanillaRollout):
-    """Draws each text by a seed of its own, and holds the `Draws` until they are taken."""
+    """Draws each text with its own seed, and stores the `Draws` until they are taken."""
 
     def __init__(self, rollout_actor, tokenizer, mesh, rollout_config):
         config = rollout_actor.config
@@ -78,9 +78,9 @@ class ReplayRollout(vanilla_rollout.VanillaRollout):
         self._draws = []
 
     def generate(self, prompts, rollout_config, **kwargs):
-        """Returns texts by the temperature, top-k and top-p of a rollout config."""
+        """Returns texts drawn with the temperature, top-k and top-p of a rollout config."""
         params = SamplingParams(
-            suppressed_token_ids=[self.pad_id()],  # by which Tunix knows the end of a text
+            suppressed_token_ids=[self.pad_id()],  # Tunix finds the end of a text by it
             temperature=rollout_config.temperature,
             top_k=rollout_config.top_k or 0,
             top_p=1.0 if rollout_config.top_p is None else rollout_config.top_p,
@@ -112,7 +112,7 @@ class ReplayRollout(vanilla_rollout.VanillaRollout):
 
 @flax.struct.dataclass(frozen=True)
 class ReplayExample(grpo_learner.TrainExample):
-    """A batch with the log-probs of the draw, and the kept sets."""
+    """A batch with the log-probs of the draws and the kept sets."""
 
     kept_mask: jax.Array | None = None
 
@@ -128,7 +128,7 @@ class ReplayLearner(grpo_learner.GRPOLearner):
 
 
 class Kept(nnx.Module):
-    """A policy that gives completions the logits of kept sets."""
+    """A policy that masks the logits of completions by the kept sets."""
 
     def __init__(self, policy, kept_mask):
         self.policy = policy
@@ -136,7 +136,7 @@ class Kept(nnx.Module):
 
     def __call__(self, tokens, positions, cache, attention_mask):
         logits, cache = self.policy(tokens, positions, cache, attention_mask)
-        completion = slice(-self.kept_mask.shape[1] - 1, -1)  # the logits in front of its tokens
+        completion = slice(-self.kept_mask.shape[1] - 1, -1)  # the logits before its tokens
         kept = bitmask_logits(logits[:, completion], self.kept_mask[...])
         # Tunix computes the entropy, which would be NaN with -inf.
         return logits.at[:, completion].set(jnp.maximum(kept, -1e30)), cache
@@ -144,14 +144,14 @@ class Kept(nnx.Module):
 
 @function_registry.register_policy_loss_fn("kept_grpo")
 def kept_grpo_loss(policy, train_example, **options):
-    """Returns Tunix's loss of GRPO on the kept sets of a `ReplayExample`."""
+    """Returns Tunix's GRPO loss on the kept sets of a `ReplayExample`."""
     return algo_core.grpo_loss_fn(Kept(policy, train_example.kept_mask), train_example, **options)
 
 
 def learner_of(policy, reward, steps, **rollout):
     """Returns a learner whose rollout has a temperature, top-k and top-p.
 
-    The log-probs of a reference policy would be those of the whole vocabulary, so `beta` is 0.
+    The log-probs of a reference policy would include the whole vocabulary, so `beta` is 0.
     """
     auto = jax.sharding.AxisType.Auto
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), (auto, auto), devices=jax.devices()[:1])

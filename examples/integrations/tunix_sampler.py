@@ -2,7 +2,7 @@
 
     python examples/integrations/tunix_sampler.py
 
-draws texts of a small Llama with random weights.
+generates texts with a small Llama with random weights.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ REPLACED = {"temperature", "top_p", "top_k", "beam_size", "seed", "forbidden_tok
 
 
 class JaxSampler(tunix_sampler.Sampler):
-    """Draws the tokens of each row by its own parameters and seed.
+    """Draws the tokens of each row with its own parameters and seed.
 
-    Every rule of `SamplingParams` is served, penalties too. The token of a row whose logits or
-    parameters are bad is the first of `eos_tokens`, so its text ends.
+    All rules of `SamplingParams` work, including penalties. A row with bad logits or parameters
+    gets the first of `eos_tokens`, so its text ends.
     """
 
     def __call__(self, input_strings, max_generation_steps, params, seeds, **options):
@@ -30,15 +30,15 @@ class JaxSampler(tunix_sampler.Sampler):
 
         Args:
           input_strings: a prompt for each row.
-          max_generation_steps: of Tunix.
-          params: of the batch, of `SamplingParams.from_requests`. New values compile nothing.
-          seeds: integers in [0, 2**64), one a row.
-          **options: of Tunix: `max_prompt_length`, `eos_tokens`, `return_logprobs`, ... Log-probs
-            are after temperature and before the cuts, as Tunix's are, and after penalties.
+          max_generation_steps: as in Tunix.
+          params: for the batch, from `SamplingParams.from_requests`. New values do not recompile.
+          seeds: integers in [0, 2**64), one per row.
+          **options: those of Tunix: `max_prompt_length`, `eos_tokens`, `return_logprobs`, ...
+            Log-probs are after temperature and penalties and before the cuts, as Tunix's are.
         """
         if given := REPLACED & options.keys():
             raise ValueError(f"params and seeds replace {', '.join(sorted(given))}")
-        values = params, seed_words(seeds)  # in the place of the key, which Tunix does not look at
+        values = params, seed_words(seeds)  # in place of the key, which Tunix passes on
         return super().__call__(input_strings, max_generation_steps, seed=values, **options)
 
     def _sample(self, logits, eos, cache, sampler_state):
@@ -70,13 +70,13 @@ class JaxSampler(tunix_sampler.Sampler):
         return dataclasses.replace(sampler_state, **changes)
 
     def _draw(self, *arguments):
-        """Returns the token of each row and the record of it that Tunix returns, its log-prob."""
+        """Returns the token of each row and the record that Tunix returns with it, the log-prob."""
         output = sample(*arguments, logprobs_mode="scaled_logprobs")
         return output.tokens, output.logprobs
 
 
 class Numbers:
-    """A tokenizer of texts such as "5 6 7", the ids of their tokens."""
+    """A tokenizer of texts such as "5 6 7", which are lists of token ids."""
 
     def encode(self, text):
         return [int(word) for word in text.split()]

@@ -1,9 +1,9 @@
 """The search of the whole row for the shortest prefix whose mass reaches a target.
 
-Narrows bounds of the values by which tokens are ranked, then of the ids of the tokens of the last
-value unless all of them are needed. Each pass sums the weights of the tokens up to a cut, which is
-interpolated between the masses at the bounds. Masses are exact, so the result does not depend on
-the path.
+The search narrows bounds on the value by which tokens are ranked, then, unless all tokens of that
+value are kept, on their ids. Each pass sums the weights of the tokens up to a cut between the
+bounds, which is interpolated from the masses at the bounds. Masses are exact, so the result does
+not depend on the choice of cuts.
 """
 
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from jaxsample._core._rows import Rows, read_again
 from jaxsample._core._sortable import from_sortable, mean, to_sortable
 
 _INTERPOLATIONS = 16
-"""Turns that interpolate between the bounds. The others halve the number of floats, or of ids,
-between them, which ends any search after as many turns as these have bits.
+"""The number of iterations that interpolate between the bounds. Later ones halve the number of
+floats, or of ids, between them, so that every search ends.
 """
 
 _COARSE = 2**16
-"""Floats from one bfloat16 number to the next. While bounds are further apart, cuts are bfloat16
-numbers: logits that come from such numbers, as most models' do, have many equal values.
+"""The number of floats from one bfloat16 number to the next. While bounds are further apart, cuts
+are bfloat16 numbers: most models compute logits in bfloat16, so many of them are equal.
 """
 
 
@@ -34,12 +34,12 @@ class Order(NamedTuple):
     """The order in which tokens are ranked.
 
     Attributes:
-      value: of logits `[..., *]`; -inf at -inf.
-      least_logit: the least logit of tokens from a value `[...]` up.
-      read: the value that a float32 number `[...]` stands for; it rises with the number.
-      top: float32 `[...]`, a number which none that stands for a value exceeds.
-      spread: float32 `[...]`, the distance from `top` to the first cut. The next cuts double it
-        until the target is reached.
+      value: returns the values of logits `[..., *]`; -inf for -inf.
+      least_logit: returns the least logit of tokens with at least some value `[...]`.
+      read: returns the value of a float32 number `[...]`; monotone.
+      top: float32 `[...]`, an upper bound of the numbers.
+      spread: float32 `[...]`, the distance from `top` to the first cut. It is doubled until the
+        target is reached.
     """
 
     value: Callable[[Array], Array]
@@ -49,7 +49,7 @@ class Order(NamedTuple):
     spread: Array
 
     def of(self, sortable: Array) -> Array:
-        """Returns the value of a sortable number."""
+        """Returns the value of a sortable integer."""
         return self.read(from_sortable(sortable))
 
 
@@ -57,13 +57,13 @@ class _Bounds(NamedTuple):
     """Bounds of the cut, `[...]`.
 
     Attributes:
-      low: the largest sortable number known to reach the target with all tokens of its value.
-      high: the least one known to miss it.
-      first: the least id at which the cut may lie among tokens of the value of `low`.
-      last: the largest one, at which the target is reached.
+      low: the largest sortable integer known to reach the target with all tokens of its value.
+      high: the smallest one known to miss it.
+      first: the smallest id of the cut among tokens of the value of `low`.
+      last: the largest id of the cut, at which the target is reached.
       reached: the mass up to `low` and `last`.
-      missed: the mass up to `high`, or up to `first` of the value of `low`, without that token.
-      repeated: how often in a row one bound has moved, negative if that is `high` or `first`.
+      missed: the mass up to `high`, or of the tokens before `first` of the value of `low`.
+      repeated: the number of consecutive moves of one bound, negative for `high` or `first`.
     """
 
     low: Array
@@ -76,13 +76,13 @@ class _Bounds(NamedTuple):
 
     @property
     def by_value(self) -> Array:
-        """Whether numbers are left between the bounds."""
+        """Whether there are sortable integers between the bounds."""
         return self.high - 1 > self.low
 
 
 def by_logit(rows: Rows) -> Order:
-    """Returns the order of law 1: values are logits as read, bounds are logits as given."""
-    # Half of the way to the least of the blocks' largest logits, at which most rows reach a target.
+    """Returns the order of law 1: values are scaled logits, numbers are logits as given."""
+    # Half the distance to the least block maximum, where most rows reach a target.
     least = jnp.min(rows.block_max, axis=-1, initial=jnp.inf, where=rows.block_max > -jnp.inf)
     spread = 0.5 * (rows.row_max - least)
     if rows.cut_beta is not None:
@@ -105,16 +105,16 @@ def search(
     Args:
       rows: the logits.
       scale: the weights of the tokens.
-      before: the cut, by the same order, of the tokens whose mass gives the target.
-      target: takes their mass, returns the target `[...]`, above 0. If it exceeds that mass, the
+      before: the cut, in the same order, of the tokens whose mass determines the target.
+      target: takes their mass and returns the target `[...]`, above 0. If it exceeds that mass, the
         whole row is kept.
-      needed: bool `[...]`, the rows to search; the others get any cut.
+      needed: bool `[...]`, the rows to search; the cuts of other rows are undefined.
       order: the order in which tokens are ranked, equal values by lower id.
-      exact: static, whether the cut is the last token itself. Otherwise it may lie anywhere between
-        that and the next token.
+      exact: static, whether the cut must be the last token itself. Otherwise it may be anywhere
+        between that and the next token.
 
     Returns:
-      The cut, whose `logit` is a value of the order; -inf where the whole row is kept.
+      The cut, whose `logit` is a value of the order; -inf if the whole row is kept.
     """
 
     def unfinished(state: tuple[Array, Mass, _Bounds]) -> Array:
@@ -124,7 +124,7 @@ def search(
     def narrow(state: tuple[Array, Mass, _Bounds]) -> tuple[Array, Mass, _Bounds]:
         turn, goal, bounds = state
         by_value, share = bounds.by_value, _share(bounds, goal)
-        # Whether all that is left are the tokens whose value is the bfloat16 number `low`.
+        # Whether only tokens are left whose value is the bfloat16 number `low`.
         tied = by_value & (bounds.low == bounds.high - _COARSE)
         middle = jnp.where(by_value & ~tied, _middle(turn, bounds, share, order), bounds.low)
         place = jnp.where(by_value, rows.vocab, _middle_id(turn, bounds, share))
@@ -134,8 +134,8 @@ def search(
         found = mass(again, scale, *up_to(rows, cut, order.value))
         goal = _mass.select(turn < 0, target(found), goal)
         enough = _mass.reaches(found, goal)
-        ended = (turn < 0) & ~enough  # the target is out of reach
-        # The first turn finds the target and moves no bound.
+        ended = (turn < 0) & ~enough  # the target exceeds the mass
+        # The first iteration computes the target and moves no bound.
         more, less = (turn >= 0) & enough, (turn >= 0) & ~enough
         number = jnp.where(tied, middle + 1, middle)
         low = jnp.where(by_value & more, number, bounds.low)
@@ -147,7 +147,7 @@ def search(
         moved = jnp.where(more, 1, -1)
         repeated = moved + jnp.where(bounds.repeated * moved > 0, bounds.repeated, 0)
         if not exact:
-            # Without any one of the tokens from `low` up, the target would be missed.
+            # Removing any of the tokens from `low` up would miss the target.
             least = scale.least(order.least_logit(order.of(low)))
             ended |= _mass.reaches(reached, goal) & ~_mass.reaches(reached, _mass.add(goal, least))
         high, first = jnp.where(ended, low + 1, high), jnp.where(ended, last, first)
@@ -157,7 +157,7 @@ def search(
     above = order.top + 2.0**-6 * jnp.abs(order.top) + float(jnp.finfo(jnp.float32).tiny)
     high = to_sortable(_coarse(above))
     low = jnp.where(needed, to_sortable(jnp.full_like(above, -jnp.inf)), high - 1)
-    # Derived from the bounds, so that it varies over the same mesh axes inside `shard_map`.
+    # Derived from the bounds, so that they vary over the same mesh axes inside `shard_map`.
     last = jnp.full_like(low, rows.vocab, jnp.int32)
     nothing = Mass(jnp.zeros_like(low, jnp.uint32), jnp.zeros_like(low, jnp.uint32))
     first, repeated = jnp.where(needed, 0, last), jnp.zeros_like(last)
@@ -167,10 +167,10 @@ def search(
 
 
 def _share(bounds: _Bounds, goal: Mass) -> Array:
-    """Returns where the target lies between the masses at the bounds: 0 at `high`, 1 at `low`.
+    """Returns the position of the target between the masses at the bounds: 0 at `high`, 1 at `low`.
 
-    That is regula falsi in its Illinois form: where one bound moves again and again, the distance
-    to the other one is halved each time, so that both of them close in.
+    This is the Illinois variant of regula falsi: each time the same bound moves again, the distance
+    at the other bound is halved, so that both bounds converge.
     """
     beyond, short = (
         _mass.to_float(_mass.subtract(*of))
@@ -183,12 +183,12 @@ def _share(bounds: _Bounds, goal: Mass) -> Array:
 
 
 def _middle(turn: Array, bounds: _Bounds, share: Array, order: Order) -> Array:
-    """Returns a sortable number between the bounds, from `low + 1` to `high - 1`."""
+    """Returns a sortable integer between the bounds, from `low + 1` to `high - 1`."""
     low, high = bounds.low, bounds.high
     least, most = (from_sortable(x) for x in (low, high))
     most = jnp.minimum(most, order.top)
     steps = jnp.left_shift(1, jnp.clip(turn, 0, 12)).astype(jnp.float32)
-    # Without a spread the first cut is `top` itself, and the next ones go down in nats.
+    # Without a spread the first cut is `top`, and the next ones are 1, 3, 7, ... nats below.
     step = jnp.where(order.spread > 0, steps * order.spread, steps - 1)
     value = jnp.where(least == -jnp.inf, most - step, most + (least - most) * share)
     wide = (low <= high - 2 * _COARSE) & (turn < _INTERPOLATIONS)
@@ -200,7 +200,7 @@ def _middle(turn: Array, bounds: _Bounds, share: Array, order: Order) -> Array:
 
 
 def _coarse(value: Array) -> Array:
-    """Returns float32 values rounded to bfloat16 ones."""
+    """Returns float32 values rounded to bfloat16 precision."""
     return lax.reduce_precision(value, exponent_bits=8, mantissa_bits=7)
 
 

@@ -10,10 +10,10 @@ from jaxsample._core import _tiles
 from jaxsample._core._tiles import TOKENS
 
 WORD = 32
-"""Tokens of a word."""
+"""The number of tokens of a word."""
 
 _SHORT = 256
-"""Places that may be a constant of a program."""
+"""The largest number of places that is a constant of a program."""
 
 
 def packed(mask: Array) -> Array:
@@ -31,7 +31,7 @@ def packed(mask: Array) -> Array:
         words = bits.reshape(*bits.shape[:-1], bits.shape[-1] // WORD, WORD)
         return jnp.sum(words, axis=-1, dtype=jnp.int32)
 
-    # Of words of 32 tokens a TPU would hold a quarter of each tile.
+    # With words of 32 tokens, three quarters of each tile of a TPU would be padding.
     return lax.platform_dependent(bits, tpu=by_window, default=by_word)
 
 
@@ -77,7 +77,7 @@ def _by_word(words: Array, n: int) -> Array:
     bits = jnp.repeat(words, WORD, axis=-1)[..., :n]
     if n > _SHORT:
         return is_set(bits, lax.broadcasted_iota(jnp.int32, bits.shape, bits.ndim - 1) & (WORD - 1))
-    # A constant: XLA would hoist places out of a loop and materialise them.
+    # A constant, since XLA would hoist computed places out of a loop and materialise them.
     place = np.arange(n, dtype=np.int32) % WORD
     return is_set(bits, place.reshape((1,) * (bits.ndim - 1) + (n,)))
 
@@ -88,13 +88,13 @@ def is_set(words: Array, place: int | Array | np.ndarray) -> Array:
 
 
 def without(n: int, index: Array, where: Array) -> Array:
-    """Returns words of the bits of `n` places, all set but some, by index `[..., m]`."""
+    """Returns words with the bits of `n` places set, except for some indices `[..., m]`."""
     words = jnp.full((*index.shape[:-1], -(-n // WORD)), -1, jnp.int32)
     return cleared(words, index, where)
 
 
 def cleared(words: Array, index: Array, where: Array) -> Array:
-    """Returns words `[..., words]` with some bits cleared, by index `[..., n]`."""
+    """Returns words `[..., words]` with the bits at some indices `[..., n]` cleared."""
     outside = words.shape[-1] * WORD
     index = jnp.where(where & (index >= 0) & (index < outside), index, outside)
     index = jnp.sort(index, axis=-1)
@@ -117,7 +117,7 @@ def _is_bad(x: Array) -> Array:
     """Whether a value is NaN or +inf."""
     if x.dtype == jnp.float32:
         return ~(x < jnp.inf)
-    # On CPU narrow floats are compared as float32, which is materialised if it is used again.
+    # A CPU compares narrow floats as float32, which XLA materialises if it is used again.
     bits = lax.bitcast_convert_type(x, jnp.int16)
     infinity, negative = np.asarray([np.inf, -np.inf], x.dtype).view(np.int16)
     return (bits >= infinity) | ((bits < 0) & (bits > negative))

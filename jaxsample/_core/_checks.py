@@ -1,8 +1,8 @@
-"""Checks of dtypes and shapes, which turn arguments into arrays of known dtype and shape.
+"""Checks of dtypes and shapes, which convert arguments to arrays of known dtype and shape.
 
-Wrong shapes and dtypes raise at trace time, with an error that names the argument. Relations are
-asserted and never a fixed rank, so that the same functions run on one row, on a batch and under
-`vmap`. Python numbers become arrays of one dtype, so that a value never compiles anew.
+Wrong shapes and dtypes raise an error at trace time that names the argument. The checks assert
+relations between shapes, never a fixed rank, so that the same functions accept one row, a batch and
+`vmap`. Python numbers become arrays of one dtype, so that a value never causes a recompilation.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ from jaxsample._core._bits import WORD
 
 FLOATS = (jnp.float32, jnp.bfloat16, jnp.float16)
 MAX_VOCAB = 2**21
-"""Up to here the mass of a row is counted without overflow."""
+"""The largest vocabulary for which the mass of a row cannot overflow."""
 
 WORDS = "w"
-"""The kind of packed masks, for `held`, beside NumPy's letters for kinds of dtypes."""
+"""The kind of packed masks in `held`, in addition to NumPy's letters for kinds of dtypes."""
 
 _KINDS = {
     "b": "bool",
@@ -47,7 +47,7 @@ def logits(name: str, value: ArrayLike) -> Array:
 
 
 def not_explicit(name: str, value: Array | np.ndarray, rows: int) -> None:
-    """Raises for an array, whose first axes are those of the rows, with explicit mesh axes."""
+    """Raises an error for an array `[*rows, ...]` that is sharded over explicit mesh axes."""
     if not isinstance(value, Array):
         return
     sharding = jax.typeof(value).sharding
@@ -62,7 +62,7 @@ def not_explicit(name: str, value: Array | np.ndarray, rows: int) -> None:
 
 
 def to_array(name: str, value: Any) -> Array | np.ndarray:
-    """Returns the array of a value that is one, or a list of numbers or arrays."""
+    """Returns a value as an array: an array, or a list of numbers or arrays."""
     if isinstance(value, Array):
         return value
     of_jax = any(isinstance(leaf, Array) for leaf in jax.tree.leaves(value))
@@ -78,7 +78,7 @@ def to_array(name: str, value: Any) -> Array | np.ndarray:
 
 
 def to_jax(name: str, value: Any) -> Array:
-    """Returns the JAX array of a value, as `to_array`."""
+    """Returns a value as a JAX array, as `to_array`."""
     array = to_array(name, value)
     if isinstance(array, np.ndarray) and array.dtype.kind in "OSU":
         raise TypeError(f"{name} must hold numbers, got {value!r:.60}")
@@ -127,13 +127,13 @@ def flags(name: str, value: ArrayLike, rows: Array) -> Array:
 
 
 def instance(name: str, value: object, expected: type) -> None:
-    """Raises for a value of another type."""
+    """Raises an error for a value of another type."""
     if not isinstance(value, expected):
         raise TypeError(f"{name} must be of type {expected.__name__}, got {type(value).__name__}")
 
 
 def implementation(name: str, value: Any) -> None:
-    """Raises for a value that names no implementation."""
+    """Raises an error for a value that is not the name of an implementation."""
     if value not in (None, "xla", "pallas"):
         raise ValueError(f"{name} must be None, 'xla' or 'pallas', got {value!r}")
 
@@ -193,7 +193,7 @@ def bitmask(name: str, value: ArrayLike, rows: Array) -> Array:
 
 
 def key_array(name: str, value: Any) -> Array:
-    """Returns typed keys, of typed or raw ones."""
+    """Returns typed keys from typed or raw ones."""
     array = to_jax(name, value)
     if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         return array
@@ -208,9 +208,9 @@ def key_array(name: str, value: Any) -> Array:
 
 
 def keys(name: str, value: Any, rows: Array) -> Array:
-    """Returns threefry keys, one a row: one key is split over the rows, an array of keys is kept.
+    """Returns threefry keys, one a row: a single key is split over the rows.
 
-    Only threefry makes the bits of a key the same alone and under `vmap`, so a key of another
+    Only threefry generates the same bits with and without `vmap`, so a key of another
     implementation is converted to a threefry key made of its first two words.
     """
     shape, array = rows.shape[:-1], key_array(name, value)
@@ -230,9 +230,9 @@ def in_range(
     allowed: str,
     inside: Callable[[np.ndarray], np.ndarray],
 ) -> None:
-    """Raises for a value on the host that is not `inside`, with its place and what is allowed."""
+    """Raises an error, with index and range, for a value on the host that is not `inside`."""
     array = np.asarray(held(name, value, kinds))
-    with np.errstate(over="ignore"):  # as it is computed with, in which a large value is infinite
+    with np.errstate(over="ignore"):  # in the dtype of the computation, where it may be infinite
         computed = array.astype(np.float32) if "f" in kinds else array
     for row in np.argwhere(~inside(computed)):
         place = f"[{', '.join(map(str, row))}]" if array.ndim else ""
@@ -262,15 +262,15 @@ def held(name: str, value: ArrayLike, kinds: str) -> Array | np.ndarray:
 
 
 def kind(array: Array | np.ndarray) -> str:
-    """Returns NumPy's letter for a kind of dtype; bfloat16 is a float like any other."""
+    """Returns NumPy's letter for the kind of a dtype; bfloat16 is a float."""
     return "f" if array.dtype in FLOATS else np.dtype(array.dtype).kind
 
 
 def narrowed(array: Array | np.ndarray) -> Array:
     """Returns an array of bool, int32 or float32.
 
-    An integer that does not fit in 32 bits becomes the nearest that does: an id beyond any
-    vocabulary stays one.
+    An integer that does not fit in 32 bits is clipped, so an id beyond the vocabulary remains
+    beyond it.
     """
     return _narrow(array, {"b": jnp.bool_, "f": jnp.float32}.get(kind(array), jnp.int32))
 
@@ -281,7 +281,7 @@ def to_rows(parameter: Array, rows: Array) -> Array:
 
 
 def to_elements(value: Array, x: Array) -> Array:
-    """Returns a value a row `[...]` with the axes that it lacks beside elements `x [..., *]`."""
+    """Returns a value a row `[...]` with trailing axes, to broadcast to elements `x [..., *]`."""
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
 
 

@@ -1,8 +1,8 @@
 """Reductions of rows by chunks of consecutive token ids.
 
 All reductions along the vocabulary are here. A pass reads the logits in their own dtype and
-converts each value to the float32 logit of the rule (`Rows.read`), fused: no intermediate of the
-size of the logits is materialised.
+converts each value to a float32 logit at the temperature (`Rows.read`). It is fused: no
+intermediate of the size of the logits is materialised.
 """
 
 import functools
@@ -40,11 +40,11 @@ def chunk_sums(
 
     Args:
       source: the logits.
-      element: takes some raw values, their ids and, as a NumPy constant, their places in the chunk.
-      *per_chunk: arrays `[..., chunks]`, handed to `element` so that they broadcast.
-      per_token: arrays in the shape of the logits, handed to `element` after them.
-      size: of a chunk; the last one may be short.
-      whole: of devices that share a row, whether each gets the sums of all of them, or of its own.
+      element: takes raw values, their ids and, as a NumPy constant, their places in the chunk.
+      *per_chunk: arrays `[..., chunks]`, passed to `element` in a shape that broadcasts.
+      per_token: arrays in the shape of the logits, passed to `element` after them.
+      size: the size of a chunk; the last one may be shorter.
+      whole: with a sharded vocabulary, whether to return the sums of all devices or the local ones.
 
     Returns:
       `[..., ceil(vocab / size)]`.
@@ -55,7 +55,7 @@ def chunk_sums(
 def chunk_maxima(source: Source, element: Callable[..., Array], size: int = CHUNK) -> Array:
     """Returns the largest `element(raw, ids, places)` of each chunk, `[..., chunks]`, sortable.
 
-    Either zero may stand for equal ones, and +inf for a NaN.
+    A maximum of 0 may be -0, and a NaN may become +inf.
     """
     return _chunk_results(source, element, _sortable_maximum, (), size)
 
@@ -107,8 +107,8 @@ def _chunk_results(
         results.append(part(range(size), range(number)))
     if short := vocab - number * size:
         results.append(part(range(short), range(number, number + 1)))
-    # The compiler would make one reduction of this and of one over the chunks, only to split it
-    # again with an eighth of the row written down.
+    # XLA would merge this reduction with one over the chunks, and then split the result so that an
+    # eighth of the row is materialised.
     return lax.optimization_barrier(jnp.concatenate(results, axis=-1))
 
 
@@ -122,23 +122,23 @@ def _sum(x: Array) -> Array:
 def _sortable_maximum(x: Array) -> Array:
     """Returns the maximum of the last axis as a sortable integer."""
 
-    def tpu(x: Array) -> Array:  # where the sortable integers would be materialised
+    def tpu(x: Array) -> Array:  # here XLA would materialise the sortable integers
         if jnp.issubdtype(x.dtype, jnp.floating):
-            # A maximum may drop a NaN; +inf makes the row a bad row, too.
+            # A maximum may drop a NaN; +inf also makes the row a bad row.
             x = jnp.where(jnp.isnan(x), jnp.inf, x)
         return to_sortable(jnp.max(x, axis=-1))
 
-    def default(x: Array) -> Array:  # which compares integers in their own width
+    def default(x: Array) -> Array:
         return _in_slices(lax.max, to_sortable(x))
 
     return lax.platform_dependent(x, tpu=tpu, default=default)
 
 
 def _in_slices(combine: Callable[[Array, Array], Array], x: Array) -> Array:
-    """Combines the last axis, first by slices of it.
+    """Reduces the last axis, first elementwise over slices of it.
 
-    XLA on CPU compiles an elementwise operation and a short reduction to one vectorised loop, where
-    a long one of integers is split in two passes with a copy between them.
+    On a CPU, XLA compiles elementwise operations and a short reduction to one vectorised loop. It
+    splits a long reduction of integers into two passes with a copy between them.
     """
     if x.shape[-1] % _SLICES == 0:
         x = functools.reduce(combine, jnp.split(x, _SLICES, axis=-1))
@@ -157,10 +157,10 @@ def weigh(
 
     Args:
       rows: the logits.
-      scale: the weights; those of masked tokens are 0.
-      keep: `keep(x, places, *per_chunk)`, which tokens count, from the logits among which cuts are
-        found and their places in the chunk; None: all.
-      *per_chunk: arrays `[..., chunks]`, which `keep` gets so that they broadcast.
+      scale: the weights; masked tokens weigh 0.
+      keep: `keep(x, places, *per_chunk)`, returns which tokens to include, by their logits before
+        the cut and their places in the chunk; None: all.
+      *per_chunk: arrays `[..., chunks]`, passed to `keep` in a shape that broadcasts.
       whole: as in `chunk_sums`.
     """
     table = () if scale.table is None else (scale.table,)
@@ -171,7 +171,7 @@ def weigh(
             None if keep is None else keep(rows.read_to_cut(raw), places, *rest[: len(per_chunk)])
         )
         if scale.row_max is None and kept is not None:
-            # Two tests of a bfloat16 logit would have it written down as float32 for both.
+            # With two tests of a bfloat16 logit, XLA would materialise it as float32.
             return scale.weights(jnp.where(kept, x, -jnp.inf), places, shift)
         weights = scale.weights(x, places, shift, *rest[len(per_chunk) :])
         return weights if kept is None else jnp.where(kept, weights, 0)
@@ -214,9 +214,11 @@ def chunk_max(rows: Rows) -> Array:
     """Returns the largest logit of each chunk, `[..., chunks]`."""
     *lead, blocks = rows.block_max.shape
     per_chunk, chunks = CHUNK // block_size(rows, blocks), -(-rows.vocab // CHUNK)
-    missing = jnp.full((*lead, chunks * per_chunk - blocks), -jnp.inf, jnp.float32)
-    block_max = jnp.concatenate([rows.block_max, missing], axis=-1)
-    return jnp.max(block_max.reshape(*lead, chunks, per_chunk), axis=-1)
+    window = (*(1 for _ in lead), per_chunk)
+    padding = [(0, 0)] * len(lead) + [(0, chunks * per_chunk - blocks)]
+    least = np.float32(-np.inf)
+    # A reshape to `[..., chunks, per_chunk]` would be a copy on a TPU, and another kernel on a GPU.
+    return lax.reduce_window(rows.block_max, least, lax.max, window, window, padding)
 
 
 def block_size(rows: Rows, blocks: int) -> int:
@@ -230,6 +232,6 @@ def probability(rows: Rows) -> Scale:
 
 
 def tally(rows: Rows) -> Scale:
-    """Returns the scale whose weights are 1, and 0 for masked tokens: masses are counts."""
+    """Returns the scale on which every token weighs 1, and masked ones 0: masses are counts."""
     chunks = -(-rows.vocab // CHUNK)
     return Scale(jnp.full((*rows.row_max.shape, chunks), _mass.NO_SHIFT, jnp.int32), None)

@@ -1,6 +1,6 @@
 """Cuts of typical-p, top-H and tail-free, which depend on the whole distribution.
 
-Each searches the whole row, but only if a row of the batch asks for it.
+Each searches whole rows, unless the rule is neutral in every row of the batch.
 """
 
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ _TAIL_FREE_SHIFT = 7
 
 @rowwise
 def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut]:
-    """Returns the logit of typical surprise, and the cut by `typicality` at mass p."""
+    """Returns the logit whose information content is the entropy, and the cut at mass p."""
     entropy, log_sum = _moments.entropy(rows, scale, sums)
     centre = rows.row_max + (log_sum - entropy)
     needed = ~rows.bad & (p < 1)
@@ -50,7 +50,7 @@ def typical(rows: Rows, scale: Scale, sums: Array, p: Array) -> tuple[Array, Cut
 
 
 def typicality(x: Array, centre: Array) -> Array:
-    """Returns the values that typical-p ranks by: minus the distance from the typical logit."""
+    """Returns the values by which typical-p ranks tokens: minus the distance to a logit."""
     return -jnp.abs(x - to_elements(centre, x))
 
 
@@ -86,16 +86,16 @@ def tail_free(rows: Rows, z: Array) -> Array:
         x = rows.read(rows.source.whole())
         number = jnp.sum(x > -jnp.inf, axis=-1, dtype=jnp.int32)
         row_max, shift = rows.row_max[..., None], jnp.int32(_TAIL_FREE_SHIFT)
-        # On a flat row second differences are close to the last bits of the weights.
+        # The second differences of a flat row are close to the last bits of the weights.
         weights = -jnp.sort(-_mass.weights(x, places, row_max, shift, product))
         slopes = weights[..., :-1] - weights[..., 1:]
         bends = jnp.abs(slopes[..., :-1] - slopes[..., 1:]).astype(jnp.uint32)
-        # Masked tokens, which come last, are no part of the differences before them.
+        # Differences with masked tokens, which come last, are excluded.
         bends = jnp.where(_lookup.positions(bends) < number[..., None] - 2, bends, 0)
         running = jnp.cumsum(bends, axis=-1, dtype=jnp.uint32)
         share = jnp.sum(bends, axis=-1, dtype=jnp.uint32).astype(jnp.float32) * z
         length = _lookup.first_true(running.astype(jnp.float32) > share[..., None])
-        # Without such a place, among two tokens say, all are kept.
+        # Without such a place, as with two tokens, all are kept.
         return jnp.where(length < bends.shape[-1], jnp.maximum(length, 1), rows.vocab)
 
     neutral = jnp.full_like(rows.row_max, rows.vocab, jnp.int32)

@@ -1,10 +1,9 @@
 """Logarithm and powers that round in the same way in arrays of every size.
 
-The compiler has vector versions of `log` and `exp` and others for what is left over behind the
-last full vector, and they round differently: the same number in a row of 501 or in a batch of 3
-would not always have the same logarithm. Here both are sums and products of the number itself, and
-`product` keeps them from being contracted to a fused multiply-add, which some chips have and others
-not.
+Compilers use one version of `log` and `exp` for full vectors and another one for the remaining
+elements of an array. They round differently, so that the logarithm of a number would depend on the
+size of the array. The functions here use only sums and products, and `product` prevents their
+contraction into fused multiply-adds, which only some chips have.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from jax import Array, lax
 LOG2_E = 1.4426950408889634
 
 _LN_2_HIGH, _LN_2_LOW = 0.693359375, -2.12194440e-4
-"""ln 2, the first so short that its product with an exponent is exact."""
+"""ln 2 in two parts; the product of the first one with an exponent is exact."""
 
 # Least-squares fits on Chebyshev nodes, accurate to 1e-9 and 1e-7.
 _LOG = (
@@ -36,7 +35,7 @@ _EXP2 = (0.00186503376, 0.00902269781, 0.0557944849, 0.240166605, 0.693151057, 1
 
 def product(a: Array, b: Array | float) -> Array:
     """Returns `a * b`, at most the largest float32, rounded before anything is added to it."""
-    # A compiler contracts a product with a sum, but not a minimum.
+    # Compilers contract a product with a sum, but not a minimum.
     return jnp.minimum(a * b, np.finfo(np.float32).max)
 
 
@@ -64,7 +63,7 @@ log.defjvps(lambda tangent, _, x: tangent / x)
 
 
 def log1m(x: Array) -> Array:
-    """Returns `log(1 - x)` for x in [0, 1), as precise for a small x as for a large one."""
+    """Returns `log(1 - x)` for x in [0, 1), precise for small and large x."""
     rest = 1 - x
     return jnp.where(rest == 1, -x, log(rest) * (x / jnp.where(rest == 1, 1, 1 - rest)))
 
@@ -94,8 +93,8 @@ def _polynomial(coefficients: tuple[float, ...], x: Array, multiply: Multiply = 
 def rounded(x: Array) -> Array:
     """Returns computed float32 logits, rounded once, with NaN in place of +inf.
 
-    Every rule that computes new logits ends with it, so that they are the same numbers whether they
-    are materialised or fused with the next rule.
+    Every rule that computes new logits ends with it, so that they are equal whether they are
+    materialised or fused with the next rule.
     """
-    # The minimum, as in `product`, keeps a last product apart from what is added to the logits.
+    # The minimum, as in `product`, prevents the contraction of a last product with a later sum.
     return jnp.where(x == jnp.inf, jnp.nan, jnp.minimum(x, np.finfo(np.float32).max))

@@ -56,7 +56,7 @@ def _take_blocks(logits: Array, blocks: Array, size: int) -> Array:
     *lead, vocab = logits.shape
 
     def by_chunk(logits: Array, blocks: Array) -> Array:
-        # So that of a sharded vocabulary each device looks among its own.
+        # The chunks of a sharded vocabulary remain on their devices.
         chunks = logits.reshape(*lead, vocab // size, size)
         return jnp.take_along_axis(chunks, blocks[..., None], axis=-2, mode="clip")
 
@@ -70,12 +70,12 @@ def _take_blocks(logits: Array, blocks: Array, size: int) -> Array:
     def take(row: Array, starts: Array) -> Array:
         return jax.vmap(lambda start: lax.dynamic_slice_in_dim(row, start, size))(starts)
 
-    # To cut the tail off would be a copy.
+    # Slicing off the last, short chunk would copy the logits.
     return jnp.vectorize(take, signature="(v),(n)->(n,s)")(logits, blocks * size)
 
 
 def take_rest(rows: Rows, size: int) -> Array:
-    """Returns the raw values behind the last whole chunk of a size, `[..., vocab % size]`."""
+    """Returns the raw values after the last whole chunk of a size, `[..., vocab % size]`."""
     logits, mask = rows.source.logits, rows.source.mask
     whole, short = divmod(logits.shape[-1], size)
     rest = logits[..., whole * size :]

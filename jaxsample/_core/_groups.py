@@ -1,8 +1,8 @@
-"""More work for a few rows of a batch, which the other rows do not wait for.
+"""Further work for only some rows of a batch.
 
-Rows that need it are gathered in groups of a fixed size, one group after the other. A group's
-logits are copied once and stay in cache for all passes. Where devices share a batch or a row,
-gathering rows would move logits between them: there the work is done for all rows, if any needs it.
+The rows are gathered in groups of a fixed size, one group after the other. The logits of a group
+are copied once and stay in cache for all passes. If devices share a batch or a row, gathering rows
+would move logits between them: then the work is done for all rows, if any row needs it.
 """
 
 import functools
@@ -20,8 +20,8 @@ from jaxsample._core._vmap import rowwise
 
 _SIZES = {"cpu": 4, "tpu": 8}
 _SIZE = 32
-"""Rows of a group, by platform, and on others: few enough for a cache, and enough to keep a device
-busy. Only that of a CPU was measured (bench/NOTES.md).
+"""The number of rows of a group, by platform and for other platforms: few enough for the cache, and
+enough to use the whole device. Only the one of a CPU was measured (bench/NOTES.md).
 """
 
 T = TypeVar("T")
@@ -30,15 +30,15 @@ T = TypeVar("T")
 def update_rows(
     function: Callable[..., T], needed: Array, results: T, shared: bool, *args: Any
 ) -> T:
-    """Returns `results` with those of `function(needed, *args)` in the rows that need it.
+    """Returns `results` with those of `function(needed, *args)` in the needed rows.
 
     Args:
-      function: `function(needed, *args, grouped=...)`, which computes each row alone. `grouped`
-        is static, whether the rows are few, so that arrays of their size may be materialised.
+      function: `function(needed, *args, grouped=...)`, which computes each row independently.
+        `grouped` is static, whether it gets few rows and may materialise arrays of their size.
       needed: bool `[...]`.
-      results: a pytree of arrays that lead with the axes of the rows.
+      results: a pytree of arrays whose leading axes are those of the rows.
       shared: static, whether several devices share each row.
-      *args: pytrees of arrays that lead with the axes of the rows.
+      *args: pytrees of arrays whose leading axes are those of the rows.
     """
 
     def all_rows(needed: Array, results: T, *args: Any, grouped: bool = False) -> tuple[Array, ...]:
@@ -78,25 +78,25 @@ def _in_groups(
         lambda a: a.reshape(-1, *a.shape[len(lead) :]), (needed, results, args)
     )
     rows = np.arange(needed.size, dtype=np.int32)
-    number = jnp.sum(needed, dtype=jnp.int32)
 
-    def update(state: tuple[Array, Any]) -> tuple[Array, Any]:
-        start, results = state
-        # In the loop, since a batch that needs no group should not wait for it.
-        some, start = lax.optimization_barrier((needed, start))
-        place = jnp.cumsum(some, dtype=jnp.int32) - 1
-        here = some[None] & (place[None] == start + np.arange(size, dtype=np.int32)[:, None])
+    def update(state: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+        _, needed, results = state
+        number = jnp.cumsum(needed, dtype=jnp.int32)
+        here = needed[None] & (number[None] == np.arange(1, size + 1, dtype=np.int32)[:, None])
         index = jnp.min(jnp.where(here, rows[None], needed.size), axis=-1)
-        # Materialised: XLA would fuse the gather into each pass and read the rows from memory.
+        # Materialised once: XLA would fuse the gather into each pass and read rows from memory.
         group = lax.optimization_barrier(jax.tree.map(lambda a: _take(a, index), args))
         new = function(index < needed.size, *group, grouped=True)
-        return start + size, jax.tree.map(
-            lambda old, new: old.at[index].set(new, mode="drop"), results, new
+        needed &= number > size
+        return (
+            jnp.any(needed),
+            needed,
+            jax.tree.map(lambda old, new: old.at[index].set(new, mode="drop"), results, new),
         )
 
-    _, results = lax.while_loop(
-        lambda state: state[0] < number, update, (jnp.zeros_like(number), results)
-    )
+    # The condition is part of the state: a GPU would compute it in a kernel of its own.
+    start = jnp.any(needed), needed, results
+    *_, results = lax.while_loop(lambda state: state[0], update, start)
     return tuple(a.reshape(*lead, *a.shape[1:]) for a in jax.tree.leaves(results))
 
 
@@ -106,7 +106,7 @@ def _take(a: Array, index: Array) -> Array:
     def gathered(a: Array, index: Array) -> Array:
         return jnp.take(a, index, axis=0, mode="clip")
 
-    def sliced(a: Array, index: Array) -> Array:  # where a gather would copy all rows
+    def sliced(a: Array, index: Array) -> Array:  # a gather would copy all rows
         return jnp.concatenate([lax.dynamic_slice_in_dim(a, i, 1) for i in index])
 
     if a.ndim == 1:
@@ -115,7 +115,7 @@ def _take(a: Array, index: Array) -> Array:
 
 
 def select(which: Array, a: Any, b: Any) -> Any:
-    """Returns `a` in the rows `[...]` where `which` holds, else `b`; both are pytrees of arrays."""
+    """Returns `a` in rows `[...]` where `which` is True, else `b`; both are pytrees of arrays."""
 
     def chosen(a: Array, b: Array) -> Array:
         return jnp.where(which.reshape(*which.shape, *(1,) * (a.ndim - which.ndim)), a, b)

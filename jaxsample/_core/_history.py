@@ -1,7 +1,7 @@
 """N-gram matches and listed tokens within a history, for penalties.
 
-A history is `tokens [..., L]`, of which the first `length [...]` are valid. Its ids are compared,
-never used as an index, so they may be anything.
+A history is `tokens [..., L]`, of which the first `length [...]` are valid. Its ids are compared
+and never used as an index, so they may have any value.
 """
 
 import jax.numpy as jnp
@@ -29,8 +29,8 @@ def matches(tokens: Array, length: Array, limit: Array) -> Array:
     Args:
       tokens: int32 `[..., L]`.
       length: int32 `[...]` in [0, L].
-      limit: int32 `[...]`, longer matches count as this one; a batch takes as many steps as its
-        longest match up to the limit.
+      limit: int32 `[...]`, the largest returned length. The number of steps of a batch is that of
+        its longest match, up to the limit.
 
     Returns:
       int32 `[..., L]`, 0 from `length` on.
@@ -46,7 +46,7 @@ def matches(tokens: Array, length: Array, limit: Array) -> Array:
         steps += 1
         return steps, same & (steps < limit)[..., None], count + same.astype(jnp.int32)
 
-    # What a loop carries must vary over the mesh axes of a `shard_map` as all that it reads does.
+    # Inside `shard_map`, the carry of a loop must vary over the same mesh axes as its inputs.
     going = jnp.full_like(tokens, True, jnp.bool_) & (place < length[..., None])
     going &= (limit > 0)[..., None]
     start = (jnp.int32(0), going, jnp.zeros_like(going, jnp.int32))

@@ -1,13 +1,14 @@
 """Indices of short rows, and elements and sums by index.
 
-A TPU moves single elements one by one; there, every element is compared with every index.
+A gather or scatter of single elements is slow on a TPU; there, every element is compared with every
+index.
 """
 
 import jax.numpy as jnp
 from jax import Array, lax
 
 _SHORT = 1024
-"""Above this size a gather takes less than a comparison with every element."""
+"""The largest row for which comparing all elements is faster than a gather."""
 
 
 def take(x: Array, index: Array) -> Array:
@@ -43,7 +44,7 @@ def sums_by_index(x: Array, index: Array, size: int) -> Array:
         found = index[..., None] == places
         return jnp.sum(jnp.where(found, x[..., None], 0), axis=-2, dtype=x.dtype)
 
-    # On a CPU the comparisons take 20 times as long; elsewhere a scatter is not fused.
+    # Comparisons take 20 times as long on a CPU. On other platforms a scatter is not fused.
     return lax.platform_dependent(x, index, cpu=scattered, default=compared)
 
 
@@ -58,6 +59,6 @@ def positions(x: Array) -> Array:
 
 
 def first_true(mask: Array) -> Array:
-    """Returns the lowest True index of the last axis, int32 `[...]`; its length if none is."""
+    """Returns the lowest index of a True element of the last axis, int32 `[...]`, or its length."""
     index = jnp.where(mask, positions(mask), mask.shape[-1])
     return jnp.min(index, axis=-1, initial=mask.shape[-1])

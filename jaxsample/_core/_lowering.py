@@ -1,4 +1,4 @@
-"""A choice between functions at lowering, by the platform and the devices of the program."""
+"""A choice between functions at lowering, by the platform and the devices of a program."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,8 @@ from jax.interpreters import mlir
 
 Function = Callable[..., tuple[Array, ...]]
 Choice = Callable[[str, bool], Function | None]
-"""Takes the platform, and whether each device runs the program on its own. None: the default."""
+"""Takes the platform and whether the program runs on each device independently. Returns a function,
+or None for the default."""
 
 _choice = Primitive("jaxsample_choice")
 _choice.multiple_results = True
@@ -22,8 +23,8 @@ def at_lowering(
 ) -> tuple[Array, ...]:
     """Calls the function that `choose` returns for the program, with the same results as `default`.
 
-    Nothing has a gradient. `like` are arrays of the shapes and dtypes of the results; without them
-    the default is traced to find these, even if another function is chosen.
+    It is not differentiable. `like` are arrays with the shapes and dtypes of the results. Without
+    them the default is traced to find these, even if another function is chosen.
     """
     leaves, tree = jax.tree.flatten(args)
 
@@ -63,7 +64,7 @@ for _platform in ("cpu", "cuda", "tpu"):
 
 
 def _is_alone(axes: Any) -> bool:
-    """Whether each device runs the program on its own."""
+    """Whether the program runs on each device independently."""
     if isinstance(axes, mlir.ShardingContext):
         return bool(axes.num_devices == 1)
     if isinstance(axes, mlir.SPMDAxisContext):

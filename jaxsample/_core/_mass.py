@@ -1,13 +1,13 @@
-"""Probability mass in exact integers, so that no sum depends on the order of its terms.
+"""Probability mass as exact integers, so that no sum depends on the order of its terms.
 
-A float sum rounds differently in every order, so a kept set or a draw that depends on one would
-change with the sharding or the compiler. Here the weight of a token is
-`exp(x - row_max)` rounded to an integer, and a sum of integers is the same in every order.
+A float sum depends on the order of its terms, so a kept set or a draw computed from it would change
+with the sharding or the compiler. Here the weight of a token is `exp(x - row_max)` rounded to an
+integer, and a sum of integers is the same in every order.
 
-Unit and range: a weight is kept to 23 bits below the largest weight of its chunk (`shift` says how
-far that chunk stands below the row's maximum), but never finer than `2**-FRACTION_BITS` of the
-likeliest token, which is nothing from about 30 nats down. A chunk's sum fits in 32 bits,
-a row's in two words of 32.
+A weight has 23 bits below the largest weight of its chunk, whose distance to the maximum of the row
+is `shift`. Its unit is at least `2**-FRACTION_BITS` of the weight of the likeliest token, so tokens
+more than about 30 nats below that weigh nothing. The sum of a chunk fits in 32 bits, that of a row
+in two words of 32.
 """
 
 from collections.abc import Callable
@@ -31,10 +31,10 @@ NO_SHIFT = FRACTION_BITS - _WEIGHT_BITS
 """The shift at which a weight of one unit is a mass of one unit."""
 
 ENTROPY_UNIT = 64
-"""More octaves than a token of weight can lie below the sum of a row."""
+"""An upper bound, in octaves, of the information content of a token whose weight is not 0."""
 
 _NOTHING = -120.0
-"""Octaves below the maximum at which a weight is 0 and its float still a normal number."""
+"""Octaves at which a weight is 0 and its float is still a normal number."""
 
 _LIMB = 0xFFFF
 
@@ -50,11 +50,12 @@ class Scale(NamedTuple):
     """The weights of the tokens of a row.
 
     Attributes:
-      shifts: int32 `[..., chunks]`, how many powers of two below 1 each chunk's weights start.
+      shifts: int32 `[..., chunks]`, the distance of each chunk's largest weight from 1 in octaves.
       row_max: float32 `[...]`, the logit of weight 1, or None: every token weighs one unit.
-      log_sum: float32 `[...]`, or None: a token weighs as much as it is likely. With the row's
-        log-sum-exp above `row_max` it weighs what it adds to the entropy, over `ENTROPY_UNIT`.
-      counting: bool, a scalar, whether every token weighs one unit, or None: not.
+      log_sum: float32 `[...]`, or None: weights are proportional to probabilities. With the
+        log-sum-exp of the row relative to `row_max`, they are proportional to the contributions to
+        the entropy, divided by `ENTROPY_UNIT`.
+      counting: bool, a scalar, whether every token weighs one unit, or None: False.
       table: int32 `[..., vocab]`, the weights of all tokens, or None: they are computed.
     """
 
@@ -65,7 +66,7 @@ class Scale(NamedTuple):
     table: Array | None = None
 
     def or_count(self, counting: Array) -> "Scale":
-        """Returns the scale on which every token weighs one unit if `counting`, else this one."""
+        """Returns this scale, or if `counting` the one on which every token weighs one unit."""
         return self._replace(shifts=jnp.where(counting, NO_SHIFT, self.shifts), counting=counting)
 
     def weights(
@@ -95,7 +96,7 @@ class Scale(NamedTuple):
         return _round(_bounded(_power(octaves, shift) * information), places)
 
     def least(self, x: Array) -> Mass:
-        """Returns a lower bound of the weight of a logit `[...]`, however it is rounded."""
+        """Returns a lower bound of the mass of a logit `[...]`, whatever its rounding."""
         if self.row_max is None:
             return Mass(jnp.zeros_like(x, jnp.uint32), jnp.ones_like(x, jnp.uint32))
         if self.counting is not None:
@@ -118,27 +119,27 @@ def weights(
 ) -> Array:
     """Returns the weights of logits of rows, by their places in a chunk and its shift.
 
-    With `product` for `multiply` they are the same on every chip: else the last bit may differ,
-    since a pass over the logits would take up to half as long again. Kernels that have no floor
-    bring their own.
+    With `product` for `multiply` they are equal on every chip. With `jnp.multiply`, which makes a
+    pass over the logits up to a third faster, their last bit may differ.
+    `floor` is for kernels that have no operation for it.
     """
     return _round(_power(_octaves(x, row_max), shift, multiply, floor), places, floor)
 
 
 def least(weight: Array) -> Mass:
-    """Returns a lower bound of the mass of a token, from what it weighs at shift 0."""
+    """Returns a lower bound of the mass of a token, from its weight at shift 0."""
     return place(jnp.maximum(weight - (weight >> 16) - 4, 0), jnp.zeros_like(weight))
 
 
 def shifts(chunk_max: Array, row_max: Array) -> Array:
-    """Returns the shifts that suit the largest logits of chunks of rows."""
+    """Returns the shifts of chunks, from their largest logits."""
     return jnp.clip((row_max - chunk_max) * LOG2_E, 0, NO_SHIFT).astype(jnp.int32)
 
 
 def entropy_shifts(chunk_max: Array, row_max: Array, log_sum: Array) -> Array:
-    """Returns the shifts `[..., chunks]` for what the tokens of the chunks add to the entropy."""
+    """Returns the shifts `[..., chunks]` for contributions to the entropy."""
     log_sum = (log_sum * LOG2_E)[..., None]
-    # `2**-d * (log_sum + d)`, at d octaves below the maximum, falls from here on.
+    # `2**-d * (log_sum + d)`, at d octaves below the maximum, decreases from here on.
     octaves = jnp.maximum((row_max[..., None] - chunk_max) * LOG2_E, LOG2_E - log_sum)
     bits = octaves - product(_elementary.log((log_sum + octaves) / ENTROPY_UNIT), LOG2_E)
     return jnp.clip(jnp.nan_to_num(jnp.floor(bits), posinf=NO_SHIFT), 0, NO_SHIFT).astype(jnp.int32)
@@ -152,7 +153,7 @@ def weighted_octaves(x: Array, places: np.ndarray, row_max: Array, shift: Array)
 
 
 def _octaves(x: Array, row_max: Array) -> Array:
-    """Returns how many powers of two a logit stands above the maximum: none or less."""
+    """Returns the distance of logits from the maximum in octaves, at most 0."""
     return jnp.maximum((x - row_max) * LOG2_E, _NOTHING)
 
 
@@ -164,8 +165,8 @@ def _power(
 ) -> Array:
     """Returns `2**(octaves + 23 + shift)`.
 
-    A power of two in place of exp, which a pass spends most of its time on: the shift goes into
-    the exponent, and a polynomial good to 1e-7 is enough for 23 bits.
+    It replaces `exp`, which would take most of the time of a pass: the shift is added to the
+    exponent, and a polynomial accurate to 1e-7 suffices for 23 bits.
     """
     whole = floor(octaves)
     fraction = _elementary.exp2_of_fraction(octaves - whole, multiply)
@@ -175,7 +176,7 @@ def _power(
 
 
 def _bounded(weight: Array) -> Array:
-    """Returns a product that is not contracted with a sum that follows."""
+    """Returns a product that is not contracted with the next sum."""
     return jnp.minimum(weight, 2.0**_WEIGHT_BITS)
 
 
@@ -186,14 +187,14 @@ def _round(
 ) -> Array:
     """Returns weights as integers.
 
-    Each eighth of a chunk rounds up from another fraction: equal logits, all rounded the same way,
-    would add their errors up, and here they cancel.
+    Each eighth of a chunk rounds up from a different fraction, so that the rounding errors of equal
+    logits cancel instead of adding up.
     """
-    eighth = (places >> 5) * 3 + 4 & 7  # in an order whose every start is balanced, too
+    eighth = (places >> 5) * 3 + 4 & 7  # in an order of which every prefix is balanced
     fraction = (eighth.astype(np.float32) + 0.5) / 8
-    # Larger weights have 20 accurate bits without it, and the sum itself would be rounded.
+    # Larger weights have 20 accurate bits without it, and the float sum would be rounded.
     weight += jnp.where(weight < 2.0**20, fraction, 0)
-    # A conversion rounds towards 0, which takes three operations more on a TPU.
+    # The conversion alone rounds towards 0, which takes three more operations on a TPU.
     return floor(weight).astype(jnp.int32)
 
 
@@ -204,7 +205,7 @@ def likeliest(like: Array) -> Mass:
 
 
 def place(sums: Array, shift: Array) -> Mass:
-    """Returns the mass of `sums` (weights added up, in 32 bits) that were counted at `shift`."""
+    """Returns the mass of sums of weights, of 32 bits, at some shifts."""
     sums = lax.bitcast_convert_type(sums, jnp.uint32)
     up = (NO_SHIFT - shift).astype(jnp.uint32)
     return Mass(high=(sums >> 1) >> (31 - up), low=sums << up)
@@ -264,8 +265,8 @@ def to_float(mass: Mass) -> Array:
     return _from_unsigned(mass.high) * 2.0**32 + _from_unsigned(mass.low)
 
 
-# Kernels of JAX 0.9 convert no unsigned integers. Both halves are exact, and so is a product with a
-# power of two, so that only the last sum is rounded.
+# Pallas in JAX 0.9 cannot convert unsigned integers. Both halves are exact, and so are products
+# with powers of two, so that only the last sum is rounded.
 
 
 def _from_unsigned(x: Array) -> Array:

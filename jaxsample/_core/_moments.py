@@ -1,7 +1,7 @@
 """Entropy, collision probability and standard deviation of rows, from exact sums.
 
-Each is a float32 number a row, made of sums of integers, so that no rule which rests on one can
-keep other tokens in another batch, slot or sharding.
+Each is computed from sums of integers, so that rules which depend on it keep the same tokens in
+every batch, slot and sharding.
 """
 
 from collections.abc import Callable
@@ -20,20 +20,20 @@ from jaxsample._core._sortable import from_sortable
 
 _LN_2 = 0.6931471805599453
 _STEPS = 2**20
-"""Steps between the least and the largest logit, in which the deviation is measured."""
+"""The number of steps from the least to the largest logit, the unit of the deviation."""
 
 
 def log_sum(mass: Mass) -> Array:
     """Returns `log(sum(exp(logits - row_max)))`, `[...]`, from the mass of all tokens.
 
-    It is minus the log-probability of the likeliest.
+    It is minus the log-probability of the likeliest token.
     """
     return rounded(_mass.log(mass))
 
 
 def log_ratio(part: Mass, whole: Mass) -> Array:
-    """Returns `log(part / whole)`, `[...]`, precise where nearly all of the whole is there, too."""
-    inside = _mass.reaches(whole, part)  # else they are counted from other maxima
+    """Returns `log(part / whole)`, `[...]`, precise also if the part is nearly the whole."""
+    inside = _mass.reaches(whole, part)  # otherwise they are relative to different maxima
     missing = _mass.subtract(whole, _mass.select(inside, part, whole))
     share, rest = (_mass.to_float(of) / _mass.to_float(whole) for of in (part, missing))
     most = inside & (rest > 0) & (rest < 0.5)
@@ -57,7 +57,7 @@ def entropy(rows: Rows, scale: Scale, sums: Array, cut: Cut | None = None) -> tu
             return octaves
         return jnp.where(keep(rows.read_to_cut(raw), places, *end), octaves, 0)
 
-    # Distances within a chunk are measured from its shift, which is added here.
+    # Distances within a chunk are relative to its shift, which is added here.
     distances = _chunks.chunk_sums(rows.source, distance, scale.shifts, *ends)
     further = _mass.place(distances, scale.shifts)
     weights = _mass.place(sums, scale.shifts)
@@ -85,7 +85,7 @@ def log_collision(rows: Rows, log_sum: Array) -> Array:
 def deviation(rows: Rows) -> Array:
     """Returns the standard deviation of the finite logits, `[...]`, as a population."""
     least = _least(rows)
-    spread = rounded(0.5 * rows.row_max - 0.5 * least)  # of halves, which cannot overflow
+    spread = rounded(0.5 * rows.row_max - 0.5 * least)  # halves cannot overflow
     per_step = jnp.where(spread > 0, jnp.minimum(_STEPS / spread, np.finfo(np.float32).max), 0)
     per_step = rounded(per_step)[..., None, None]
 
@@ -106,7 +106,7 @@ def deviation(rows: Rows) -> Array:
     number = rounded(_mass.to_float(_chunks.mass(rows, _chunks.tally(rows))))
     centre = jnp.rint(mean(lambda steps: steps)).astype(jnp.int32)[..., None, None]
 
-    # A square has 40 bits: from its halves of 10 come the sums of 32.
+    # A square has 40 bits. The products of its halves of 10 bits add up within 32 bits.
     def high(steps: Array) -> Array:
         return jnp.abs(steps - centre) >> 10
 

@@ -1,4 +1,4 @@
-"""Log-sum-exp, whose value comes from exact masses and whose gradient is the softmax."""
+"""Log-sum-exp with a value from exact masses and the softmax as its gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,9 @@ def logprobs(rows: Rows, mass: Mass, kept: Array, chosen: Array) -> Array:
     """Returns log-probabilities of chosen logits under the softmax of the kept ones.
 
     Args:
-      rows: the logits, looked over.
+      rows: the logits, scanned.
       mass: `[...]`, of the kept tokens.
-      kept: the logits, -inf where they are not kept, read only for the gradient.
+      kept: the logits, -inf for tokens that are not kept, read only for the gradient.
       chosen: `[..., n]`, the logits to normalise.
 
     Returns:

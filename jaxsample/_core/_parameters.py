@@ -1,6 +1,6 @@
-"""Parameters of rules, each with its range, which is stated once.
+"""Parameters of rules and their ranges.
 
-The function of a rule, the field of `SamplingParams` and `validate()` share it.
+The function of a rule, the field of `SamplingParams` and `validate()` share one `Parameter`.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ class Parameter:
     """A parameter of a rule.
 
     Attributes:
-      kinds: of its dtypes, as `_checks.held` has them.
+      kinds: the kinds of its dtypes, as in `_checks.held`.
       allowed: its range, in words.
-      inside: whether values, of NumPy or JAX, lie in the range.
-      axes: the axes behind the rows: none, "n" (a list), "vocab" or "vocab / 32".
+      inside: returns whether values, NumPy or JAX arrays, are in the range.
+      axes: the axes after those of the rows: none, "n" (a list), "vocab" or "vocab / 32".
     """
 
     kinds: str
@@ -32,7 +32,7 @@ class Parameter:
     axes: tuple[str, ...] = ()
 
     def __call__(self, name: str, value: ArrayLike, logits: Array) -> Array:
-        """Returns the array that programs take."""
+        """Returns the array of an argument, checked and converted."""
         array = _checks.to_array(name, value)
         _checks.not_explicit(name, array, array.ndim - len(self.axes))
         if self.kinds == _checks.WORDS:
@@ -43,13 +43,13 @@ class Parameter:
             return _checks.per_list(name, array, logits, self.kinds)
         if self.axes:
             return _checks.per_item(name, array, logits, self.kinds)
-        if array.ndim == logits.ndim and array.shape[-1] == 1:  # a column, of one value a row
+        if array.ndim == logits.ndim and array.shape[-1] == 1:  # a column
             array = array.reshape(array.shape[:-1])
         checks = {"b": _checks.flags, "iu": _checks.integer, "iuf": _checks.real}
         return checks[self.kinds](name, array, logits)
 
     def narrowed(self, name: str, value: ArrayLike, logits: Array) -> Any:
-        """Returns the array of a field of `SamplingParams`; rules check the shapes of lists."""
+        """Returns the array of a field of `SamplingParams`; the rules check shapes of lists."""
         if not self.axes:
             return self(name, value, logits)
         array = _checks.held(name, value, self.kinds)
@@ -64,7 +64,7 @@ class Parameter:
             raise ValueError(f"{name} must have shape [..., {shape}], got {np.shape(value)}")
 
     def of_rows(self, value: ArrayLike, x: Source) -> tuple[Array, Array]:
-        """Returns one value a row, without a gradient, and where it lies outside the range."""
+        """Returns one value a row, without a gradient, and where it is outside the range."""
         value = x.per_row(lax.stop_gradient(value))
         return value, ~self.inside(value)
 
@@ -74,7 +74,7 @@ class Field(NamedTuple):
 
     Attributes:
       parameter: its range.
-      neutral: its value in rows that do not ask for its rule; of a list, that of each element.
+      neutral: the value that disables its rule; for a list, the value of each element.
       rule: the name of the stage that reads it.
     """
 
@@ -96,7 +96,7 @@ def _anything(kinds: str, *axes: str) -> Parameter:
 
 
 def _ids(*axes: str) -> Parameter:
-    # The vocabulary is not known here: those below it are found bad with the logits.
+    # The vocabulary is not known here; the rules compare the ids with it.
     return Parameter("iu", f"below {_checks.MAX_VOCAB}", lambda x: x < _checks.MAX_VOCAB, axes)
 
 

@@ -1,4 +1,4 @@
-"""The wrapper of public functions, which checks arguments and calls a jitted program."""
+"""The decorator of public functions, which checks arguments and calls a jitted program."""
 
 import functools
 import inspect
@@ -13,13 +13,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Converter = Callable[[str, Any, Any], Any]
-"""Takes the name and value of an argument and the first one, returns what the body gets."""
+"""Takes the name and value of an argument and the first argument, returns the converted value."""
 
 
 _OPTIONS = {
     "axis_name": """
   axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
-    `shard_map`; None where it is whole.""",
+    `shard_map`; None if it is not.""",
     "implementation": """
   implementation: static, "xla", or "pallas" for the kernels of a TPU or an NVIDIA GPU (those of a
     TPU are interpreted elsewhere); None for kernels where a TPU should be faster with them. The
@@ -32,7 +32,7 @@ Raises:
 
 
 def static_integer(least: int, most: int) -> Converter:
-    """Makes the converter of a static integer in a range."""
+    """Returns the converter of a static integer in a range."""
     return lambda name, value, _: _checks.static_integer(name, value, least, most)
 
 
@@ -45,15 +45,16 @@ def public(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a public function of a body, which is jitted.
 
-    Arguments are checked and converted to arrays of known dtype before the body is traced: a Python
-    number never compiles anew, and an integer of 64 bits is not cut. The docstring gets the
-    sections that all public functions share: the arguments of `_OPTIONS`, and `_RAISES`.
+    Arguments are checked and converted to arrays of known dtype before the body is traced: a new
+    Python number never causes a recompilation, and integers of 64 bits are not truncated. The
+    sections that all public functions share, the arguments of `_OPTIONS` and `_RAISES`, are added
+    to the docstring.
 
     Args:
-      first: the name of the logits, or of the argument that the others are checked against.
+      first: the name of the argument that the others are checked against.
       convert_first: its converter.
       static: the names of the static arguments; None: the keyword-only ones.
-      **converters: of the other arguments, by name.
+      **converters: the converters of the other arguments, by name.
     """
 
     def decorated(body: Callable[P, R]) -> Callable[P, R]:

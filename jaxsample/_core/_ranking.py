@@ -1,8 +1,8 @@
 """Law 1: one ranking, by logit, equal logits by lower token id.
 
-A prefix of the ranking is named by its last token alone, its `Cut`. Two ways lead to one: the
-`candidates`, which the block maxima find without a second look at the row and which hold nearly
-every cut, and `_bisection`, a bisection over all of the row, for the others.
+A prefix of the ranking is represented by its last token, its `Cut`. Most cuts are among the
+`candidates`, which are found from the block maxima without another pass over the row. `_bisection`
+finds the others by a search over the whole row.
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from jaxsample._core._source import CHUNK
 
 
 class Cut(NamedTuple):
-    """The end of a prefix: its last token, or anything between that and the next one.
+    """The end of a prefix: its last token, or any point between that and the next token.
 
     Attributes:
       logit: float32.
-      token: int32; of tokens with that logit, those up to this id are in the prefix.
+      token: int32; tokens with that logit are in the prefix up to this id.
     """
 
     logit: Array
@@ -35,7 +35,7 @@ class Cut(NamedTuple):
 
 
 def is_kept(x: Array, ids: Array, cut: Cut) -> Array:
-    """Whether the tokens `[..., *]` with these logits and ids stand at or before the cut."""
+    """Whether tokens `[..., *]` with these logits and ids are in the prefix of a cut."""
     logit, token = (to_elements(of, x) for of in cut)
     return (x > logit) | ((x == logit) & (ids <= token))
 
@@ -45,8 +45,8 @@ def up_to(
 ) -> tuple[Callable[..., Array], Array]:
     """Returns the arguments with which `_chunks.weigh` keeps the tokens up to a cut.
 
-    The id of the cut becomes a place in each chunk: XLA would hoist the ids of all tokens out of a
-    loop and materialise them.
+    The id of the cut is converted to a place in each chunk: XLA would hoist the ids of all tokens
+    out of a loop and materialise them.
     """
 
     def keep(x: Array, places: np.ndarray, last: Array) -> Array:
@@ -57,13 +57,13 @@ def up_to(
 
 
 def everything(rows: Rows) -> Cut:
-    """Returns the cut behind the last token."""
+    """Returns the cut after the last token."""
     logit = jnp.full_like(rows.row_max, -jnp.inf)
     return Cut(logit, jnp.full_like(logit, rows.vocab, jnp.int32))
 
 
 def before(tokens: Cut) -> Cut:
-    """Returns the cuts of the prefixes that end just before some tokens."""
+    """Returns the cuts directly before some tokens."""
     return Cut(tokens.logit, tokens.token - 1)
 
 
@@ -78,7 +78,7 @@ def later(a: Cut, b: Cut) -> Cut:
 
 
 def select(which: Array, a: Cut, b: Cut) -> Cut:
-    """Returns `a` where `which` holds, else `b`."""
+    """Returns `a` where `which` is True, else `b`."""
     return Cut(jnp.where(which, a.logit, b.logit), jnp.where(which, a.token, b.token))
 
 
@@ -118,7 +118,8 @@ def candidates(rows: Rows, number: int) -> Cut:
 def first(rows: Rows, number: int) -> tuple[Cut, Array]:
     """Returns the first tokens of the ranking in order, and their raw values.
 
-    A token outside the `number` best blocks has that many tokens before it, one in each of them.
+    They are in the `number` blocks with the largest maxima: any other token has at least `number`
+    tokens before it, one in each of these blocks.
 
     Returns:
       Logits and ids, and the raw values of the logits, `[..., min(number, vocab)]`.
@@ -129,14 +130,14 @@ def first(rows: Rows, number: int) -> tuple[Cut, Array]:
     if whole <= number:
         raw, blocks, least = rows.source.whole(), None, None
     else:
-        # In order of their ids, since ties are broken by position; the short block is the last.
+        # In the order of ids, since ties are broken by position. The short block is the last one.
         blocks, least = _selection.places_of_top_k(unsigned_zero(block_max[..., :whole]), number)
         raw = _taken(rows, blocks, size)
 
     def competing(raw: Array) -> Array:
         x = unsigned_zero(rows.read(raw))
-        # At least `number` tokens reach the least of these maxima. Without the others, top_k takes
-        # half the time.
+        # At least `number` tokens reach the least of these maxima. Masking the others halves the
+        # time of top_k.
         return x if least is None else jnp.where(x >= least[..., None], x, -jnp.inf)
 
     top, position, raw = _selection.top_k(raw, min(number, rows.vocab), competing)
@@ -145,7 +146,7 @@ def first(rows: Rows, number: int) -> tuple[Cut, Array]:
 
 
 def rank(rows: Rows, tokens: Array) -> Array:
-    """Returns the number of tokens before one of each row that is not masked, int32 `[...]`."""
+    """Returns the rank of an unmasked token of each row, int32 `[...]`."""
     taken = _shards.take(rows.source.logits, tokens[..., None], rows.source.shards)
     logit = rows.read(taken)[..., 0]
     cut = before(Cut(logit, tokens))
@@ -158,9 +159,9 @@ def rank(rows: Rows, tokens: Array) -> Array:
 
 
 def weigh_first(rows: Rows, top: Cut) -> tuple[Array, Array]:
-    """Returns the weights of the first tokens, by probability, and their chunks' shifts.
+    """Returns the weights of the first tokens, by probability, and the shifts of their chunks.
 
-    The largest logit of a chunk is one of the first, too, if another of the chunk is.
+    The largest logit of a chunk is among the first tokens if any token of the chunk is.
     """
     chunks = top.token // CHUNK
     same = chunks[..., :, None] == chunks[..., None, :]
@@ -171,7 +172,7 @@ def weigh_first(rows: Rows, top: Cut) -> tuple[Array, Array]:
 
 
 def _taken(rows: Rows, blocks: Array, size: int) -> Array:
-    """Returns the raw values of some whole blocks and of the short last one, in a row."""
+    """Returns the raw values of some whole blocks and of the short last one, concatenated."""
     raw = take_blocks(rows, blocks, size).reshape(*blocks.shape[:-1], -1)
     if rows.source.shards is not None:  # whose vocabulary is whole blocks
         return raw
@@ -179,12 +180,12 @@ def _taken(rows: Rows, blocks: Array, size: int) -> Array:
 
 
 def _ids(rows: Rows, blocks: Array, size: int, position: Array) -> Array:
-    """Returns the ids of tokens by their position in `_taken`."""
+    """Returns the ids of tokens, by their position in the result of `_taken`."""
     last = jnp.full((*blocks.shape[:-1], 1), rows.vocab // size, blocks.dtype)
     blocks = jnp.concatenate([blocks, last], axis=-1)
     return take(blocks, position // size) * size + position % size
 
 
 def unsigned_zero(x: Array) -> Array:
-    """Returns 0 in place of -0: they are equal, but top_k distinguishes them."""
+    """Replaces -0 by 0: they are equal, but top_k distinguishes them."""
     return jnp.where(x == 0, 0, x)

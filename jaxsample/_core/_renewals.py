@@ -1,11 +1,10 @@
-"""Draws without replacement: the race of `_draw`, in which the clock of a winning chunk is renewed.
+"""Draws without replacement: the race of `_draw`, continued after each winner.
 
-Token i of a row arrives at an exponential time of rate p_i, and the order of the arrivals is that
-of draws without replacement. The rate of a chunk is the sum of the rates of its tokens that have
-not arrived. After one has, the time to the chunk's next arrival is exponential again, with the rate
-that is left, and the other chunks go on as before: an exponential time has no memory. So each
-further token reads one chunk of logits, and looks through the times of the chunks and of the tokens
-in it.
+Token i of a row arrives at an exponential time of rate p_i, and the order of the arrivals is the
+order of draws without replacement. The rate of a chunk is the sum of the rates of its tokens that
+have not arrived. Exponential times are memoryless: after an arrival, the time to the next arrival
+of that chunk is exponential with the remaining rate, and the times of other chunks do not change.
+So each further token reads one chunk of logits, the times of the chunks and those of its tokens.
 """
 
 import jax.numpy as jnp
@@ -35,7 +34,7 @@ def arrivals(noise: Array, rows: Rows, scale: Scale, sums: Array, num: int) -> t
       num: the number of tokens.
 
     Returns:
-      int32 `[..., num]`, anything where the time is inf and on a bad row; and float32
+      int32 `[..., num]`, undefined where the time is inf and on bad rows; and float32
       `[..., num + 1]`, in units in which the likeliest token of the row has rate 1.
     """
     rates = _mass.rates(sums, scale.shifts)
@@ -61,21 +60,21 @@ def arrivals(noise: Array, rows: Rows, scale: Scale, sums: Array, num: int) -> t
 def _within(
     noise: Array, rows: Rows, chunk: Array, tokens: Array, step: Array
 ) -> tuple[Array, Array]:
-    """Returns the token of a chunk that arrives, and the time to the next one of that chunk.
+    """Returns the token of a chunk that arrives, and the time to the next arrival of the chunk.
 
     Args:
       noise: `[..., 2]`.
       rows: the logits.
       chunk: int32 `[...]`.
-      tokens: int32 `[..., num]`, those that have arrived, -1 for the others.
-      step: how many have.
+      tokens: int32 `[..., num]`, the tokens that have arrived, padded with -1.
+      step: their number.
     """
     raw, ids = take_chunk(rows, chunk)
     has_arrived = jnp.any(tokens[..., :, None] == ids[..., None, :], axis=-2)
     below = jnp.where(has_arrived, -jnp.inf, rows.read(raw) - rows.row_max[..., None])
 
-    # The first token has the noise of `draw`, which depends on the place alone. Further ones have
-    # that of the token and of the number of tokens that have arrived in its chunk.
+    # The noise of the first token is that of `draw`, by place in the chunk. The noise of further
+    # ones depends on the token and the number of tokens of its chunk that have arrived.
     earlier = jnp.sum(tokens // CHUNK == chunk[..., None], axis=-1, keepdims=True, dtype=jnp.int32)
     places, own = ids % CHUNK, earlier + 2
     index, stream = jnp.where(step == 0, places, ids), jnp.where(step == 0, 1, own)
@@ -88,7 +87,7 @@ def _within(
 
 
 def _rate(below: Array) -> Array:
-    """Returns the sum of `exp(below)` of a chunk `[..., 256]`, a sum of integers."""
+    """Returns the sum of `exp(below)` of a chunk `[..., 256]`, as a sum of integers."""
     largest = jnp.max(below, axis=-1)
     largest = jnp.where(largest > -jnp.inf, largest, 0)
     shift = jnp.zeros_like(largest, jnp.int32)

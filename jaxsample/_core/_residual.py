@@ -1,4 +1,4 @@
-"""Probabilities of two models side by side, for rejection sampling."""
+"""The excess of one distribution over another, for rejection sampling."""
 
 import dataclasses
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from jaxsample._core._source import Source
 from jaxsample._core._vmap import rowwise
 
 _UNITS = 2.0**30
-"""Of a probability: a row's sum fits in 32 bits."""
+"""Units of a probability, whose sum over a row fits in 32 bits."""
 
 
 class Distribution(NamedTuple):
@@ -28,7 +28,7 @@ class Distribution(NamedTuple):
       rows: the logits.
       cut: the end of the kept tokens.
       log_mass: float32 `[...]`, the logarithm of their mass.
-      num_kept: int32 `[...]`, their number; None where `first` is.
+      num_kept: int32 `[...]`, their number; None if `first` is None.
       first: the candidates, or None.
     """
 
@@ -59,7 +59,7 @@ class Distribution(NamedTuple):
 
         for _ in range(index.ndim):
             taken = jax.vmap(taken)
-        # Materialised: each pass would take it again.
+        # Materialised once: each pass would repeat the gather.
         return lax.optimization_barrier(jax.tree.map(lambda leaf: taken(leaf, index), self))
 
     def normalised(self, raw: Array, ids: Array) -> Array:
@@ -86,7 +86,7 @@ def of_kept(
     first: Candidates | None = None,
 ) -> Distribution:
     """Returns the softmax of the logits up to a cut, from their mass."""
-    # Materialised: each element would compute it again.
+    # Materialised once: XLA would recompute it for each element.
     return Distribution(rows, cut, lax.optimization_barrier(_mass.log(mass)), num_kept, first)
 
 
@@ -97,7 +97,7 @@ def of_all(x: Source) -> Distribution:
 
 
 def exp(x: Array) -> Array:
-    """Returns `exp(x)` of float32, the same in arrays of every size; at most 2**127."""
+    """Returns `exp(x)` of float32, equal in arrays of every size; at most 2**127."""
     return _elementary.exp2(product(x, LOG2_E))
 
 
@@ -114,10 +114,10 @@ def log_excess(factor: Array, p: Distribution, q: Distribution) -> Array:
 
 @rowwise
 def total_excess(factor: Array, p: Distribution, q: Distribution) -> Array:
-    """Returns the sums of `max(factor * p - q, 0)` of the rows behind the first, float32.
+    """Returns the sums of `max(factor * p - q, 0)` of the rows after the first, float32.
 
-    They are sums of integers, which have no order. Where all rows of p keep tokens of `p.first`
-    alone, the others are not read.
+    They are sums of integers, independent of the order. If the candidates `p.first` hold all kept
+    tokens of p in every row, no other tokens are read.
 
     Args:
       factor: float32 `[..., n]`.
@@ -137,27 +137,27 @@ def total_excess(factor: Array, p: Distribution, q: Distribution) -> Array:
         return jnp.sum(units, axis=-1, dtype=jnp.int32).astype(jnp.float32) / _UNITS
 
     def by_chunk(p: Distribution, q: Distribution) -> Array:
-        def element(raw: Array, ids: Array, _: Array, beside: Array) -> Array:
-            return units(p.normalised(beside, ids), q.normalised(raw, ids))
+        def element(raw: Array, ids: Array, _: Array, of_p: Array) -> Array:
+            return units(p.normalised(of_p, ids), q.normalised(raw, ids))
 
-        beside = (p.rows.source.masked(),)
-        return added_up(_chunks.chunk_sums(q.rows.source, element, per_token=beside))
+        per_token = (p.rows.source.masked(),)
+        return added_up(_chunks.chunk_sums(q.rows.source, element, per_token=per_token))
 
-    def at_once(p: Distribution, q: Distribution) -> Array:  # chunks are another layout on a TPU
+    def at_once(p: Distribution, q: Distribution) -> Array:  # on TPU, chunks need another layout
         return added_up(units(p.all_logprobs(), q.all_logprobs()))
 
     def of_whole_rows() -> Array:
-        behind = p.between(1, number + 1), q.between(1, number + 1)
+        rest = p.between(1, number + 1), q.between(1, number + 1)
         if q.rows.source.shards is not None:
-            return by_chunk(*behind)
-        return lax.platform_dependent(*behind, tpu=at_once, default=by_chunk)
+            return by_chunk(*rest)
+        return lax.platform_dependent(*rest, tpu=at_once, default=by_chunk)
 
     if p.first is None or p.num_kept is None:
         return of_whole_rows()
     tokens = p.first.tokens.token[..., : number + 1, :]
     of_p = p.first_logprobs(p.first.tokens, p.num_kept)[..., 1 : number + 1, :]
     of_few = added_up(units(of_p, q.logprobs(tokens)[..., 1:, :]))
-    # Greedy rows keep the first token, which is known in any case.
+    # Greedy rows keep the first token, which is always among the candidates.
     known = (p.first.complete & (p.num_kept <= tokens.shape[-1])) | (p.num_kept <= 1)
     within = jnp.all(known)
     return lax.cond(within, lambda: of_few, of_whole_rows)
@@ -165,14 +165,14 @@ def total_excess(factor: Array, p: Distribution, q: Distribution) -> Array:
 
 @rowwise
 def drawn(noise: Array, x: Source, otherwise: Array) -> Array:
-    """Returns a token of each row of a source, or of other logits where it holds none.
+    """Returns a token of each row of a source, or of other logits for rows without any.
 
     Returns:
       int32 `[...]`, -1 on a bad row.
     """
 
     def of(logits: Array) -> Array:
-        # Materialised: each pass would compute them again.
+        # Materialised once: XLA would recompute them in each pass.
         source = dataclasses.replace(x, logits=lax.optimization_barrier(logits))
         rows, scale, (sums, *_) = _scan.scan_and_weigh(source)
         token = _draw.draw(noise, rows, scale, sums, _ranking.everything(rows))

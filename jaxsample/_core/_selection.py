@@ -1,7 +1,7 @@
-"""The largest of some values: sorted, or on TPU, where a sort is slow, selected.
+"""The k largest of some values, by a sort, or by a selection on TPUs, where a sort is slow.
 
-The least of the k largest is found by bisection. Those from it up are moved together by products
-with matrices of zeros and ones, which are exact: a byte is a bfloat16 number.
+The selection finds the k-th largest value by bisection. It moves the values at or above it together
+by products with matrices of zeros and ones. These are exact, since bytes are bfloat16 numbers.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ from jax.typing import DTypeLike
 from jaxsample._core._sortable import from_sortable, to_sortable
 
 _GROUP = 32
-"""Values that are moved as one row of a matrix."""
+"""The number of values that are moved as one row of a matrix."""
 
 
 def top_k(raw: Array, k: int, value: Callable[[Array], Array]) -> tuple[Array, Array, Array]:
     """Returns the k largest float32 `value(raw)` of `[..., n]` in order, equal ones by position.
 
     Returns:
-      The values, their positions and what they are of.
+      The values, their positions and their raw values.
     """
 
     def by_sort(raw: Array) -> tuple[Array, Array, Array]:
@@ -41,7 +41,7 @@ def top_k(raw: Array, k: int, value: Callable[[Array], Array]) -> tuple[Array, A
 
 
 def places_of_top_k(x: Array, k: int) -> tuple[Array, Array]:
-    """Returns the positions, ascending, of the k largest of float32 `[..., n]`, and the least."""
+    """Returns the ascending positions of the k largest of float32 `[..., n]`, and the k-th one."""
 
     def by_sort(x: Array) -> tuple[Array, Array]:
         values, positions = lax.top_k(x, k)
@@ -57,10 +57,7 @@ def places_of_top_k(x: Array, k: int) -> tuple[Array, Array]:
 
 
 def _first(sortable: Array, least: Array, k: int) -> Array:
-    """Returns which k of the sortable integers are first, bool `[..., groups, size]`.
-
-    Of those equal to the least, the ones of the lowest positions.
-    """
+    """Marks the k largest sortable integers, ties by lower position, bool `[..., groups, size]`."""
     least = least[..., None, None]
     sortable = _grouped(sortable, jnp.iinfo(sortable.dtype).min)
     above, equal = sortable > least, sortable == least
@@ -69,10 +66,7 @@ def _first(sortable: Array, least: Array, k: int) -> Array:
 
 
 def _move(kept: Array, k: int, *carried: Array) -> list[Array]:
-    """Returns the positions of the k kept of `[..., groups, size]`, and the elements there.
-
-    All in the order of the positions.
-    """
+    """Returns the positions of the k kept of `[..., groups, size]`, ascending, and the elements."""
     rank = _running(kept)
     last = rank[..., -1]  # of each group
     before = jnp.pad(last, [(0, 0)] * (last.ndim - 1) + [(1, 0)])[..., :-1]
@@ -91,9 +85,9 @@ def _move(kept: Array, k: int, *carried: Array) -> list[Array]:
 
 
 def _kth_largest(sortable: Array, k: int) -> Array:
-    """Returns the k-th largest sortable integer of each row: the largest that k of them reach.
+    """Returns the k-th largest sortable integer of each row.
 
-    Finds two bits per turn, since each turn is an exchange between the devices that share a row.
+    Each iteration finds two bits, since it is one exchange between the devices that share a row.
     """
     digits = _along(1, 3, sortable.ndim, -1).astype(jnp.uint32)
 
@@ -121,7 +115,7 @@ def _grouped(x: Array, filler: float) -> Array:
 
 
 def _running(mask: Array) -> Array:
-    """Returns the running counts of True in `[..., groups, size]`, each with its own place."""
+    """Returns the inclusive running counts of True in `[..., groups, size]`."""
     inside, groups = _product(mask, np.tri(_GROUP).T), mask.shape[-2]
     before = _product(inside[..., -1], np.tri(groups, k=-1).T)
     return inside + before[..., None]
@@ -131,7 +125,7 @@ def _take_groups(groups: Array, index: Array) -> Array:
     """Returns the groups `[..., groups, m, size]` of small numbers at indices `[..., k]`."""
     *lead, number, m, size = groups.shape
     chosen = index[..., None] == _along(0, number, index.ndim + 1, -1)
-    # Numbers of other devices are exchanged as two bytes.
+    # bfloat16 sums, so that devices exchange two bytes a number.
     taken = _product(chosen, groups.reshape(*lead, number, m * size), jnp.bfloat16)
     return taken.reshape(*index.shape, m, size)
 
@@ -157,7 +151,7 @@ def _bytes(x: Array) -> list[Array]:
 
 
 def _from_bytes(found: Array, like: Sequence[Array]) -> list[Array]:
-    """Returns numbers from their bytes `[..., bytes]`, one number after the other."""
+    """Returns the arrays from the bytes `[..., bytes]` of their elements."""
     numbers, start = [], 0
     for x in like:
         width = x.dtype.itemsize

@@ -1,12 +1,12 @@
 """A vocabulary that is sharded over a mesh axis, inside the caller's `jax.shard_map`.
 
-Each device holds the logits of its own tokens, whole chunks of them in a row, and looks at no
-others. What it finds in a chunk is small. A sum of integers over the devices, to which each adds
-its own part in its place and zeros elsewhere, tells all of them what the chunks of the whole row
-hold: they go on alike from there, and to the tokens of a row on one device, bit for bit.
+Each device reads only its local logits, which are whole chunks of consecutive tokens. Its results
+by chunk are small, so they are exchanged by a sum of integers over the devices, to which each adds
+its own chunks and zeros for all others. From there all devices compute the same, and the same as
+one device with the whole row, bit for bit.
 
-Ids of tokens are those of the whole vocabulary everywhere. What is `[..., vocab]` for one device is
-`[..., vocab / devices]` here, and `shards` is None where one device holds the whole row.
+Token ids are global. Arrays of shape `[..., vocab]` on one device have shape
+`[..., vocab / devices]` here. `shards` is None if one device holds the whole row.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Shards:
         return lax.axis_size(self.axis_names)
 
     def start(self, size: int) -> Array:
-        """Returns the place in the row of this device's first element, if each has `size`."""
+        """Returns the index of this device's first element, if each device has `size` elements."""
         return lax.axis_index(self.axis_names) * size
 
     def own(self, x: Array) -> Array:
@@ -54,9 +54,9 @@ class Shards:
         """Returns `take(index)` of the device that has the index, bit for bit, on all devices.
 
         Args:
-          take: takes indices `[...]` of this device's part, of `size`, and gives `[..., *]`.
-          index: of the whole row, clipped to it.
-          size: of each part.
+          take: takes local indices `[...]`, below `size`, and returns `[..., *]`.
+          index: global indices; they are clipped.
+          size: the number of elements of each device.
         """
         index, own = self._place(index, size)
         found = take(index)
@@ -68,7 +68,7 @@ class Shards:
         return lax.psum(x, self.axis_names)
 
     def _place(self, index: Array, size: int) -> tuple[Array, Array]:
-        """Returns an index's place in this device's part, clipped to it, and if it is there."""
+        """Returns the local index of a global one, clipped, and whether this device has it."""
         here = jnp.clip(index, 0, size * self.number - 1) - self.start(size)
         return jnp.clip(here, 0, size - 1), (here >= 0) & (here < size)
 
@@ -102,7 +102,7 @@ def ids(logits: Array, shards: Shards | None) -> Array:
 
 
 def places(logits: Array, token_ids: Array, shards: Shards | None) -> Array:
-    """Returns where in `logits [..., size]` tokens stand; `size` for those of other devices."""
+    """Returns the local indices of tokens in `logits [..., size]`; `size` on other devices."""
     if shards is None:
         return token_ids
     size = logits.shape[-1]
@@ -111,19 +111,19 @@ def places(logits: Array, token_ids: Array, shards: Shards | None) -> Array:
 
 
 def take(logits: Array, token_ids: Array, shards: Shards | None = None) -> Array:
-    """Returns the logits of some tokens, `[..., n]`; those of any token for an id outside."""
+    """Returns the logits of some tokens, `[..., n]`; ids are clipped."""
     if shards is None:
         return _take(logits, token_ids)
     return _take_shared(logits, token_ids, shards)
 
 
 def total(x: Array, shards: Shards | None) -> Array:
-    """Returns a sum over the vocabulary from each device's own, of floats: for gradients alone."""
+    """Returns the float sum over the vocabulary from local sums; used only for gradients."""
     return x if shards is None else shards.sum(x)
 
 
 def softmax(x: Array, shards: Shards | None) -> Array:
-    """Returns the softmax over the whole vocabulary, of floats: for gradients alone."""
+    """Returns the float softmax over the whole vocabulary; used only for gradients."""
     if shards is None:
         return jax.nn.softmax(x)
     largest = jnp.max(lax.stop_gradient(x), axis=-1, keepdims=True)
@@ -151,7 +151,7 @@ def _take(logits: Array, index: Array) -> Array:
 
 
 def _to_bits(x: Array) -> Array:
-    """Returns integers of 32 bits, which every platform adds exactly, even of NaN and -0."""
+    """Returns the bits as int32, so that sums are exact on every platform, even for NaN and -0."""
     if jnp.issubdtype(x.dtype, jnp.floating):
         x = lax.bitcast_convert_type(x, f"int{jnp.finfo(x.dtype).bits}")
     return x.astype(jnp.int32)

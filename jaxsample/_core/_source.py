@@ -14,10 +14,10 @@ from jaxsample._core._checks import MAX_VOCAB
 from jaxsample._core._shards import AxisName, Shards
 
 BLOCK = 64
-"""The chunks that the ranking looks through."""
+"""The size of the chunks that the ranking reads."""
 
 CHUNK = 256
-"""The chunks of the draw."""
+"""The size of the chunks of the draw."""
 
 Implementation = Literal["xla", "pallas"] | None
 """No kernels, kernels wherever a program runs, or kernels where they are estimated to be faster."""
@@ -26,14 +26,14 @@ Implementation = Literal["xla", "pallas"] | None
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Logits as they were given, with their mask, mesh axes and implementation.
+    """Logits as given, with their mask, mesh axes and implementation.
 
     Attributes:
       logits: `[..., vocab]`.
-      mask: int32 `[..., words]`, the packed mask of the allowed tokens, padded to whole chunks;
-        None: all are allowed.
-      shards: the devices that share each row; `logits` and `mask` are of one.
-      implementation: of the first pass.
+      mask: int32 `[..., words]`, the packed mask of the allowed tokens, padded to whole chunks, or
+        None.
+      shards: the devices that share each row, or None; `logits` and `mask` are the local shard.
+      implementation: the implementation of the first pass.
     """
 
     logits: Array
@@ -60,13 +60,13 @@ class Source:
         return jnp.broadcast_to(parameter, self.logits.shape[:-1])
 
     def masked(self) -> Array:
-        """Returns the raw values, -inf for tokens that are not allowed."""
+        """Returns the raw values, -inf for masked tokens."""
         if self.mask is None:
             return self.logits
         return _bits.masked(self.logits, _bits.unpacked(self.mask, self.logits.shape[-1]))
 
     def take(self, tokens: Array) -> Array:
-        """Returns the raw values of tokens `[..., n]`, -inf for those that are not allowed."""
+        """Returns the raw values of tokens `[..., n]`, -inf for masked ones."""
         raw = _shards.take(self.logits, tokens, self.shards)
         if self.mask is None:
             return raw
@@ -74,7 +74,7 @@ class Source:
         return _bits.masked(raw, _bits.is_set(words, tokens % WORD))
 
     def whole(self) -> Array:
-        """Returns `masked` of the whole row, from all devices."""
+        """Returns `masked()` of the whole row, gathered from all devices."""
         x = self.masked()
         return x if self.shards is None else self.shards.whole(x)
 
@@ -90,7 +90,7 @@ def opened(
     Args:
       logits: `[..., vocab]`, checked.
       axis_name: the mesh axes over which the vocabulary is sharded, or None.
-      implementation: of the first pass.
+      implementation: the implementation of the first pass.
       mask: int32 `[..., ceil(vocab / 32)]`, the packed mask of the allowed tokens, or None.
     """
     logits = jnp.asarray(logits)
@@ -101,7 +101,7 @@ def opened(
 
 
 def shards(logits: Array, axis_name: AxisName) -> Shards | None:
-    """Returns the devices over which a vocabulary is sharded, each with whole chunks of it."""
+    """Returns the devices over which a vocabulary is sharded, in whole chunks, or None."""
     if axis_name is None:
         return None
     found = _shards.named(axis_name)

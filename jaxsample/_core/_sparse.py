@@ -1,7 +1,7 @@
 """Scatters of new logits for a few tokens of each row.
 
-Ids outside the vocabulary are dropped, so callers mark what they skip with the id `vocab`. Of a
-sharded vocabulary they are `_shards.places`, those of other devices dropped.
+Ids outside the vocabulary are dropped, so `vocab` is padding. For a sharded vocabulary, ids are
+local indices (`_shards.places`).
 """
 
 import jax.numpy as jnp
@@ -11,11 +11,12 @@ from jaxsample._core import _bits, _lookup, _shards
 from jaxsample._core._source import Source
 
 _FEW = 16
-"""Ids that a TPU compares with every token: it scatters in another layout, a copy to and fro."""
+"""The largest number of ids that a TPU compares with every token: for a scatter it would copy the
+logits to another layout and back."""
 
 
 def lower(logits: Array, ids: Array, values: Array) -> Array:
-    """Lowers the logits of tokens: of several values for an id the least, and of the old one."""
+    """Lowers the logits of tokens to the least of their values `[..., n]` and the old logit."""
 
     def scatter(row: Array, ids: Array, values: Array) -> Array:
         return row.at[ids].min(values, mode="drop")
@@ -24,7 +25,7 @@ def lower(logits: Array, ids: Array, values: Array) -> Array:
 
 
 def replace(logits: Array, ids: Array, values: Array) -> Array:
-    """Replaces the logits of tokens; no id inside the vocabulary may come twice in a row."""
+    """Replaces the logits of tokens; ids inside the vocabulary must be distinct in each row."""
 
     def scattered(logits: Array, ids: Array, values: Array) -> Array:
         apart = jnp.where(ids < logits.shape[-1], ids, logits.shape[-1] + _lookup.positions(ids))
@@ -51,7 +52,7 @@ def ban(logits: Array, ids: Array, where: Array) -> Array:
     vocab = logits.shape[-1]
 
     def tpu(logits: Array, ids: Array, where: Array) -> Array:
-        # A TPU scatters in another layout, to which it would copy the logits and back.
+        # For a scatter, a TPU would copy the logits to another layout and back.
         words = _bits.without(vocab, ids, where)
         return _bits.masked(logits, _bits.unpacked(words, vocab))
 
@@ -70,16 +71,16 @@ def unlisted(x: Source, ids: Array) -> Array:
 
 
 def once(ids: Array, vocab: int) -> Array:
-    """Returns the ids `[..., n]` with `vocab` in place of negative ones and of repeats."""
+    """Returns the ids `[..., n]` with negative ones and repeats replaced by `vocab`."""
     equal = ids[..., :, None] == ids[..., None, :]
     again = jnp.any(jnp.tril(equal, -1), axis=-1)
     return jnp.where((ids < 0) | again, vocab, ids)
 
 
 def summed(ids: Array, values: Array, vocab: int) -> tuple[Array, Array]:
-    """Returns the ids `[..., n]` sorted and the sum of the values of each.
+    """Returns the ids `[..., n]`, sorted, and the sum of the values of each.
 
-    Each id comes once; in place of its repeats are `vocab` and 0.
+    Repeats of an id are replaced by `vocab` and 0.
     """
 
     def add(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -1,7 +1,7 @@
-"""Rows as a TPU holds them: in tiles of 8 rows by 128 tokens.
+"""The memory layout of rows on a TPU: tiles of 8 rows by 128 tokens.
 
-A row by itself, cut into blocks or words, is another layout, in which the compiler would write all
-logits again. What is computed tile by tile is found, and stays, where it lies.
+A reshape of rows to blocks or words changes the layout, and XLA would copy all logits. Reshapes by
+tile copy nothing.
 """
 
 import math
@@ -13,18 +13,18 @@ ROWS, TOKENS = 8, 128
 
 
 def fits(shape: tuple[int, ...], size: int = TOKENS) -> bool:
-    """Whether rows `[..., vocab]`, of a static number, are whole tiles and blocks of a size."""
+    """Whether rows `[..., vocab]` of static shape are divided into whole tiles and blocks."""
     if not all(isinstance(length, int) for length in shape) or 0 in shape:
         return False
     return shape[-1] % max(size, TOKENS) == 0 and (size % TOKENS == 0 or TOKENS % size == 0)
 
 
 def flat(x: Array, ndim: int) -> Array:
-    """Returns arrays of rows `[..., *]` with one axis for the rows, in the order of a TPU's memory.
+    """Returns an array of rows `[..., *]` with one axis for the rows, in the memory order of a TPU.
 
     Args:
-      x: leads with the axes of the rows.
-      ndim: their number.
+      x: an array whose leading axes are those of the rows.
+      ndim: the number of these axes.
     """
     if _last_is_outermost(x.shape[:ndim]):
         x = jnp.moveaxis(x, ndim - 1, 0)
@@ -32,7 +32,7 @@ def flat(x: Array, ndim: int) -> Array:
 
 
 def unflat(x: Array, lead: tuple[int, ...]) -> Array:
-    """Returns the arrays, with the axes of the rows, of which `flat` gave those of one axis."""
+    """Inverts `flat`: returns the array with the axes `lead` of the rows."""
     if not _last_is_outermost(lead):
         return x.reshape(*lead, *x.shape[1:])
     *others, last = lead
@@ -40,9 +40,10 @@ def unflat(x: Array, lead: tuple[int, ...]) -> Array:
 
 
 def _last_is_outermost(lead: tuple[int, ...]) -> bool:
-    """Whether a TPU holds the last of these axes outermost.
+    """Whether the last of these axes is the outermost one in the memory of a TPU.
 
-    It holds `[8, 9, vocab]` as 9 rows of tiles, where two for each of the 8 would be mostly empty.
+    It stores `[8, 9, vocab]` as 9 rows of tiles: with the first axis outermost, there would be 16
+    rows of tiles, mostly of padding.
     """
     if len(lead) < 2 or not all(isinstance(length, int) for length in lead):
         return False
@@ -58,7 +59,7 @@ def split(x: Array) -> Array:
 
 
 def joined(tiles: Array, lead: tuple[int, ...]) -> Array:
-    """Returns the rows `[*lead, vocab]` of which `split` gave the tiles."""
+    """Inverts `split`: returns rows `[*lead, vocab]` from their tiles."""
     rows, tokens, together, _ = tiles.shape
     return unflat(tiles.swapaxes(1, 2).reshape(rows * together, tokens * TOKENS), lead)
 

@@ -1,4 +1,4 @@
-"""`vmap` of a batched function, as the same function on one more leading axis."""
+"""`vmap` of a batched function as the same function with one more leading axis."""
 
 import functools
 from collections.abc import Callable
@@ -13,10 +13,10 @@ _R = TypeVar("_R")
 
 
 def rowwise(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Marks a function whose array arguments all lead with the axes of the rows.
+    """Marks a function whose array arguments all have the axes of the rows as leading axes.
 
-    A `lax.cond` that asks whether any row of a batch needs more work would, under plain `vmap`,
-    do that work for every row. Here a mapped axis becomes a leading axis instead.
+    `vmap` converts a `lax.cond` on a mapped predicate to a select, which would do the work of both
+    branches for every row. Here the mapped axis becomes a leading axis instead.
     """
     mapped = custom_vmap(function)
 

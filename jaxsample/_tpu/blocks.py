@@ -1,7 +1,7 @@
-"""Blocks of eight rows in vector memory, made of the rows that need it.
+"""Blocks of eight rows in vector memory, of the rows that a kernel has to process.
 
-A block is read from HBM once. A kernel's body looks at it step by step, at some vectors of 8 rows
-by 128 tokens at a time.
+A block is read from HBM once. The body of a kernel processes it in steps of `VECTORS` vectors of 8
+rows by 128 tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +22,10 @@ from jaxsample._core._source import CHUNK
 from jaxsample._tpu.rows import LANES, ROWS, hide, like_rows, span
 
 VECTORS = 64
-"""Vectors of a step."""
+"""The number of vectors of a step."""
 
 STEP = VECTORS * LANES
+"""The number of tokens of a step."""
 
 _VMEM = 60 * 2**20
 
@@ -39,9 +40,9 @@ class Given(NamedTuple):
       row_max: the largest logit, multiplied by beta.
       raw_max: the largest logit.
       beta: the inverse temperature, or None.
-      k: the number of tokens to keep; not less than the vocabulary: not asked for.
-      p: the share of the mass to keep; 1: not asked for.
-      floor: the least logit to keep; -inf: not asked for.
+      k: the number of tokens to keep; the size of the vocabulary and above are neutral.
+      p: the share of the mass to keep; 1 is neutral.
+      floor: the least logit to keep; -inf is neutral.
     """
 
     row_max: Array
@@ -57,10 +58,10 @@ class Inputs(NamedTuple):
 
     Attributes:
       logits: `[rows, vocab]`.
-      mask: int32 `[rows, words]`, the tokens that may come, packed, or None.
-      shifts: int32 `[rows, chunks]`, of the weights.
-      given: what is given of each row.
-      needed: bool `[rows]`, the rows to look at; the results of the others may be anything.
+      mask: int32 `[rows, words]`, the packed mask of the allowed tokens, or None.
+      shifts: int32 `[rows, chunks]`, the shifts of the weights.
+      given: the parameters and maxima of each row.
+      needed: bool `[rows]`, the rows to process; the results of other rows are undefined.
     """
 
     logits: Array
@@ -75,12 +76,12 @@ class Rows(NamedTuple):
 
     Attributes:
       x: the reference to the logits.
-      mask: that to the packed mask, or None.
-      shifts: that to the shifts.
-      given: what is given of each row, the same in all lanes.
-      needed: whether to look at it.
+      mask: the reference to the packed mask, or None.
+      shifts: the reference to the shifts.
+      given: the parameters and maxima of each row, equal in all lanes.
+      needed: whether to process the row.
       vocab: the number of tokens.
-      narrow: whether logits are bfloat16, and numbers have 16 bits.
+      narrow: whether logits are bfloat16, and sortable integers have 16 bits.
     """
 
     x: Any
@@ -92,22 +93,22 @@ class Rows(NamedTuple):
     narrow: bool
 
     def read(self, raw: Array) -> Array:
-        """Returns the logits that raw values stand for."""
+        """Returns the scaled logits of raw values."""
         beta = self.given.beta
         return raw if beta is None else product(raw, beta)
 
     def raw(self, number: Array) -> Array:
-        """Returns the raw value that a sortable number stands for."""
+        """Returns the raw value of a sortable integer."""
         if self.narrow:
             number = number << 16 | jnp.where(number < 0, 0xFFFF, 0)
         return from_sortable(number)
 
     def value(self, number: Array) -> Array:
-        """Returns the logit that a sortable number stands for; masked tokens are below it."""
+        """Returns the scaled logit of a sortable integer, above that of masked tokens."""
         return jnp.maximum(self.read(self.raw(number)), LEAST)
 
     def number(self, raw: Array) -> Array:
-        """Returns the sortable number of a raw value, rounded down."""
+        """Returns the sortable integer of a raw value, rounded down."""
         return to_sortable(raw) >> (16 if self.narrow else 0)
 
 
@@ -120,27 +121,26 @@ def call(
     *,
     gathered: bool,
 ) -> Sequence[Array]:
-    """Runs a body for blocks of eight rows, of which some need it.
-
-    The body takes the rows, the references to the outputs and those to arrays of a vector for each
-    of a row's.
+    """Runs a body for blocks of eight rows that hold all needed rows.
 
     Args:
-      body: the body.
+      body: takes the rows, the references to the outputs, and the references to scratch arrays in
+        the shape of the rows.
       inputs: the rows and their parameters.
       outputs: the sizes and dtypes of the outputs of a row.
-      scratch: the dtypes of the arrays.
+      scratch: the dtypes of the scratch arrays.
       interpret: whether to run without a TPU.
-      gathered: whether a block is made of the next eight rows that need it, wherever they are,
-        where the DMA of a single row can be had. Otherwise its rows are neighbours.
+      gathered: whether a block consists of the next eight needed rows, if a DMA can copy single
+        rows. Otherwise its rows are adjacent.
     """
     logits, mask, shifts, given, needed = inputs
     rows, vocab = logits.shape
     narrow = logits.dtype == jnp.bfloat16
-    if interpret:  # whose casts took XLA a quarter of an hour to compile
+    if interpret:  # XLA on CPU takes a quarter of an hour to compile the casts of a kernel
         logits = logits.astype(jnp.float32)
     together, size = min(rows, ROWS), pl.cdiv(vocab, STEP) * STEP
-    gathered &= not narrow and vocab % LANES == 0  # a word has two rows; a DMA copies whole vectors
+    # A DMA copies whole vectors, and a word of bfloat16 vectors has two rows.
+    gathered &= not narrow and vocab % LANES == 0
     order = _in_front(needed, together, 1 if gathered else together)
 
     columns, tree = jax.tree.flatten((needed.astype(jnp.float32), given))
@@ -202,7 +202,7 @@ def call(
 def _fetched(
     block: Array, x_ref: Any, order_ref: Any, blocks_ref: Any, buffer_ref: Any, semaphores: Any
 ) -> Any:
-    """Returns the reference to the logits of a block, and starts to copy those of the next."""
+    """Returns the reference to the logits of a block, and starts the copy of the next block."""
     _, together, _ = buffer_ref.shape
 
     def slot(block: Array) -> Array:
@@ -234,10 +234,10 @@ class _Order(NamedTuple):
     """The rows of the blocks of a kernel.
 
     Attributes:
-      rows: int32 `[blocks * rows of a block]`, the row at each place, those that are needed first;
-        behind them the last of these again, which is in vector memory already.
-      places: int32 `[rows]`, the place of each row; anything where it is not needed.
-      blocks: int32 `[1]`, the number of blocks that are needed.
+      rows: int32 `[blocks * rows of a block]`, the row at each place: the needed rows, then repeats
+        of the last one, which is already in vector memory.
+      places: int32 `[rows]`, the place of each row; undefined for rows that are not needed.
+      blocks: int32 `[1]`, the number of blocks with needed rows.
     """
 
     rows: Array
@@ -246,7 +246,7 @@ class _Order(NamedTuple):
 
 
 def _in_front(needed: Array, together: int, unit: int) -> _Order:
-    """Returns the order in which units of so many rows come, those that are needed first."""
+    """Returns the order of units of `unit` consecutive rows, the needed ones first."""
     rows, blocks = needed.size, pl.cdiv(needed.size, together)
     units = pl.cdiv(rows, unit)
     some = jnp.any(jnp.pad(needed, (0, units * unit - rows)).reshape(units, unit), axis=1)
@@ -263,7 +263,7 @@ def _in_front(needed: Array, together: int, unit: int) -> _Order:
 
 
 def read(rows: Rows, number: Array) -> list[Array]:
-    """Returns the logits of a step, -inf where a token may not come."""
+    """Returns the logits of a step, -inf for masked tokens."""
     vectors = [rows.read(x.astype(jnp.float32)) for x in vectors_of(rows.x, number)]
     if rows.mask is None:
         return vectors
@@ -273,7 +273,7 @@ def read(rows: Rows, number: Array) -> list[Array]:
 
 
 def columns_of(ref: Any, number: Array, size: int) -> list[Array]:
-    """Returns the columns of a step, of an array to which each step adds `size` of them."""
+    """Returns the columns of a step, of an array with `size` columns for each step."""
     steps = np.int32(LANES // size)
     vector = ref[:, span(lax.div(number, steps), LANES)]
     # The lanes of a slice must be static.

@@ -1,7 +1,7 @@
 """Exact masses of the tokens of a block of rows.
 
-A token's weight is computed once, as two words, of which the coarse one alone nearly always leads
-to the last kept token.
+The weight of a token is computed once, as two words. The coarse word alone is nearly always enough
+to find the last kept token.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,21 +20,21 @@ from jaxsample._tpu import blocks
 from jaxsample._tpu.rows import LANES, by_chunk, reduced, span, weights
 
 _REST_BITS = 16
-"""Bits of a mass that the coarse word of a weight leaves to the other."""
+"""The number of bits of a mass below those of the coarse word."""
 
 _REST = 2**_REST_BITS - 1
 
 _TOGETHER = 32
-"""Vectors whose coarse words, of at most 2**26 each, add up within 32 bits."""
+"""The number of vectors whose coarse words, at most 2**26 each, add up within 32 bits."""
 
 
 class Tokens(NamedTuple):
-    """References to what each token of a block has in vector memory.
+    """References to arrays in vector memory, with one element for each token of a block.
 
     Attributes:
-      values: what is compared with pivots: its logit, or minus its id.
-      coarse: the coarse word of its weight.
-      rest: the other word, which may be negative.
+      values: the value that is compared with pivots: the logit, or minus the id.
+      coarse: the coarse word of the weight.
+      rest: the other word of the weight, which may be negative.
     """
 
     values: Any
@@ -50,7 +50,7 @@ class _Sum(NamedTuple):
     rest: Array
 
     def add(self, words: Iterable[Sequence[Array]]) -> "_Sum":
-        """Returns the sum with the words of some vectors, coarse ones alone or both of each."""
+        """Returns the sum plus the words of some vectors: the coarse words alone, or both words."""
         coarse: Any = 0
         rest: Any = self.rest
         for of in words:
@@ -61,7 +61,7 @@ class _Sum(NamedTuple):
         return _Sum(high, low, rest & _REST)
 
     def mass(self) -> Mass:
-        """Returns the mass of all lanes, in each of them."""
+        """Returns the mass of all lanes, equal in all lanes."""
         high, low, rest = map(_over_lanes, self)
         above = lax.bitcast_convert_type(low >> _REST_BITS, jnp.uint32)  # may be negative
         words = [lax.bitcast_convert_type(x, jnp.uint32) for x in (high, low << _REST_BITS, rest)]
@@ -71,7 +71,7 @@ class _Sum(NamedTuple):
 
 def row_masses(inputs: blocks.Inputs, *, interpret: bool) -> Mass:
     """Returns the masses `[rows]` of all tokens."""
-    # Of neighbours, since nearly all rows need it.
+    # Blocks of adjacent rows, since nearly all rows are needed.
     outputs = [(LANES, jnp.int32)] * 2
     words = blocks.call(_masses_body, inputs, outputs, [], interpret, gathered=False)
     return Mass(*(lax.bitcast_convert_type(word[:, 0], jnp.uint32) for word in words))
@@ -93,7 +93,7 @@ def _masses_body(rows: blocks.Rows, high_ref: Any, low_ref: Any) -> None:
 
 
 def weigh(rows: blocks.Rows, tokens: Tokens) -> Mass:
-    """Computes what the tokens weigh, and returns the mass of all."""
+    """Stores the weights of the tokens, and returns the mass of all of them."""
 
     def step(number: Array, total: _Sum) -> _Sum:
         words = [_words(*of) for of in _weighed(rows, number, blocks.read(rows, number))]
@@ -108,7 +108,7 @@ def weigh(rows: blocks.Rows, tokens: Tokens) -> Mass:
 
 def weigh_kept(rows: blocks.Rows, tokens: Tokens, cut: Cut, sums_ref: Any, count_ref: Any) -> None:
     """Adds up the weights of the tokens up to a cut, by chunk, and counts them."""
-    cut = cut._replace(logit=jnp.maximum(cut.logit, blocks.LEAST))  # masked tokens are no part
+    cut = cut._replace(logit=jnp.maximum(cut.logit, blocks.LEAST))  # excludes masked tokens
     size = blocks.STEP // CHUNK
     steps = np.int32(LANES // size)
 
@@ -133,7 +133,7 @@ def weigh_kept(rows: blocks.Rows, tokens: Tokens, cut: Cut, sums_ref: Any, count
 
 
 def count_from(rows: blocks.Rows, tokens: Tokens, pivots: list[Any]) -> list[Mass]:
-    """Returns the numbers of tokens from each pivot up."""
+    """Returns the number of tokens at or above each pivot."""
 
     def step(number: Array, counts: list[Array]) -> list[Array]:
         for value in blocks.vectors_of(tokens.values, number):
@@ -146,7 +146,7 @@ def count_from(rows: blocks.Rows, tokens: Tokens, pivots: list[Any]) -> list[Mas
 
 
 def sum_from(rows: blocks.Rows, tokens: Tokens, pivots: list[Any], *, exact: bool) -> list[Mass]:
-    """Returns the masses of the tokens from each pivot up, without `exact` of the coarse words."""
+    """Returns the masses of the tokens at or above each pivot, or the sums of coarse words."""
 
     def step(number: Array, sums: list[_Sum]) -> list[_Sum]:
         refs = (tokens.coarse, tokens.rest) if exact else (tokens.coarse,)
@@ -163,7 +163,7 @@ def sum_from(rows: blocks.Rows, tokens: Tokens, pivots: list[Any], *, exact: boo
 
 
 def _together(number: int) -> list[slice]:
-    """Returns slices of a number of vectors, whose coarse words add up within 32 bits."""
+    """Returns slices of a number of vectors in which coarse words add up within 32 bits."""
     return [slice(start, start + _TOGETHER) for start in range(0, number, _TOGETHER)]
 
 
@@ -186,7 +186,7 @@ def _number_of(counts: Array) -> Mass:
 
 
 def _over_lanes(x: Array) -> Array:
-    """Returns the sum of all lanes in each of them."""
+    """Returns the sum over the lanes, equal in all lanes."""
     return jnp.broadcast_to(jnp.sum(x, axis=1, keepdims=True, dtype=jnp.int32), x.shape)
 
 
@@ -203,12 +203,12 @@ def _weighed(rows: blocks.Rows, number: Array, vectors: list[Array]) -> list[tup
 
 
 def _weight(coarse: Array, rest: Array, shift: Array) -> Array:
-    """Returns the weight at a shift that two words stand for."""
+    """Returns the weight of two words, at a shift."""
     return ((coarse << shift) >> (_mass.NO_SHIFT - _REST_BITS)) + (rest >> (_mass.NO_SHIFT - shift))
 
 
 def _words(weight: Array, shift: Array) -> tuple[Array, Array]:
-    """Returns two words, `2**16 * coarse + rest`, of weights that were counted at a shift."""
+    """Returns the two words, `2**16 * coarse + rest`, of weights at a shift."""
     half = (1 << shift) >> 1
     coarse = ((weight << (_mass.NO_SHIFT - _REST_BITS)) + half) >> shift
     return coarse, (weight << (_mass.NO_SHIFT - shift)) - (coarse << _REST_BITS)

@@ -1,7 +1,7 @@
-"""The first of many keys, by merging sorted runs: Batcher's odd-even merges, with a row a lane.
+"""The k largest of many integers, by Batcher's odd-even merge sort with one row in each lane.
 
-A vector is then 8 keys of each of 128 rows, and keys are compared vector by vector: eight sorts at
-a time, the results of which are merged at the end.
+A vector has 8 elements of each of 128 rows, and elements are compared vector by vector. So eight
+sorts of a row run in parallel, one in each sublane, and their results are merged at the end.
 """
 
 import functools
@@ -18,7 +18,7 @@ _SUBLANES = 8
 
 
 class _Runs(NamedTuple):
-    """Sorted runs, `[runs, length, sublanes, rows]`: the largest keys first, equal ones by id."""
+    """Sorted runs, `[runs, length, sublanes, rows]`: the largest first, equal ones by id."""
 
     keys: Array
     ids: Array
@@ -70,13 +70,13 @@ def _runs_of_one(ref: Any) -> Array:
 
 
 def _merged(runs: _Runs, limit: int) -> _Runs:
-    """Merges each two runs into one, of which the first `limit` remain."""
+    """Merges pairs of runs, and returns the first `limit` elements of each."""
     _, length, *vector = runs.keys.shape
     runs = _Runs(*(x.reshape(-1, 2 * length, *vector) for x in runs))
     runs = _compared(runs, 0, length)
     distance = length // 2
     while distance:
-        if length == limit:  # nothing from farther back comes to the front
+        if length == limit:  # later elements cannot be among the first `limit`
             runs = _Runs(*(x[:, : length + distance] for x in runs))
         runs = _compared(runs, distance, distance)
         distance //= 2
@@ -84,7 +84,7 @@ def _merged(runs: _Runs, limit: int) -> _Runs:
 
 
 def _compared(runs: _Runs, start: int, distance: int) -> _Runs:
-    """Puts in order what lies a distance apart, pair by pair of such stretches from the start."""
+    """Compares and swaps elements at a distance, in consecutive pairs of stretches from `start`."""
     number, length, *vector = runs.keys.shape
     stop = length - (length - start) % (2 * distance)
 
@@ -108,7 +108,7 @@ def _joined(*parts: Array, axis: int = 0) -> Array:
 
 
 def _sublane_by_sublane(x: Array) -> Array:
-    """Returns `[n, sublanes, rows]`, the same in all sublanes, as `[n, rows]`."""
+    """Returns `[n, sublanes, rows]`, which is equal in all sublanes, as `[n, rows]`."""
     number, _, rows = x.shape
     x = x.reshape(-1, _SUBLANES, _SUBLANES, rows)
     place, sublane = (lax.broadcasted_iota(jnp.int32, x.shape, axis) for axis in (1, 2))

@@ -1,8 +1,8 @@
-"""Rows in vector memory, eight at a time: their logits are read from HBM once.
+"""Kernels for the first scan of the rows, eight rows at a time, which read logits from HBM once.
 
-A vector is 8 rows by 128 tokens, and a turn looks at 256 of them. Along its lanes a vector is not
-reduced: 16 of them are transposed together and reduced one above the other. A turn waits for that,
-so it is long.
+A vector is 8 rows by 128 tokens, and an iteration processes 256 vectors. To reduce along lanes, 16
+vectors are transposed together and reduced along sublanes. Iterations are long to hide the latency
+of these transposes.
 """
 
 import functools
@@ -26,22 +26,22 @@ ROWS = 8
 LANES = 128
 _VECTORS = 256
 TURN = _VECTORS * LANES
-"""Tokens that a turn looks at."""
+"""The number of tokens of an iteration."""
 
 MIN_VOCAB = 2**14
-"""Below it, half of a turn is for nothing."""
+"""The smallest vocabulary for kernels; at half an iteration, half of the work is padding."""
 
 MAX_VOCAB = 2**18
-"""So long that two times eight rows and as much again lie in vector memory."""
+"""The largest vocabulary for which double-buffered blocks of eight rows fit in vector memory."""
 
 _BINS = 4
-"""Bins a lane, to which the vectors go in turn."""
+"""The number of bins of each lane; vectors are assigned to them in turn."""
 
 _DEPTH = 4
-"""Tokens that a bin holds."""
+"""The number of tokens of a bin."""
 
 _STACK = 16
-"""Vectors that are transposed together."""
+"""The number of vectors that are transposed together."""
 
 _VMEM = 48 * 2**20
 
@@ -49,14 +49,14 @@ Body = Callable[..., None]
 
 
 class Bins(NamedTuple):
-    """The first tokens of each bin, by logit and then by id: candidates for those of the row.
+    """The first tokens of each bin, by logit and then by id, among which the first of the row are.
 
     Attributes:
-      logits: float32 `[rows, candidates]`, -inf where there are none.
+      logits: float32 `[rows, candidates]`, padded with -inf.
       ids: int32 `[rows, candidates]`.
-      last: float32 `[rows, bins]`, the least logit that each bin holds.
-      last_id: int32 `[rows, bins]`.
-      left: float32 `[rows, bins]`, the largest logit that each bin has left out.
+      last: float32 `[rows, bins]`, the least logit in each bin.
+      last_id: int32 `[rows, bins]`, its token.
+      left: float32 `[rows, bins]`, the largest logit that was dropped from each bin.
     """
 
     logits: Array
@@ -86,13 +86,13 @@ def chunk_maxima_and_sums(
     Args:
       logits: `[rows, vocab]`.
       beta: float32 `[rows]`, the inverse temperature, or None.
-      mask: int32 `[rows, words]`, the tokens that may come, packed, or None.
-      counted: whether tokens are counted, too.
+      mask: int32 `[rows, words]`, the packed mask of the allowed tokens, or None.
+      counted: whether to also count the tokens.
       interpret: whether to run without a TPU.
 
     Returns:
-      The largest logits, not multiplied, float32 `[rows, chunks]`; the sums, int32; and int32
-      `[rows]`, the number of tokens whose scaled logit is above -inf.
+      The largest logits, not multiplied by beta, float32 `[rows, chunks]`; the sums, int32; and
+      int32 `[rows]`, the number of tokens whose scaled logit is above -inf.
     """
     outputs = [*_each_turn(logits, TURN // CHUNK, jnp.float32, jnp.int32)]
     outputs += [(LANES, jnp.int32)] * counted
@@ -107,7 +107,7 @@ def chunk_maxima_and_sums(
 def block_maxima_and_bins(
     logits: Array, mask: Array | None, *, interpret: bool
 ) -> tuple[Array, Bins]:
-    """Returns the largest logits of the blocks, and the bins, of the tokens that may come."""
+    """Returns the largest logits of the blocks, and the bins, of the allowed tokens."""
     bins = _BINS * LANES
     outputs = [*_each_turn(logits, TURN // BLOCK, jnp.float32)]
     outputs += [(_DEPTH * bins, jnp.float32), (_DEPTH * bins, jnp.int32), (bins, jnp.float32)]
@@ -119,7 +119,7 @@ def block_maxima_and_bins(
 
 
 def _each_turn(logits: Array, size: int, *dtypes: Any) -> Iterator[tuple[int, Any]]:
-    """Returns the sizes of outputs to which each turn adds `size` elements."""
+    """Returns the sizes of outputs with `size` elements for each iteration."""
     return ((pl.cdiv(logits.shape[1], TURN) * size, dtype) for dtype in dtypes)
 
 
@@ -130,14 +130,13 @@ def _call(
     outputs: Iterable[tuple[int, Any]],
     interpret: bool,
 ) -> Sequence[Array]:
-    """Runs a body for each eight rows of logits and of what else is given of them.
+    """Runs a body for each eight rows.
 
-    The body takes the references to the logits, to what is given, None where it is, and to the
-    outputs.
+    The body takes references to the logits, to each of `given` or None, and to the outputs.
     """
     outputs = [*outputs]
     used = [x for x in given if x is not None]
-    if interpret:  # whose casts took XLA a quarter of an hour to compile
+    if interpret:  # XLA on CPU takes a quarter of an hour to compile the casts of a kernel
         logits = logits.astype(jnp.float32)
     rows, vocab = logits.shape
     turns, together = pl.cdiv(vocab, TURN), min(rows, ROWS)
@@ -164,7 +163,7 @@ def like_rows(logits: Array, outputs: list[tuple[int, Any]]) -> Any:
     """Returns the shapes of outputs `[rows, size]`, by their sizes and dtypes."""
 
     def shapes(logits: Array) -> list[Array]:
-        # Inside shard_map, outputs vary over the mesh as the logits do.
+        # Inside shard_map, outputs vary over the same mesh axes as the logits.
         first = logits[:, :1]
         rows = len(first)
         return [jnp.broadcast_to(first, (rows, size)).astype(dtype) for size, dtype in outputs]
@@ -173,7 +172,7 @@ def like_rows(logits: Array, outputs: list[tuple[int, Any]]) -> Any:
 
 
 def _of_turns(size: int, turns: int) -> int:
-    """Returns the size of an input of a row, a number or words of a mask, in whole turns."""
+    """Returns the size of an input of a row, a number or a mask, padded to whole iterations."""
     return size if size == 1 else turns * TURN // WORD
 
 
@@ -220,11 +219,11 @@ def _bins_body(
         left_ref[:, pl.ds(bin_ * LANES, LANES)] = left
 
 
-@jax.jit  # traced once, and not for each vector
+@jax.jit  # traced once instead of for each vector
 def _inserted(held: Any, x: Array, vector: Array) -> Any:
-    """Returns a bin with one more value: in order, equal values by when they came."""
+    """Returns a bin with one more value: in order, equal values by insertion."""
     values, vectors, left = list(held[0]), list(held[1]), held[2]
-    # All from the first that is less move on, equal ones among them, too.
+    # All values from the first smaller one on move down by one, including equal ones.
     larger_than = [x > value for value in values]
     for level, larger in enumerate(larger_than):
         values[level], x = _swapped(larger, values[level], x)
@@ -287,7 +286,7 @@ def _sums_body(
         count_ref[0][...] = count
 
 
-weights = jax.jit(_mass.weights)  # traced once, too
+weights = jax.jit(_mass.weights)  # traced once instead of for each vector
 
 
 def by_chunk(combine: Callable[[Array, Array], Array], vectors: Iterable[Array]) -> list[Array]:
@@ -301,7 +300,7 @@ def _turns(vocab: int, turn: Callable[..., Any], state: Any) -> Any:
 
 
 def span(number: Array, size: int) -> Any:
-    """Returns the slice of a turn, of an array to which each turn adds `size` elements."""
+    """Returns the slice of an iteration, of an array with `size` elements for each iteration."""
     return pl.ds(pl.multiple_of(number * size, LANES), size)
 
 
@@ -311,7 +310,7 @@ def _filled(x_ref: Any, value: float) -> Array:
 
 
 def hide(x_ref: Any, vocab: int) -> None:
-    """Fills what is beyond the vocabulary with -inf."""
+    """Fills the padding after the vocabulary with -inf."""
     rows, size = x_ref.shape
     lane = lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
     for start in range(vocab // LANES * LANES, size, LANES):
@@ -320,15 +319,15 @@ def hide(x_ref: Any, vocab: int) -> None:
 
 
 def _vectors(x_ref: Any, number: Array) -> list[Array]:
-    """Returns the vectors of a turn, float32."""
+    """Returns the vectors of an iteration, float32."""
     start = pl.multiple_of(number * TURN, TURN)
-    # Taken one by one, they would have the address of each computed, of which it has two a cycle.
+    # One load: with a load for each vector, computing addresses would limit the throughput.
     vectors = jnp.split(x_ref[:, pl.ds(start, TURN)], _VECTORS, axis=1)
     return [x.astype(jnp.float32) for x in vectors]
 
 
 def _masked(vectors: list[Array], mask_ref: Any, number: Array) -> list[Array]:
-    """Returns the vectors of a turn, -inf where a token may not come; NaN and +inf stay."""
+    """Returns the vectors of an iteration, -inf for masked tokens; NaN and +inf stay."""
     if mask_ref is None:
         return vectors
     words = jnp.split(mask_ref[:, span(number, TURN // WORD)], _VECTORS // WORD, axis=1)
@@ -342,12 +341,12 @@ def _maxima(vectors: Sequence[Array]) -> Array:
 
 
 def _infinite(x: Array) -> Array:
-    """Returns +inf in place of NaN, which a maximum may drop."""
+    """Replaces NaN, which a maximum may drop, by +inf."""
     return jnp.where(jnp.isnan(x), jnp.inf, x)
 
 
 def reduced(reduce: Callable[..., Array], vectors: Sequence[Array], parts: int) -> Array:
-    """Each of the equal parts of vectors' lanes reduced, `[rows, vectors * parts]`."""
+    """Reduces each of `parts` equal parts of the lanes of vectors, `[rows, vectors * parts]`."""
     stacks = len(vectors) // _STACK
     reduced = []
     for first in range(stacks):

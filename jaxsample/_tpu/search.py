@@ -1,8 +1,8 @@
 """The search for the last kept token of the rows of a block.
 
-The cut is that of `_core/_bisection`, from the same weights and the same exact masses. A turn adds
-up the weights from two pivots up. The first turns add up the coarse words of weights alone; the
-others add up both words, and may search among the ids of tokens of equal logits.
+The cut equals that of `_core/_bisection`, from the same weights and exact masses. Each iteration
+adds up the weights at or above two pivots: first only the coarse words, then both words, and then,
+among tokens of equal logits, by id.
 """
 
 import functools
@@ -24,22 +24,23 @@ from jaxsample._tpu import blocks, masses
 from jaxsample._tpu.rows import LANES, weights
 
 _TURNS_BY_VALUE = 24
-"""Turns that divide the distance between the bounds; the others divide the numbers between them."""
+"""The number of iterations that divide the distance of the bounds. Later ones divide the number of
+sortable integers between them."""
 
 _WINDOW, _THIRD = 1 / 8, 1 / 3
-"""Distances of two pivots from where the target is expected, in parts of that between the bounds:
-the first one, and after a miss, when the bounds are cut into thirds.
+"""The distance of two pivots from the expected target, relative to that of the bounds: initially,
+and after a miss, when the pivots divide the interval into thirds.
 """
 
 _STEP_DOWN = 2.0
-"""The first of the steps, in logits, in which a lower bound is looked for."""
+"""The first step, in logits, of the search for a lower bound."""
 
 
 class Found(NamedTuple):
     """The results of the search for each row.
 
     Attributes:
-      cut: `[rows]`; it lies anywhere between the last kept token and the next one.
+      cut: `[rows]`; it may be anywhere between the last kept token and the next one.
       sums: int32 `[rows, chunks]`, the weights of the kept tokens, added up by chunk, or None.
       num_kept: int32 `[rows]`, the number of these tokens, or None.
     """
@@ -57,7 +58,7 @@ def search(
     Args:
       inputs: the rows and their parameters.
       order: the groups of rules.
-      weighed: whether to weigh and count the kept tokens, too.
+      weighed: whether to also weigh and count the kept tokens.
       interpret: whether to run without a TPU.
     """
     chunks = pl.cdiv(inputs.logits.shape[1], CHUNK)
@@ -114,10 +115,10 @@ def _apply(
       rows: the rows.
       tokens: their tokens.
       name: the rule.
-      before: the cut of the tokens that the rule judges, or None: all.
-      whole: the mass of all tokens, or None: no rule asks for it.
+      before: the cut of the tokens that the rule applies to, or None: all.
+      whole: the mass of all tokens, or None if no rule uses it.
       logit_ref: the reference to the logit of the cut.
-      token_ref: that to its token.
+      token_ref: the reference to the token of the cut.
     """
 
     def shorten(on: Array, found: Cut) -> None:
@@ -157,7 +158,7 @@ def _top_k(rows: blocks.Rows, tokens: masses.Tokens, on: Array) -> Cut:
 
 
 def _top_p(rows: blocks.Rows, tokens: masses.Tokens, on: Array, whole: Mass | None) -> Cut:
-    """Returns the cut of top-p in some rows; without the mass of all tokens, they are weighed."""
+    """Returns the cut of top-p in some rows, given the mass of all tokens or None."""
 
     def least(logit: Array) -> Mass:
         nothing = jnp.zeros_like(logit, jnp.int32)
@@ -178,16 +179,16 @@ def _top_p(rows: blocks.Rows, tokens: masses.Tokens, on: Array, whole: Mass | No
 
 
 class _Bounds(NamedTuple):
-    """Bounds of the cut, the same in all lanes.
+    """Bounds of the cut, equal in all lanes. A number is a sortable integer, or minus an id.
 
     Attributes:
-      low: the largest number known to reach the target; it stands for a logit, or is minus an id.
-      high: the least one known to miss it.
-      reached: the mass from `low` up.
-      missed: the mass from `high` up.
-      going: int32, whether the target is reached without some of the tokens from `low` up.
-      window: the distance of the next pivots from where the target is expected.
-      step: that of the next pivots from `high` as long as no logit is known to reach the target.
+      low: the largest number known to reach the target.
+      high: the smallest one known to miss it.
+      reached: the mass at or above `low`.
+      missed: the mass at or above `high`.
+      going: int32, whether the search continues: fewer tokens may reach the target.
+      window: the distance of the next pivots from the expected target.
+      step: the distance of the next pivots from `high` while no lower bound is known.
     """
 
     low: Array
@@ -202,7 +203,7 @@ class _Bounds(NamedTuple):
 def _start(rows: blocks.Rows, on: Array, whole: Mass, goal: Mass) -> _Bounds:
     """Returns bounds around all numbers, in the rows to search."""
     top = rows.given.raw_max
-    # Above the largest; and above 0 a normal number, since smaller ones may be flushed to 0.
+    # Above the largest logit. If that is 0, a normal number, since subnormals may be flushed to 0.
     info = jnp.finfo(jnp.bfloat16 if rows.narrow else jnp.float32)
     above = top + 4 * float(info.eps) * jnp.abs(top) + float(info.tiny)
     nothing = jnp.zeros_like(whole.low)
@@ -222,8 +223,8 @@ class _Target(NamedTuple):
 
     Attributes:
       goal: the mass to reach.
-      masses: takes two values, returns the masses of the tokens from there up.
-      least: takes a logit, returns a lower bound of what its tokens weigh.
+      masses: takes two values, returns the masses of the tokens at or above them.
+      least: takes a logit, returns a lower bound of the mass of a token with that logit.
     """
 
     goal: Mass
@@ -234,10 +235,10 @@ class _Target(NamedTuple):
 def _cut_of(
     rows: blocks.Rows, tokens: masses.Tokens, target: _Target, bounds: _Bounds, pivots: list[Array]
 ) -> Cut:
-    """Returns the cut between bounds, looked for from two pivots on."""
+    """Returns the cut between bounds, starting the search at two pivots."""
     found = _narrowed(rows, target, bounds, pivots)
     value = rows.value(found.low)
-    # Equal logits, not all of which are kept.
+    # Not all tokens of this logit are kept.
     tied = found.going > 0
 
     @pl.when(_any(tied))
@@ -259,14 +260,14 @@ def _cut_of(
 def _narrowed(
     rows: blocks.Rows, target: _Target, bounds: _Bounds, pivots: list[Array], *, ids: bool = False
 ) -> _Bounds:
-    """Returns the bounds with no number between them, or from which every token is needed.
+    """Narrows bounds until no number is between them, or no token from `low` up can be dropped.
 
     Args:
       rows: the rows.
-      target: what to look for.
-      bounds: those to begin with.
+      target: the target of the search.
+      bounds: the initial bounds.
       pivots: the first two numbers between them.
-      ids: whether numbers are minus ids, or stand for logits.
+      ids: whether numbers are minus ids instead of sortable integers.
     """
 
     def value(number: Array) -> Array:
@@ -312,7 +313,7 @@ def _moved(bounds: _Bounds, pivots: list[Array], masses: list[Mass], goal: Mass)
 def _pivots(
     rows: blocks.Rows, goal: Mass, bounds: _Bounds, turn: Array | int = 0, *, ids: bool = False
 ) -> list[Array]:
-    """Returns two numbers between the bounds, on both sides of where the target is expected."""
+    """Returns two numbers between the bounds, on both sides of the expected target."""
     low, high, window = bounds.low, bounds.high, bounds.window
     if ids:
         least, most = low.astype(jnp.float32), high.astype(jnp.float32)
@@ -338,13 +339,13 @@ def _pivots(
 
 
 def _between(bounds: _Bounds, first: Array, second: Array) -> list[Array]:
-    """Returns two numbers moved between the bounds, from `low + 1` to `high - 1`."""
+    """Returns two numbers clipped to the interval from `low + 1` to `high - 1`."""
     first = jnp.clip(first, bounds.low + 1, bounds.high - 1)
     return [first, jnp.clip(second, first, bounds.high - 1)]
 
 
 def _load(rows: blocks.Rows, tokens: masses.Tokens, before: Cut | None) -> None:
-    """Computes the values of the tokens up to a cut, or of all."""
+    """Stores the logits of the tokens up to a cut, or of all, as their values."""
 
     def step(number: Array, nothing: Array) -> Array:
         values = blocks.read(rows, number)
@@ -358,7 +359,7 @@ def _load(rows: blocks.Rows, tokens: masses.Tokens, before: Cut | None) -> None:
 
 
 def _load_ids(rows: blocks.Rows, tokens: masses.Tokens, which: Array, logit: Array) -> None:
-    """Ranks the tokens of a logit by id: their values become minus their ids."""
+    """Replaces the values of the tokens of a logit by minus their ids."""
 
     def step(number: Array, nothing: Array) -> Array:
         values = []

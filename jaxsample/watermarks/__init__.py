@@ -1,12 +1,12 @@
 """Watermarks: a keyed mark on generated text, which the holder of the secret key can detect.
 
-A mark depends on the secret key, the last few tokens (the context) and the candidate token, by a
-keyed pseudo-random function of integers. Use a key that nothing else draws from. Detectors need the
-text and the key, but neither the model nor the prompt.
+A mark is a keyed pseudo-random function of the secret key, the last few tokens (the context) and
+the candidate token. Use a key that is not used for anything else. Detectors need the text and the
+key, but neither the model nor the prompt.
 
 A p-value is the probability, over keys, that unmarked text scores as high. Repeated n-grams are
-scored once, since their scores are not independent. For the same reason texts that share their
-commonest n-grams score alike under one key, the more so the narrower the context. float32 holds
+scored once, since their scores are not independent. For the same reason, texts with common n-grams
+have correlated scores under one key, the more so the narrower the context. float32 can represent
 p-values down to 1e-38.
 """
 

@@ -1,8 +1,8 @@
 """A keyed hash: a pseudo-random word for each (key, context, candidate).
 
-Uses integers only, so that text marked on one device is detected on another. The context is folded
-into the key by threefry, once per row; the candidates, a whole vocabulary, go through a cheaper
-mixer.
+All arithmetic is on integers, so text that is marked on one device is detected on another. The
+context is folded into the key by threefry, once a row. The candidates, the whole vocabulary, are
+hashed by a cheaper mixing function.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxsample._core import _checks
 
 SCHEMES = ("left_hash", "self_hash")
 BITS = 32
-"""The bits of a word, each a coin of the tournament."""
+"""The number of bits of a word, one coin for each layer of a tournament."""
 
 _fold_in = jnp.vectorize(jax.random.fold_in)
 
@@ -30,7 +30,7 @@ class Seed(NamedTuple):
 
 
 def keys(name: str, value: Any, rows: Array) -> Array:
-    """Returns threefry keys, one a row: one key serves all rows, an array of keys is kept."""
+    """Returns threefry keys, one a row; a single key is used for all rows."""
     array = _checks.key_array(name, value)
     lone = jnp.zeros(1)  # over one row `[vocab]` a single key is not split
     keys = _checks.keys(name, array, rows if array.ndim else lone)
@@ -54,8 +54,8 @@ def fold(key: Array, context: Array) -> Seed:
 def word(seed: Seed, ids: Array) -> Array:
     """Returns words of 32 bits, uint32 in the shape of `ids [..., *]`: one for each candidate.
 
-    Whatever the candidate, each word comes from as many seeds as any other, and each pair of words
-    (`uniform`) from one seed alone.
+    For each candidate, every word is the result of equally many seeds, and every pair of words
+    (`uniform`) of exactly one seed.
     """
     first, second = _expand(seed, ids)
     return _mix(_mix(ids.astype(jnp.uint32) ^ first) ^ second)
@@ -83,8 +83,8 @@ def coin(words: Array, layer: Array) -> Array:
 def uniform(seed: Seed, words: Array) -> Array:
     """Returns uniform noise in (0, 1] for each of `word(seed, ids)`, float32.
 
-    From 64 bits, so that small values are precise: 32 give nothing below 1e-10, and tokens far
-    below the others need less to be drawn as often as they should.
+    It has 64 random bits: with 32, no value is below 1e-10, and unlikely tokens would be drawn too
+    seldom.
     """
     first, _ = _expand(seed, words)
     low = _mix(words ^ first ^ np.uint32(0x9E3779B9)).astype(jnp.float32)
@@ -92,7 +92,7 @@ def uniform(seed: Seed, words: Array) -> Array:
 
 
 def _mix(x: Array) -> Array:
-    """Returns a permutation of 32 bits that scatters neighbours."""
+    """Returns a permutation of 32-bit integers that maps neighbours far apart."""
     x = (x ^ (x >> 16)) * np.uint32(0x21F0AAAD)
     x = (x ^ (x >> 15)) * np.uint32(0xD35A2D97)
     return x ^ (x >> 15)

@@ -14,7 +14,7 @@ class ScoreDetection(NamedTuple):
 
     Attributes:
       score: float32 `[...]`.
-      p_value: float32 `[...]`, the probability of such a score in text without the mark.
+      p_value: float32 `[...]`, the probability of at least this score in text without the mark.
       scored: int32 `[...]`, the number of tokens scored.
     """
 
@@ -24,16 +24,16 @@ class ScoreDetection(NamedTuple):
 
 
 def first_of_each(valid: Array, words: Array, values: Array) -> tuple[Array, Array]:
-    """Marks each word's first place, so that what repeats is counted once.
+    """Marks the first occurrence of each word, so that repeated words are counted once.
 
     Args:
-      valid: bool `[..., n]`, the places that count.
+      valid: bool `[..., n]`, the positions to consider.
       words: uint32 `[..., n]`.
-      values: `[..., n]`, what goes with each place.
+      values: `[..., n]`, a value of each position.
 
     Returns:
-      The values in the order of the words, and bool `[..., n]`, True where a value comes from the
-      first valid place of its word.
+      The values sorted by word, and bool `[..., n]`, True for values of the first valid occurrence
+      of a word.
     """
     operands = ((~valid).astype(jnp.int32), words, values)
     invalid, words, values = lax.sort(operands, num_keys=2, is_stable=True)

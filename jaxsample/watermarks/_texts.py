@@ -23,7 +23,7 @@ def width(name: str, value: Any, _: Array) -> int:
 
 
 def history(tokens: ArrayLike, length: ArrayLike) -> tuple[Array, Array]:
-    """Returns tokens `[..., L]` and their number, int32 `[...]`; -1 where it is outside [0, L]."""
+    """Returns tokens `[..., L]` and their number, int32 `[...]`; -1 if it is outside [0, L]."""
     array = jnp.asarray(tokens)
     count = jnp.broadcast_to(length, array.shape[:-1])
     return array, jnp.where((count >= 0) & (count <= array.shape[-1]), count, -1)
@@ -35,11 +35,11 @@ def known(tokens: Array) -> Array:
 
 
 def grams(tokens: Array, length: Array, width: int) -> tuple[Array, Array, Array]:
-    """Returns the tokens of histories `[..., L]` that have a whole context, each with that context.
+    """Returns the tokens of histories `[..., L]` that have a full context, and their contexts.
 
     Returns:
-      The contexts, `[..., n, width]`, the tokens `[..., n]`, and bool `[..., n]`: whether they lie
-      within the length and are not missing.
+      The contexts, `[..., n, width]`, the tokens `[..., n]`, and bool `[..., n]`, whether they are
+      within the length and none of them is missing.
     """
     number = max(tokens.shape[-1] - width, 0)
     gram = jnp.stack([tokens[..., i : i + number] for i in range(width + 1)], axis=-1)

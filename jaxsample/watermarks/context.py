@@ -16,12 +16,12 @@ def last_tokens(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Array:
 
     Args:
       tokens: integers `[..., L]`.
-      length: integer in [0, L], a scalar or `[...]`: how many of the tokens there are.
+      length: integer in [0, L], a scalar or `[...]`, the number of valid tokens.
       width: static, at least 1.
 
     Returns:
-      int32 `[..., width]`, the latest last; -1 where there are fewer, and for a length outside its
-      range.
+      int32 `[..., width]`, the latest last, padded with -1 on the left; all -1 for a length outside
+      its range.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or width; the message names the argument.
@@ -45,11 +45,12 @@ def context_repeated(tokens: ArrayLike, length: ArrayLike, *, width: int) -> Arr
 
     Args:
       tokens: integers `[..., L]`.
-      length: integer in [0, L], a scalar or `[...]`: how many of the tokens there are.
+      length: integer in [0, L], a scalar or `[...]`, the number of valid tokens.
       width: static, at least 1, the number of last tokens.
 
     Returns:
-      bool `[...]`; False where there are fewer than `width`, and for a length outside its range.
+      bool `[...]`; False if there are fewer than `width` tokens, and for a length outside its
+      range.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or width; the message names the argument.

@@ -22,8 +22,8 @@ class GreenListDetection(NamedTuple):
     """The result of `detect_green_list`.
 
     Attributes:
-      z: float32 `[...]`, how many standard deviations more green tokens than expected.
-      p_value: float32 `[...]`, the probability of so many in text without the mark.
+      z: float32 `[...]`, the number of green tokens above its mean, in standard deviations.
+      p_value: float32 `[...]`, the probability of at least as many in text without the mark.
       green: int32 `[...]`, the number of green tokens.
       scored: int32 `[...]`, the number of tokens scored.
     """
@@ -60,17 +60,16 @@ def green_list_logits(
         (`jax.random.key`) or raw uint32.
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       context: integers `[..., width]`, the last tokens, the latest last (`last_tokens`). A row
-        with a negative one, which tells of a missing token, is left as it is.
+        with a negative one, a missing token, is unchanged.
       gamma: in (0, 1), a scalar or `[...]`.
       delta: finite and at least 0, a scalar or `[...]`; 0 is neutral.
-      scheme: static. "left_hash": green depends on the whole context and the candidate, usually
-        with a context of one token. "self_hash": on the candidate and that token of the context
-        with which it has the least hash, so that an edit nearby seldom changes it; usually with
-        three, at the price of a hash for each.
+      scheme: static. "left_hash": a hash of the whole context and the candidate, usually with a
+        context of one token. "self_hash": the smallest of the hashes of the candidate with each
+        token of the context, usually three; edits of the context change it less often.
 
     Returns:
-      float32 `[..., vocab]`. A NaN or +inf stays, a gamma or delta outside its range makes its row
-      NaN throughout.
+      float32 `[..., vocab]`. A gamma or delta outside its range makes its row NaN throughout; NaN
+      and +inf stay.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or scheme; the message names the argument.
@@ -112,27 +111,27 @@ def detect_green_list(
     width: int,
     scheme: str = "left_hash",
 ) -> GreenListDetection:
-    """Counts green tokens: in text that `green_list_logits` did not mark, a share gamma of them.
+    """Counts the green tokens of a text: in text without the mark, a share gamma is green.
 
     Args:
-      secret_key: as the text was marked with: one key for all rows, or an array of keys `[...]`.
-      tokens: integers `[..., L]`; a negative one is missing, and what needs it is not scored.
-      length: integer in [0, L], a scalar or `[...]`: how many of the tokens there are.
-      gamma: in (0, 1), a scalar or `[...]`, as the text was marked with.
-      width: static, at least 1, the number of tokens of the context that it was marked with.
-      scheme: static, "left_hash" or "self_hash", as it was marked with.
+      secret_key: the key of the mark: one key for all rows, or an array of keys `[...]`.
+      tokens: integers `[..., L]`; a negative one is missing, and n-grams with it are not scored.
+      length: integer in [0, L], a scalar or `[...]`, the number of valid tokens.
+      gamma: in (0, 1), a scalar or `[...]`, as in `green_list_logits`.
+      width: static, at least 1, the number of context tokens of the mark.
+      scheme: static, "left_hash" or "self_hash", as in `green_list_logits`.
 
     Returns:
-      `(z, p_value, green, scored)`, each `[...]`. The p-value is the exact binomial tail. Without
-      a token to score z is 0 and p_value 1. On a row with a gamma or length outside its range they
-      are NaN and the numbers -1.
+      `(z, p_value, green, scored)`, each `[...]`. The p-value is the exact binomial tail. If no
+      token is scored, z is 0 and p_value 1. On a row with a gamma or length outside its range, z
+      and p_value are NaN and the numbers -1.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape, width or scheme; the message names the argument.
 
     References:
-      Kirchenbauer et al., "A watermark for large language models", arXiv 2301.10226; on repeated
-      tokens Fernandez et al., "Three bricks to consolidate watermarks", arXiv 2308.00113.
+      Kirchenbauer et al., "A watermark for large language models", arXiv 2301.10226; for repeated
+      n-grams, Fernandez et al., "Three bricks to consolidate watermarks", arXiv 2308.00113.
 
     >>> import jax, jax.numpy as jnp
     >>> found = detect_green_list(jax.random.key(0), jnp.arange(1000), 1000, width=1)

@@ -24,18 +24,18 @@ def gumbel_watermark_sample(
 ) -> Array:
     """Returns the token with the largest `log(u) / p`, u uniform noise keyed by context and token.
 
-    Given key and context the token is determined; over random keys it is an exact draw from
-    `p = softmax(logits)`. What follows a repeated context is no new draw, and texts that start
-    alike go on alike: other draws come from another key, or for a first few tokens without a full
-    context from `categorical_sample`.
+    The token is a function of key and context. Over random keys, it is an exact draw from
+    `p = softmax(logits)`. A repeated context repeats the noise, and texts with the same start
+    continue in the same way. For different texts, use different keys, or draw the first tokens with
+    `categorical_sample`.
 
     Args:
       secret_key: one key for all rows, or an array of keys `[...]`, one a row: typed
         (`jax.random.key`) or raw uint32.
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked. The noise has 64 random
-        bits whatever the dtype.
+        bits for every dtype.
       context: integers `[..., width]`, the last tokens, the latest last (`last_tokens`). A missing
-        one, -1, is a token like others.
+        one, -1, is hashed like any other.
 
     Returns:
       int32 `[...]`; -1 on a bad row (a NaN, +inf or no finite logit).
@@ -67,7 +67,8 @@ def gumbel_watermark_sample(
 def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
     """Returns the score of each token, `log(p / -log(u))` up to a constant of the row.
 
-    The detector's uniform noise is `1 - u`, which is small, and precise, where a token is ahead.
+    The noise of the detector is `1 - u`, which is small, and so precise, for tokens with high
+    scores.
     """
     noise = _hash.uniform(seed, _hash.word(seed, ids))
     time = -_elementary.log1m(jnp.minimum(noise, np.float32(1 - 2.0**-24)))
@@ -76,7 +77,7 @@ def _lead(rows: Rows, seed: Seed, x: Array, ids: Array) -> Array:
 
 
 def _first_largest(keys: Array) -> Array:
-    """Returns the lowest index of each row's largest key."""
+    """Returns the lowest index of the largest sortable integer of each row."""
     return _lookup.first_true(keys == jnp.max(keys, axis=-1, keepdims=True))
 
 
@@ -90,21 +91,21 @@ def _first_largest(keys: Array) -> Array:
 def detect_gumbel(
     secret_key: ArrayLike, tokens: ArrayLike, length: ArrayLike, *, width: int
 ) -> ScoreDetection:
-    """Scores a text by the keyed noise of its tokens, which `gumbel_watermark_sample` makes large.
+    """Scores a text by the keyed noise of its tokens, which is large in marked text.
 
-    The score is the sum of `-log(1 - u)` over tokens, u being their noise: in text without the mark
-    each term has mean 1.
+    The score is the sum of `-log(1 - u)` over the tokens, where u is the noise of
+    `gumbel_watermark_sample`. In text without the mark each term has mean 1.
 
     Args:
-      secret_key: as the text was marked with: one key for all rows, or an array of keys `[...]`.
-      tokens: integers `[..., L]`; a negative one is missing, and what needs it is not scored.
-      length: integer in [0, L], a scalar or `[...]`: how many of the tokens there are.
-      width: static, at least 1, the number of tokens of the context that it was marked with.
+      secret_key: the key of the mark: one key for all rows, or an array of keys `[...]`.
+      tokens: integers `[..., L]`; a negative one is missing, and n-grams with it are not scored.
+      length: integer in [0, L], a scalar or `[...]`, the number of valid tokens.
+      width: static, at least 1, the number of context tokens of the mark.
 
     Returns:
       `(score, p_value, scored)`, each `[...]`. The p-value is the exact tail of the gamma
-      distribution. Without a token to score the score is 0 and p_value 1. On a row with a length
-      outside its range they are NaN and the number -1.
+      distribution. If no token is scored, the score is 0 and p_value 1. On a row with a length
+      outside its range, score and p_value are NaN and the number -1.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or width; the message names the argument.

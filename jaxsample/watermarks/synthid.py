@@ -35,24 +35,25 @@ def synthid_logits(
 ) -> Array:
     """Applies tournament sampling: draws from the result are marked, and unbiased over random keys.
 
-    In each of `depth` layers a keyed coin g, 0 or 1, is thrown for each token, and
-    `p <- p * (1 + g - sum(g * p))` with `p = softmax(logits)`: two tokens drawn from p meet and one
-    with g = 1 wins. Logits are those of the last p up to a constant.
+    Each of `depth` layers assigns a keyed coin g, 0 or 1, to each token, and updates
+    `p <- p * (1 + g - sum(g * p))`, starting from `p = softmax(logits)`. This is the distribution
+    of the winner between two draws from p, where a token with g = 1 wins. The result is the
+    logarithm of the last p, up to a constant.
 
-    Text stays unbiased only if no context is used twice: `active=~context_repeated(...)`.
+    Text is unbiased only if no context is used twice: pass `active=~context_repeated(...)`.
 
     Args:
       secret_key: one key for all rows, or an array of keys `[...]`, one a row: typed
         (`jax.random.key`) or raw uint32.
       logits: `[..., vocab]`, float32, bfloat16 or float16; -inf is masked.
       context: integers `[..., width]`, the last tokens, the latest last (`last_tokens`); four in
-        the paper. A row with a negative one, which tells of a missing token, is left as it is.
-      active: bool, a scalar or `[...]`; rows where it is False are left as they are.
+        the paper. A row with a negative one, a missing token, is unchanged.
+      active: bool, a scalar or `[...]`; rows where it is False are unchanged.
       depth: static, in [1, 32].
 
     Returns:
       float32 `[..., vocab]`, differentiable in the logits. Bad rows (a NaN, +inf or no finite
-      logit) are left as they are.
+      logit) are unchanged.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape or depth; the message names the argument.
@@ -72,15 +73,15 @@ def synthid_logits(
     on = (x.per_row(active) & _texts.known(last) & ~rows.bad)[..., None]
 
     def play(layer: Array, below: Array) -> Array:
-        # Tied to the loop: the compiler would write the words of the whole vocabulary down.
+        # Tied to the loop: XLA would hoist the words of the whole vocabulary out of it.
         here, layer = lax.optimization_barrier((seed, layer))
         share = _losers(below, here, layer, x.shards)
         won, lost = _elementary.log(1 + share)[..., None], _elementary.log(share)[..., None]
         g = _hash.coin(_hash.word(here, x.ids), layer)
         return below + jnp.where(g, won, lost)
 
-    # Other rows stay out of the arithmetic: their gradients would be NaN. Below the maximum, where
-    # float32 is finest: far from 0 it would swallow the shares.
+    # Other rows are excluded, since their gradients would be NaN. Logits are relative to the
+    # maximum, where float32 is most precise.
     row_max = rows.row_max[..., None]
     wide = x.logits.astype(jnp.float32)
     below = jnp.where(on, wide - row_max, 0)
@@ -90,9 +91,9 @@ def synthid_logits(
 
 @jax.custom_jvp
 def _losers(x: Array, seed: Seed, layer: Array, shards: Shards | None) -> Array:
-    """Returns the share of probability `[...]` with g = 0.
+    """Returns the probability `[...]` of the tokens with g = 0.
 
-    A token with g = 0 keeps that share of its own probability, and one with g = 1 gains it.
+    It is the factor of a token with g = 0; the factor of a token with g = 1 is 1 more.
     """
     rows = _scan.scan(Source(x, shards=shards, implementation="xla"))
     scale = _chunks.probability(rows)
@@ -102,7 +103,7 @@ def _losers(x: Array, seed: Seed, layer: Array, shards: Shards | None) -> Array:
 
     lost = _chunks.mass(rows, scale, lost_token, _chunks.starts(rows))
     share = _mass.to_float(lost) / _mass.to_float(_chunks.mass(rows, scale))
-    # A share too small to be counted is no ban.
+    # A share that rounds to 0 must not mask its tokens.
     return jnp.maximum(share, 2.0**-_mass.FRACTION_BITS)
 
 
@@ -130,24 +131,24 @@ def _losers_jvp(
 def detect_synthid(
     secret_key: ArrayLike, tokens: ArrayLike, length: ArrayLike, *, depth: int = 30, width: int
 ) -> ScoreDetection:
-    """Scores a text by the coins of its tokens: in text that `synthid_logits` did not mark, 1/2.
+    """Scores a text by the coins of its tokens, whose mean is 1/2 in text without the mark.
 
-    The score is the mean of the coins over tokens and layers, with weights that fall linearly from
-    the first layer to a tenth at the last, where the tournament has less left to decide. Tokens
-    that follow a repeated context are not scored.
+    The score is the mean of the coins over tokens and layers, with weights that decrease linearly
+    from the first layer to a tenth at the last one, where the coins of marked text are less biased.
+    Tokens that follow a repeated context are not scored.
 
     Args:
-      secret_key: as the text was marked with: one key for all rows, or an array of keys `[...]`.
-      tokens: integers `[..., L]`; a negative one is missing, and what needs it is not scored.
-      length: integer in [0, L], a scalar or `[...]`: how many of the tokens there are.
-      depth: static, in [1, 32], as the text was marked with.
-      width: static, at least 1, the number of tokens of the context that it was marked with.
+      secret_key: the key of the mark: one key for all rows, or an array of keys `[...]`.
+      tokens: integers `[..., L]`; a negative one is missing, and n-grams with it are not scored.
+      length: integer in [0, L], a scalar or `[...]`, the number of valid tokens.
+      depth: static, in [1, 32], as in `synthid_logits`.
+      width: static, at least 1, the number of context tokens of the mark.
 
     Returns:
       `(score, p_value, scored)`, each `[...]`. The p-value is that of a normal distribution with
-      the score's exact mean and variance, at most 2% too large down to 1e-6 at 30 layers and 200
-      tokens; fewer make it larger. Without a token to score the score is 1/2 and p_value 1.
-      On a row with a length outside its range they are NaN and the number -1.
+      the exact mean and variance of the score, at most 2% too large down to 1e-6 at 30 layers and
+      200 tokens, and more with fewer. If no token is scored, the score is 1/2 and p_value 1. On a
+      row with a length outside its range, score and p_value are NaN and the number -1.
 
     Raises:
       TypeError, ValueError: a wrong dtype, shape, depth or width; the message names the argument.
@@ -173,7 +174,7 @@ def detect_synthid(
     for weight, head in zip(weights, heads, strict=True):
         total += weight * head
     n = jnp.maximum(scored, 1).astype(jnp.float32)
-    # Half a unit less: of whole numbers, a normal distribution would miss half of this one.
+    # Continuity correction: half a unit less, since the sums are integers.
     excess = (2 * total - 1 - scored * sum(weights)).astype(jnp.float32)
     deviation = jnp.sqrt(n * sum(weight**2 for weight in weights))
     some = scored > 0

@@ -11,7 +11,7 @@ CHUNK = 256
 
 
 def order_law(p, num):
-    """The probability of each order of the first `num` tokens, and the orders `[n, num]`."""
+    """Returns the probabilities of all orders of the first `num` tokens, and these `[n, num]`."""
     orders = np.array([*itertools.permutations(range(len(p)), num)])
     drawn = np.asarray(p, np.float64)[orders]
     left = 1 - np.cumsum(drawn, axis=-1) + drawn
@@ -35,7 +35,7 @@ class Clocks:
 
 
 def renewed_race(clocks, row, x, num):
-    """The tokens of a row and the arrival times, from the noise of the library."""
+    """Returns the tokens of a row and their arrival times, from the noise of the library."""
     p = softmax(x)
     chunk_of = np.arange(p.size) // CHUNK
     tokens, times = [], []

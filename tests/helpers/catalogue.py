@@ -1,4 +1,4 @@
-"""Every public function that takes logits of one position a row, called on rows of one shape."""
+"""Every public function that takes logits of one position per row, with arguments for one shape."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import jaxsample as js
 from bench import requests
 from jaxsample import SamplingParams
 
-# Between them they take every way through the library.
+# Together they cover every code path of the library.
 VARIED = (
     *("greedy_sample", "categorical_sample", "token_logprobs", "top_p_logits", "top_logprobs"),
     *("sample", "sample, full call", "sample, masks", "without_replacement_sample"),
@@ -26,11 +26,11 @@ COMPUTING = {
     *("dry_penalized_logits", "biased_logits", "sequence_biased_logits"),
     *("green_list_logits", "synthid_logits"),
 }
-"""The rules that compute new logits, float32 whatever the dtype; the others mask."""
+"""The rules that compute new logits, float32 for every dtype; the other rules mask."""
 
 
 def every():
-    """The names of all functions; a release tests those that others have shown to hold, too."""
+    """Returns all names; those whose code paths others cover are tested only before a release."""
     return [name if name in VARIED else exhaustive(name) for name in NAMES]
 
 
@@ -39,9 +39,10 @@ def with_token_ids(keys, x, params, ids, **options):
 
 
 def calls(x, scalars=False):
-    """By name, a function and its arguments, of which those of the rows lead with their axis.
+    """Returns a function and its arguments by name; arguments of rows begin with the axis of the
+    rows.
 
-    With `scalars`, parameters are of all rows and not of each.
+    With `scalars`, all rows share each parameter.
     """
     rows, vocab = x.shape[:-1], x.shape[-1]
     keys = jax.vmap(jax.random.key)(jnp.arange(rows[0], dtype=jnp.int32))
@@ -146,7 +147,7 @@ def calls(x, scalars=False):
 
 
 def _beam_step(state, stops, length_penalty, diversity_penalty, x, **options):
-    """Each row is a search of one beam."""
+    """Takes each row as a search with one beam."""
     return js.beam_step(
         state,
         x[..., None, :],
@@ -163,7 +164,7 @@ def _stochastic_beam_step(keys, state, stops, x, **options):
 
 
 def shapes(name, x, scalars=False):
-    """One of them, and the shapes of its arguments, of which no array is made."""
+    """Returns a function and the shapes of its arguments, without making an array."""
     found = []
 
     def arguments(x):

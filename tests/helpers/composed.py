@@ -1,4 +1,4 @@
-"""The definition of `sample`: the public functions of its stages, one after the other."""
+"""The definition of `sample`: the public functions of its stages in sequence."""
 
 import itertools
 
@@ -17,7 +17,7 @@ FIELDS = {name: (*stage.fields, *stage.optional) for name, stage in STAGES.items
 
 
 def every_param(batch, seed=0, vocab=VOCAB):
-    """Params in which every row uses other rules; about half of the values are neutral."""
+    """Returns params whose rows use different rules; about half of the values are neutral."""
     rng = np.random.default_rng(seed)
 
     def pick(*values):
@@ -81,13 +81,13 @@ def a_state(batch, seed=0, vocab=VOCAB):
 
 
 def only(params, stages):
-    """The params of some stages, the others None."""
+    """Returns the params of some stages, with None for all others."""
     names = itertools.chain(*(FIELDS[stage] for stage in stages))
     return SamplingParams(**{name: getattr(params, name) for name in names})
 
 
 def apply(stage, key, x, p, s):
-    """The public function of a stage."""
+    """Applies the public function of a stage."""
     unpacked = js.bitmask_logits(jnp.zeros(x.shape), s.prompt_mask) == 0
     calls = {
         "guidance": lambda: js.guided_logits(x, p.unconditional_logits, p.guidance_scale),
@@ -142,7 +142,7 @@ def apply(stage, key, x, p, s):
 
 
 def composed(keys, x, params, state, order):
-    """The definition of `sample`."""
+    """Computes the definition of `sample`."""
     for entry in order:
         if isinstance(entry, str):
             x = apply(entry, keys, x, params, state)
@@ -155,7 +155,7 @@ def composed(keys, x, params, state, order):
 
 
 def assert_drawn(out, tokens, logprobs, number, kept):
-    """The results of `sample` with its kept mask are those of `composed`, bit for bit."""
+    """Asserts that the results of `sample`, with its kept mask, equal `composed` bit for bit."""
     np.testing.assert_array_equal(out.tokens, tokens)
     np.testing.assert_array_equal(out.logprobs, logprobs)
     good = np.asarray(tokens) >= 0

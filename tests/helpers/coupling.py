@@ -1,4 +1,4 @@
-"""The probability that two draws with one key agree: the exact law, and the share that did."""
+"""The probability that two draws with one key agree: the exact law, and the measured share."""
 
 import functools
 
@@ -18,7 +18,7 @@ def softmax(x):
 
 
 def _race(p, q):
-    """The probability that each competitor wins two races of the same exponential noise."""
+    """Returns the probability of each competitor to win two races with the same noise."""
     both = np.flatnonzero((p > 0) & (q > 0))
     wins = np.zeros(p.size)
     wins[both] = [1 / np.sum(np.maximum(p / p[i], q / q[i])) for i in both]
@@ -31,7 +31,7 @@ def full_agreement(p, q):
 
 
 def agreement(p, q):
-    """Returns the probability that a race of chunks and one of a chunk's tokens agree."""
+    """Returns the probability that a race of chunks and a race of tokens in a chunk both agree."""
     starts = np.arange(0, p.size, CHUNK)
     chunks = _race(*(np.add.reduceat(of, starts) for of in (p, q)))
     inside = [_race(p[s : s + CHUNK], q[s : s + CHUNK]).sum() for s in starts]
@@ -39,14 +39,14 @@ def agreement(p, q):
 
 
 def overlap(p, q):
-    """1 - TV, the most that one draft can be accepted."""
+    """Returns 1 - TV, the maximum acceptance rate of one draft."""
     return np.minimum(p, q).sum()
 
 
 @functools.partial(jax.jit, static_argnames="num")
 def _nearest(keys, x, num):
     def one(key):
-        # The first is that token, as a test shows.
+        # The nearest draw is the token of `categorical_sample`, as another test shows.
         draw = js.categorical_sample(key, x)
         return draw[None] if num == 1 else js.nearest_draws(key, x, num=num)
 
@@ -54,14 +54,14 @@ def _nearest(keys, x, num):
 
 
 def accepted(x, y, number, num=1, seed=0):
-    """The share of draws from `x` that are among the nearest of `y` with the same key."""
+    """Returns the share of draws from `x` that are among the nearest of `y` with the same key."""
     keys = jax.random.split(jax.random.key(seed), number)
     token, drafts = _nearest(keys, jnp.asarray(x), 1), _nearest(keys, jnp.asarray(y), num)
     return float((drafts == token).any(-1).mean())
 
 
 def pairs(number, vocab, seed=0):
-    """Logits of a target and of a draft model, peaked and flat, near and far, truncated and not."""
+    """Yields target and draft logits: peaked and flat, close and distant, truncated and not."""
     rng = np.random.default_rng(seed)
     for i in range(number):
         scale, noise = (0.5, 2, 4)[i % 3], (0.3, 1.0)[i // 3 % 2]

@@ -10,7 +10,7 @@ ERROR_RATE = 1e-4
 
 
 def draw(x, number, seed=0, batch=2000, **params):
-    """Draws many tokens of one row, each with a key of its own."""
+    """Draws many tokens of one row, each with its own key."""
     keys = jax.random.split(jax.random.key(seed), number)
     if params:
         given = SamplingParams(**params)
@@ -21,7 +21,7 @@ def draw(x, number, seed=0, batch=2000, **params):
 
 
 def assert_follows(tokens, p, bins=100, error_rate=ERROR_RATE):
-    """A chi-square test over bins of tokens of similar probability."""
+    """Tests with chi-square over bins of tokens of similar probability."""
     assert (p[tokens] > 0).all()
     order = np.argsort(-p, kind="stable")
     before = np.cumsum(p[order]) - p[order]
@@ -29,7 +29,7 @@ def assert_follows(tokens, p, bins=100, error_rate=ERROR_RATE):
     group[order] = np.minimum(before * bins, bins - 1).astype(int)
     observed = np.bincount(group[tokens], minlength=bins)
     expected = np.bincount(group, weights=p, minlength=bins) * tokens.size
-    large = expected >= 10  # what is rarer goes in one bin, and a rare bin is a Poisson draw
+    large = expected >= 10  # rarer tokens share a bin, whose count is a Poisson variable
     rare, expected_rare = observed[~large].sum(), expected[~large].sum()
     assert stats.poisson.sf(rare - 1, expected_rare) > error_rate
     assert stats.poisson.cdf(rare, expected_rare) > error_rate

@@ -17,7 +17,7 @@ KINDS = (
 
 
 def rows(rng, vocab, dtype, batch=BATCH):
-    """Logits, each row of another kind; of the last kind are a NaN, +inf and nothing."""
+    """Returns logits, each row of a random kind; some kinds contain a NaN, +inf or only -inf."""
     x = np.stack([_row(rng, rng.choice(KINDS), vocab) for _ in range(batch)])
     most = float(jnp.finfo(dtype).max)
     return np.where(np.isfinite(x), np.clip(x, -most, most), x).astype(jnp.dtype(dtype))
@@ -59,19 +59,19 @@ def _row(rng, kind, vocab):
 
 
 def flushed(row):
-    """A row in float64, subnormal numbers of float32 as 0, which they are where it is computed."""
+    """Returns a row in float64, with subnormal float32 numbers flushed to 0 as in computations."""
     row = row.astype(np.float32).astype(np.float64)
     return np.where(np.abs(row) < np.finfo(np.float32).tiny, 0.0, row)
 
 
 def is_bad(row):
-    """Whether no function draws from a row."""
+    """Returns whether a row is bad, so that no function draws from it."""
     row = row.astype(np.float64)
     return bool(np.isnan(row).any() or (row == np.inf).any() or (row == -np.inf).all())
 
 
 def real(rng, usual, special=(), bad=(), batch=BATCH):
-    """Real numbers: between two usual ones, one of a few special ones, seldom a bad one."""
+    """Returns real numbers: usually from a range, sometimes special ones, rarely a bad one."""
     low, high = usual
     values = rng.uniform(low, high, batch)
     for share, some in ((0.3, special), (0.04, bad)):
@@ -105,14 +105,14 @@ def top_k(rng, batch=BATCH):
 
 
 def ids(rng, vocab, *shape, bad=0.01):
-    """Ids, some of them padding, seldom one that does not fit."""
+    """Returns ids, some of them padding, rarely an invalid one."""
     found = rng.integers(-2, vocab, shape)
     far = rng.choice([vocab, vocab + 1, 2**21, 2**31 - 1, 2**31 + 5, 2**32, 2**40], shape)
     return np.where(rng.random(shape) < bad / shape[-1], far, found)
 
 
 def params(rng, vocab, batch=BATCH):
-    """Every field of the params, each row by other rules."""
+    """Returns params with every field, with different rules in each row."""
     return SamplingParams(
         unconditional_logits=rows(rng, vocab, "float32", batch),
         guidance_scale=real(rng, (-1, 3), (0, 1), INFINITE, batch),
@@ -160,14 +160,14 @@ def params(rng, vocab, batch=BATCH):
 
 
 def texts(rng, vocab, batch=BATCH):
-    """Texts full of repeats, of every length, seldom one of a length that does not fit."""
+    """Returns repetitive texts of every length, rarely with an invalid length."""
     tokens = rng.integers(-1, min(vocab + 1, 4), (batch, ROOM)).astype(np.int32)
     length = whole(rng, range(ROOM + 1), [-1, ROOM + 1], batch)
     return tokens, length
 
 
 def state(rng, vocab, batch=BATCH):
-    """Prompts and outputs, some of which outgrow their room."""
+    """Returns a state of prompts and outputs, some of which exceed their room."""
     prompts = rng.integers(-1, min(vocab + 1, 4), (batch, 6))
     state = js.init_state(prompts, rng.integers(0, 7, batch), vocab, ROOM)
     for _ in range(rng.integers(0, 10)):

@@ -1,8 +1,8 @@
 """Every rule against its definition in float64, on any row and with any parameters.
 
-A check of a rule takes a row in float64, its parameters and the rule's result. It asserts that the
-tokens kept lie between those that the definition keeps with a little less and a little more, or
-that the new logits are the definition's up to rounding.
+The check of a rule takes a row in float64, its parameters and the result of the rule. It asserts
+that the kept tokens are between those of the definition with slightly stricter and slightly looser
+parameters, or that new logits equal those of the definition up to rounding.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,10 @@ class Rule(NamedTuple):
     """The inputs and the check of a rule.
 
     Attributes:
-      arguments: makes, of random numbers and the logits, the arguments behind these, each with a
-        value a row.
-      check: asserts that a result is right, by its row, the arguments of the row and the result.
-      outside: tells by the arguments of a row and the vocabulary whether one is out of its range.
+      arguments: makes the arguments after the logits, with one value per row, from a random
+        generator and the logits.
+      check: asserts that a result is right, given a row, its arguments and the result.
+      outside: returns whether an argument of a row is out of range, given these and the vocabulary.
       keyed: whether the function takes keys before the logits.
     """
 
@@ -41,7 +41,7 @@ class Rule(NamedTuple):
 
 
 def _near(row):
-    """Returns how far rounding may move the logits of a row."""
+    """Returns the largest rounding error of the logits of a row."""
     finite = row[np.isfinite(row)]
     return 3e-6 * (1 + np.abs(finite).max(initial=0))
 
@@ -57,7 +57,7 @@ def _between(low, y, high):
 
 
 def _close(y, want, rtol, atol=0.0):
-    """Equal up to rounding; what is beyond float32 is masked, or a bad row if it is above."""
+    """Asserts equality up to rounding; logits below float32 are masked, above it a row is bad."""
     y = np.asarray(y, np.float64)
     margin = rtol * np.abs(np.where(np.isfinite(want), want, 0)) + atol
     if (want > MOST * (1 + rtol)).any():
@@ -66,7 +66,7 @@ def _close(y, want, rtol, atol=0.0):
     masked = want < -MOST * (1 + rtol)
     assert (y[masked] == -np.inf).all()
     unclear = np.abs(want) > MOST * (1 - rtol)
-    small = np.abs(want) < 2 * TINY  # which may be flushed to 0
+    small = np.abs(want) < 2 * TINY  # may be flushed to 0
     wrong = ~masked & ~unclear & ~(np.abs(y - want) <= margin + np.where(small, 2 * TINY, 0))
     assert not wrong.any(), f"{y[wrong][:3]} for {want[wrong][:3]} at {np.flatnonzero(wrong)[:3]}"
 
@@ -108,7 +108,7 @@ def _threshold(definition):
 
 
 def _spread_slack(definition, row, n):
-    """The deviation is measured in steps of a millionth of the spread."""
+    """Returns the error of the deviation, which is measured in millionths of the spread."""
     if definition is not reference.top_n_sigma:
         return 0
     finite = row[np.isfinite(row)]
@@ -141,7 +141,7 @@ def _prefix(definition, slack, clear):
 
 
 def _bends(row):
-    """Whether the sorted probabilities bend by more than their rounding."""
+    """Returns whether the sorted probabilities bend by more than their rounding."""
     finite = np.sort(reference.softmax(row)[row > -np.inf])
     return finite.size > 2 and np.abs(np.diff(finite, 2)).sum() > 1e-2
 
@@ -160,7 +160,7 @@ def _xtc(row, p, threshold, y):
         ]
         logprobs = reference.logprobs(row)
         near = np.abs(logprobs - np.log(max(threshold, 1e-300))) < _near(row)
-        if near.sum() > 1:  # which of them are likely is a matter of rounding
+        if near.sum() > 1:  # rounding decides which of them are likely
             return
     assert any((_kept(y) == option).all() for option in options)
 
@@ -187,7 +187,7 @@ def _entropy_scaled(row, low, high, exponent, y):
     ends = [low + (high - low) * s**exponent for s in (max(share - 4e-6, 0), min(share + 4e-6, 1))]
     least, most = min(ends), max(ends)
     if least <= 4 * TINY or abs(row.max()) / least > MOST / 2 or most > 2 * least:
-        return  # greedy or not is a matter of rounding
+        return  # rounding decides whether the row is greedy
     middle = np.float64(low + (high - low) * share**exponent)
     _close(y, row / middle, 1e-6 + abs(most - least) / least)
 
@@ -223,7 +223,7 @@ def _dry(row, tokens, length, multiplier, base, allowed, breakers, y):
     with np.errstate(over="ignore"):
         powers = min(np.float64(base) ** min(length, 200), 1e300)
     if np.float64(multiplier) * powers > MOST / 4:
-        return  # it ends at the largest float
+        return  # the penalty saturates at the largest float
     want = reference_penalties.dry(
         row,
         tokens[:length].tolist(),
@@ -458,7 +458,7 @@ RULES = {
 }
 
 IDENTITY = {"guided_logits": lambda other, scale: scale == 1}
-"""What returns its logits as they are, bad ones, too."""
+"""Whether arguments make a rule the identity, even for bad rows."""
 
 STAYS = {
     *("repetition_penalized_logits", "presence_penalized_logits", "frequency_penalized_logits"),
@@ -466,11 +466,11 @@ STAYS = {
     *("bitmask_logits", "suppressed_logits", "min_tokens_logits", "bad_words_logits"),
     *("sequence_biased_logits", "forced_logits"),
 }
-"""Rules that leave the NaN and +inf of a row where they are."""
+"""Rules that keep the NaN and +inf of a row at their positions."""
 
 
 def check(name, rng, vocab, dtype):
-    """Applies a rule to random rows and asserts what its definition says of each."""
+    """Applies a rule to random rows and checks each against the definition."""
     rule = RULES[name]
     x = inputs.rows(rng, vocab, dtype)
     arguments = rule.arguments(rng, x)

@@ -1,4 +1,4 @@
-"""`sample` against the functions that it stands for, and draws against the softmax, on any rows."""
+"""`sample` against the equivalent functions, and draws against the softmax, on any rows."""
 
 import itertools
 
@@ -20,11 +20,11 @@ DROPS = {
 USUAL = ("temperature", "top_k", "top_p", "min_p")
 DRAWS = 20_000
 ERROR_RATE = 1e-9
-"""Of hundreds of thousands of draws of a right sampler, none is so unlikely."""
+"""The p-value that a correct sampler never reaches in hundreds of thousands of tests."""
 
 
 def order(rng):
-    """A few stages in some order, some of the truncations nested; often those that are fused."""
+    """Returns some stages in random order, some truncations nested, often those that are fused."""
     names = rng.permutation(js.DEFAULT_ORDER)[: rng.integers(0, 4)].tolist()
     if rng.random() < 0.7:
         names += [
@@ -51,7 +51,7 @@ def equal(got, want):
 
 
 def check_sample(rng, order, vocab, dtype):
-    """Tokens, log-probs, counts and kept sets of the composition, bit for bit."""
+    """Compares tokens, log-probs, counts and kept sets with the composition, bit for bit."""
     x = jnp.asarray(inputs.rows(rng, vocab, dtype))
     params = only(inputs.params(rng, vocab), stages(order))
     state = inputs.state(rng, vocab)
@@ -68,7 +68,7 @@ def check_sample(rng, order, vocab, dtype):
 
 
 def check_laws(rng, order, vocab, dtype):
-    """The slot, the batch and `vmap` do not matter."""
+    """Asserts that the slot, the batch and `vmap` do not change a result."""
     x = jnp.asarray(inputs.rows(rng, vocab, dtype))
     given = jax.tree.map(jnp.asarray, only(inputs.params(rng, vocab), stages(order)))
     state = inputs.state(rng, vocab)
@@ -89,7 +89,7 @@ def check_laws(rng, order, vocab, dtype):
 
 
 def check_draws(rng, order, vocab, dtype):
-    """Draws of one row follow the softmax of what the functions leave, in float64."""
+    """Tests that draws of one row follow the softmax of the processed logits, in float64."""
     good = [row for row in inputs.rows(rng, vocab, dtype) if not inputs.is_bad(row)]
     x, params = good[0], only(inputs.params(rng, vocab, 1), stages(order))
     state = jax.tree.map(lambda a: a[0], inputs.state(rng, vocab, 1))
@@ -101,7 +101,7 @@ def check_draws(rng, order, vocab, dtype):
     tokens = np.asarray(jax.jit(lambda k: jax.lax.map(draw, k, batch_size=500))(keys))
     if inputs.is_bad(left) or not 0 <= state.lengths <= inputs.ROOM:
         assert (tokens == -1).all()
-    elif "xtc" not in stages(order):  # which drops by its own draw
+    elif "xtc" not in stages(order):  # XTC drops tokens at random
         assert_follows(tokens, reference.softmax(left), error_rate=ERROR_RATE)
 
 

@@ -1,11 +1,11 @@
-"""The golden results: what every public function gives for fixed inputs, bit for bit.
+"""The golden results: the outputs of every public function for fixed inputs, bit for bit.
 
-`python tests/helpers/golden_cases.py` writes the files in tests/golden, with which test_golden
-compares, or those of the groups that it is given. They are written again only where a major version
-changes a result, and the changelog says which.
+`python tests/helpers/golden_cases.py` writes the files in tests/golden that test_golden compares
+with, or only those of the given groups. They are rewritten only if a major version changes a
+result, which the changelog lists.
 
-The inputs are made of the raw bits of a generator, a stream that NumPy promises to keep, by sums
-and products alone: they are the same on every machine.
+The inputs are computed from the raw bits of a generator, a stream that NumPy guarantees, by sums
+and products alone, so they are equal on every machine.
 """
 
 import functools
@@ -29,7 +29,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Stream:
-    """Numbers in an order that depends on the seed alone."""
+    """Numbers whose sequence depends only on the seed."""
 
     def __init__(self, *seed: int):
         self._bits = np.random.PCG64(seed)
@@ -52,8 +52,9 @@ class Stream:
 
 
 def logits(vocab: int, dtype: str) -> np.ndarray:
-    """A row of each kind: text, flat, peaked, ties, equal, masked, one token, far from 0, both
-    zeros, NaN, +inf, nothing."""
+    """Returns a row of each kind: text-like, flat, peaked, ties, equal, masked, one token, large
+    offset, both zeros, NaN, +inf, only -inf.
+    """
     stream = Stream(vocab, DTYPES.index(dtype))
     x = 8 * (stream.uniform(4, ROWS, vocab).sum(axis=0) - 2)
     x[1] *= 0.001
@@ -83,7 +84,7 @@ def state(vocab: int) -> js.SamplerState:
 
 
 def every_param(vocab: int) -> SamplingParams:
-    """Every row by other rules; about half of the values are neutral."""
+    """Returns params with different rules in each row; about half of the values are neutral."""
     s = Stream(2)
     return SamplingParams(
         unconditional_logits=(8 * s.uniform(ROWS, vocab)).astype(np.float32),
@@ -128,7 +129,7 @@ def every_param(vocab: int) -> SamplingParams:
 
 
 def joint() -> SamplingParams:
-    """Cuts among the candidates and far behind them."""
+    """Returns params whose cuts are among the candidates and far beyond them."""
     s = Stream(3)
     return SamplingParams(
         temperature=s.real(0, 0.6, 1, 1.5, 1e-38),
@@ -158,7 +159,7 @@ JOINT = {
     "jointly": (("temperature", ("min_p", "top_p", "top_k")), 8192, "float16"),
     "temperature last": (("top_k", "top_p", "min_p", "temperature"), 5003, "bfloat16"),
 }
-"""Of temperature, top-k, top-p and min-p: the order, the vocabulary and the dtype."""
+"""Cases of temperature, top-k, top-p and min-p: the order, the vocabulary and the dtype."""
 
 
 def _fields(order: js.Order) -> list[str]:
@@ -175,7 +176,7 @@ def _sample(params: SamplingParams, vocab: int, dtype: str, **options: Any) -> A
 
 
 def samples() -> dict[str, Callable[[], Any]]:
-    """Calls of `sample`, by name."""
+    """Returns calls of `sample` by name."""
     cases = {}
     for name, (order, vocab, dtype) in ORDERS.items():
         params = only(every_param(vocab), *_fields(order))
@@ -210,7 +211,7 @@ def samples() -> dict[str, Callable[[], Any]]:
 
 
 def functions(dtype: str, vocab: int = 300) -> dict[str, Callable[[], Any]]:
-    """A call of every public function of logits, by name."""
+    """Returns a call of every public function of logits by name."""
     x, p, q, s, here = logits(vocab, dtype), every_param(vocab), joint(), state(vocab), keys()
     stream = Stream(4)
     token, context = stream.integers(0, vocab, ROWS), stream.integers(-1, 9, ROWS, 3)
@@ -269,7 +270,7 @@ def functions(dtype: str, vocab: int = 300) -> dict[str, Callable[[], Any]]:
 
 
 def look_back(vocab: int = 300) -> SamplingParams:
-    """Windows, exempt tokens, biases on sequences and forced tokens."""
+    """Returns params with windows, exempt tokens, biases on sequences and forced tokens."""
     s = Stream(7)
     return SamplingParams(
         penalty_window=s.whole(0, 1, 3, 7),
@@ -282,7 +283,7 @@ def look_back(vocab: int = 300) -> SamplingParams:
 
 
 def rules() -> dict[str, Callable[[], Any]]:
-    """Calls with biases on sequences, forced and exempt tokens, and penalties of a window."""
+    """Returns calls with biases on sequences, forced and exempt tokens, and windowed penalties."""
     vocab = 300
     x, p, q, s, here = (
         logits(vocab, "bfloat16"),
@@ -314,7 +315,7 @@ def rules() -> dict[str, Callable[[], Any]]:
 
 
 def texts() -> dict[str, Callable[[], Any]]:
-    """A call of every public function without logits, and a long draw."""
+    """Returns a call of every public function without logits, and a long draw."""
     stream = Stream(5)
     tokens, length = stream.integers(0, 6, ROWS, 40), stream.integers(0, 41, ROWS)
     seeds = [0, 1, 2**32, 2**32 + 1, 2**63, 2**64 - 1]
@@ -344,7 +345,7 @@ def texts() -> dict[str, Callable[[], Any]]:
 
 
 def speculation() -> dict[str, Callable[[], Any]]:
-    """Calls of the functions for drafts, of four rows with two drafts each."""
+    """Returns calls of the functions for drafts, on four rows with two drafts each."""
     batch, positions, vocab = 4, 3, 300
     x = logits(vocab, "float32").reshape(positions, batch, vocab).swapaxes(0, 1)
     here = keys().reshape(batch, positions)
@@ -368,7 +369,7 @@ def speculation() -> dict[str, Callable[[], Any]]:
 
 
 def beams() -> dict[str, Callable[[], Any]]:
-    """Steps of three searches with four beams each, in two groups or stochastic."""
+    """Returns steps of three searches with four beams each, in two groups or stochastic."""
     parents = Stream(6).integers(0, 4, 3, 4)
     x = logits(300, "float32").reshape(3, 4, 300)
     settings = {
@@ -408,7 +409,7 @@ def beams() -> dict[str, Callable[[], Any]]:
 
 
 def several() -> dict[str, Callable[[], Any]]:
-    """Calls of the functions for several tokens or texts of a row."""
+    """Returns calls of the functions for several tokens or texts per row."""
     stream = Stream(6)
     x = np.concatenate([logits(300, dtype).astype(np.float32) for dtype in DTYPES])
     logprobs = -10 * stream.uniform(ROWS, 5, LENGTH).astype(np.float32)
@@ -430,16 +431,16 @@ GROUPS = {
     "rules": rules,
     "texts": texts,
 }
-"""By the name of its file, what makes the cases of a group."""
+"""The functions that make the cases of each group, by the name of its file."""
 
 
 def results(result: Any) -> dict[str, np.ndarray]:
-    """The arrays of a result, by their place in it; of masks of the logits as bits."""
+    """Returns the arrays of a result by their path; masks of the logits as bits."""
     arrays = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(result):
         array = np.asarray(leaf)
         if array.dtype not in (np.float32, np.float64) and array.dtype.kind not in "iub":
-            array = array.view(np.int16)  # a file of NumPy's has no bfloat16
+            array = array.view(np.int16)  # NumPy files have no bfloat16
         arrays[jax.tree_util.keystr(path)] = array
     return arrays
 

@@ -1,4 +1,4 @@
-"""Facts read from the text of a compiled program, such as the bytes it moves between devices."""
+"""Properties of a compiled program read from its text, such as the bytes moved between devices."""
 
 import re
 
@@ -11,9 +11,9 @@ _COLLECTIVE = re.compile(
 
 
 def bytes_moved(compiled, branch=max) -> int:
-    """The bytes that each device receives on its way through a program, a turn of each loop.
+    """Returns the bytes that each device receives in a program, with one iteration of each loop.
 
-    Of a condition's branches, `branch` picks one by its bytes.
+    `branch` chooses a branch of each conditional by its bytes.
     """
     computations, entry = _computations(compiled.as_text())
 

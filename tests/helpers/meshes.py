@@ -23,7 +23,7 @@ MOST_BYTES_A_ROW = 64 * 1024
 def rows_of(vocab):
     x = every_kind(2, vocab)
     x[1, 3] = np.nan
-    return jnp.asarray(x)  # 18
+    return jnp.asarray(x)  # 18 rows
 
 
 def mesh_of(batch, vocab, axis_type=AxisType.Auto):
@@ -32,7 +32,7 @@ def mesh_of(batch, vocab, axis_type=AxisType.Auto):
 
 
 def spec_of(x, leaf, batch="batch", vocab="vocab"):
-    """The axes of an argument or a result, with its rows and its tokens as those of the logits."""
+    """Returns the axes of an argument or a result, sharded like the logits."""
     axes = [None] * leaf.ndim
     if leaf.shape[:1] == x.shape[:1]:
         axes[0] = batch
@@ -42,7 +42,7 @@ def spec_of(x, leaf, batch="batch", vocab="vocab"):
 
 
 def sharded_map(function, x, arguments, mesh, **spec):
-    """The function in a `shard_map`: what is not of the rows or the vocabulary is replicated."""
+    """Wraps the function in a `shard_map`; arrays without rows and vocabulary are replicated."""
 
     def specs(tree):
         return jax.tree.map(lambda leaf: spec_of(x, leaf, **spec), tree)
@@ -56,7 +56,7 @@ def sharded_map(function, x, arguments, mesh, **spec):
 
 
 def told(function, axis_name):
-    """The function, told over which axis the vocabulary is sharded."""
-    if function is js.packed_bitmask:  # has no token that depends on another
+    """Binds the mesh axis of the vocabulary as `axis_name`."""
+    if function is js.packed_bitmask:  # its tokens are independent of each other
         return function
     return functools.partial(function, axis_name=axis_name)

@@ -1,4 +1,4 @@
-"""Plain decoding, one token after the other, over the logits of the positions of drafts."""
+"""Plain decoding, one token at a time, over the logits of the positions of drafts."""
 
 import functools
 
@@ -14,12 +14,12 @@ def chain(batch, number):
 
 
 def random_tree(rng, batch, number):
-    """Parents of drafts, several behind one text, with whole branches of padding among them."""
+    """Returns parents of drafts in random trees with several roots."""
     return np.stack([rng.integers(-1, np.maximum(np.arange(number), 0)) for _ in range(batch)])
 
 
 def at_nodes(tree, nodes, positions):
-    """The params of some rows; those of each position have an axis of that length behind them."""
+    """Returns the params of some rows; `[batch, positions]` params take those of the nodes."""
     rows = np.arange(len(nodes))
 
     def chosen(leaf):
@@ -30,10 +30,10 @@ def at_nodes(tree, nodes, positions):
 
 
 def decode(keys, logits, drafts, params, state, parents, rng=None, rate=0.8, **options):
-    """Decodes, and on the way changes drafts to what is drawn, at a rate.
+    """Decodes, and replaces drafts by the drawn tokens at a given rate.
 
     Returns:
-      The drafts, the `SpeculativeOutput` of plain decoding, and the state behind it.
+      The drafts, the `SpeculativeOutput` of plain decoding, and the state after it.
     """
     batch, positions = logits.shape[:2]
     drafts, rows = np.array(drafts), np.arange(batch)
@@ -61,7 +61,7 @@ def _step(**options):
 
 
 def _agree(rng, rate, drafts, parents, node, tokens):
-    """Makes some of the drafts that follow a node the token that is drawn there."""
+    """Replaces some of the drafts after a node by the token drawn there."""
     for row, token in enumerate(tokens):
         children = np.flatnonzero((parents[row] == node[row] - 1) & (drafts[row] >= 0))
         if token >= 0 and children.size and rng.random() < rate:
@@ -69,7 +69,7 @@ def _agree(rng, rate, drafts, parents, node, tokens):
 
 
 def _output(out, nodes):
-    """One column of the output, with nothing in rows that have ended."""
+    """Returns a column of the output, empty for rows that have ended."""
 
     def kept(tree, nothing):
         def of_leaf(leaf):

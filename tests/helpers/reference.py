@@ -1,10 +1,10 @@
-"""The definitions in NumPy float64, a row at a time: what the library must equal."""
+"""The definitions in NumPy float64, one row at a time, which the library must match."""
 
 import numpy as np
 
 
 def ranking(row: np.ndarray) -> np.ndarray:
-    """Token ids by logit, equal logits by lower id."""
+    """Returns token ids by descending logit, equal logits by lower id."""
     return np.lexsort((np.arange(row.size), -row.astype(np.float64)))
 
 
@@ -15,7 +15,7 @@ def softmax(row: np.ndarray) -> np.ndarray:
 
 
 def first(row: np.ndarray, length: int) -> np.ndarray:
-    """Returns the tokens among the first `length` of the ranking that are not masked."""
+    """Returns the unmasked tokens among the first `length` of the ranking."""
     kept = np.zeros(row.size, bool)
     kept[ranking(row)[:length]] = True
     return kept & (row > -np.inf)
@@ -53,7 +53,7 @@ def entropy(row: np.ndarray) -> float:
 
 
 def log_kept_mass(row: np.ndarray, kept: np.ndarray) -> float:
-    """The log of the probability of the kept tokens, from that of the others where it is small."""
+    """Returns the log of the kept mass, computed from the dropped mass if that is small."""
     p = softmax(row)
     dropped = p[~kept].sum()
     return float(np.log1p(-dropped) if dropped < 0.5 else np.log(p[kept].sum()))
@@ -69,7 +69,7 @@ def typical_p(row: np.ndarray, p: float) -> tuple[np.ndarray, float]:
 
 
 def epsilon(row: np.ndarray, epsilon: float) -> float:
-    """The log-probability from which tokens are kept, as of the next ones."""
+    """Returns the least log-probability of kept tokens, as do the next two functions."""
     return np.log(epsilon) if epsilon else -np.inf
 
 
@@ -92,7 +92,7 @@ def p_less(row: np.ndarray) -> float:
 
 
 def tail_free(row: np.ndarray, z: float) -> int:
-    """The number of tokens kept, of those that are not masked."""
+    """Returns the number of kept tokens, among those that are not masked."""
     row = row[row > -np.inf]
     if z == 1:
         return row.size
@@ -103,7 +103,7 @@ def tail_free(row: np.ndarray, z: float) -> int:
 
 
 def top_h(row: np.ndarray, h: float) -> int:
-    """The number of tokens kept."""
+    """Returns the number of kept tokens."""
     if h == 1:
         return row.size
     p = softmax(row)[ranking(row)]
@@ -112,7 +112,7 @@ def top_h(row: np.ndarray, h: float) -> int:
 
 
 def xtc(row: np.ndarray, threshold: float) -> np.ndarray:
-    """Returns the tokens that are kept where the top choices are excluded."""
+    """Returns the kept tokens if the top choices are excluded."""
     likely = (logprobs(row) >= np.log(max(threshold, 1e-300))) & (row > -np.inf)
     last = [t for t in ranking(row) if likely[t]][-1:]
     kept = (row > -np.inf) & ~likely

@@ -1,4 +1,4 @@
-"""Beam search by its definition, in NumPy float64: one search, texts as tuples."""
+"""Beam search by its definition, in NumPy float64: a single search, with texts as tuples."""
 
 import dataclasses
 import itertools
@@ -8,7 +8,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-    """The beams of one group: `(score, text)`, and the finished ones with penalized scores."""
+    """The beams of one group as `(score, text)`, and finished texts with penalized scores."""
 
     beams: tuple[tuple[float, tuple[int, ...]], ...] = ((0.0, ()),)
     finished: tuple[tuple[float, tuple[int, ...]], ...] = ()
@@ -36,7 +36,7 @@ def step(
     early_stopping=False,
     normalize=True,
 ):
-    """The groups behind one more token; `rows_of(text)` are the logits behind a text."""
+    """Advances the groups by one token; `rows_of(text)` returns the logits after a text."""
     size, chosen, after = num_beams // len(groups), [], []
     for search in groups:
         children = []
@@ -80,7 +80,7 @@ def continued(search, children, size, max_length, stops, length_penalty, early_s
 
 
 def search(rows_of, *, num_beams, num_groups=1, **settings):
-    """The finished texts of a whole search in order of score, `(score, text)`."""
+    """Returns the finished texts of a whole search in order of score, `(score, text)`."""
     groups = [Search()] * num_groups
     while any(group.beams for group in groups):
         groups = step(groups, rows_of, num_beams=num_beams, **settings)
@@ -88,7 +88,7 @@ def search(rows_of, *, num_beams, num_groups=1, **settings):
 
 
 def every_text(rows_of, vocab, max_length, stops, length_penalty):
-    """All texts that end, by a stop token or at `max_length`, in order of penalized score."""
+    """Returns all texts that end, by a stop token or at `max_length`, by penalized score."""
     found = []
     for text in itertools.chain.from_iterable(
         itertools.product(range(vocab), repeat=n) for n in range(1, max_length + 1)

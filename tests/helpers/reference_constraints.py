@@ -1,4 +1,4 @@
-"""The constraints in NumPy float64, a row at a time: what the library must equal."""
+"""The constraints in NumPy float64, one row at a time, which the library must match."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ def unpacked(words: np.ndarray, vocab: int) -> np.ndarray:
 
 
 def bad_words(vocab: int, text: list[int], words: list[list[int]]) -> np.ndarray:
-    """Returns the tokens that end no word."""
+    """Returns the tokens that do not complete a bad word."""
     kept = np.full(vocab, True)
     for word in words:
         if word and word[:-1] == text[len(text) - len(word) + 1 :]:
@@ -36,7 +36,7 @@ def sequence_biased(
 
 
 def forced(row: np.ndarray, token: int) -> np.ndarray:
-    """Returns the row with its logit of the forced token alone, 0 if that was masked."""
+    """Returns the row with only the forced token unmasked, at logit 0 if it was masked."""
     row = row.astype(np.float64)
     if token < 0:
         return row

@@ -1,11 +1,11 @@
-"""Mirostat and adaptive-p in NumPy float64, a row at a time."""
+"""Mirostat and adaptive-p in NumPy float64, one row at a time."""
 
 import numpy as np
 import reference
 
 
 def zipf_k(row: np.ndarray, mu: float) -> float:
-    """The k of mirostat v1, a real number, before it is rounded down and bounded."""
+    """Returns the k of mirostat v1 before it is rounded down and clipped."""
     number = int(np.sum(row > -np.inf))
     x = np.sort(row.astype(np.float64))[::-1][: min(100, number)]
     if number == 1:
@@ -22,7 +22,7 @@ def zipf_k(row: np.ndarray, mu: float) -> float:
 
 
 def mirostat_v1(row: np.ndarray, mu: float, slack: float = 0.0) -> np.ndarray:
-    """The kept tokens; the slack moves k by what rounding could."""
+    """Returns the kept tokens; the slack shifts k by the possible rounding error."""
     k = zipf_k(row, mu + slack) * (1 + slack)
     return reference.first(row, int(np.clip(k, 1, row.size)))
 
@@ -40,7 +40,7 @@ def next_mu(row: np.ndarray, kept: np.ndarray, token: int, tau: float, eta: floa
 def adaptive_p(
     row: np.ndarray, target: float, weighted_sum: float, total_weight: float
 ) -> np.ndarray:
-    """The logits that adaptive-p draws from."""
+    """Returns the logits that adaptive-p draws from."""
     if target < 0:
         return row.astype(np.float64)
     goal = 2 * target - weighted_sum / total_weight if total_weight else target

@@ -1,4 +1,4 @@
-"""The penalties in NumPy float64, a row at a time: what the library must equal."""
+"""The penalties in NumPy float64, one row at a time, which the library must match."""
 
 import numpy as np
 
@@ -19,7 +19,7 @@ def frequency(row: np.ndarray, counts: np.ndarray, penalty: float) -> np.ndarray
 def counted(
     text: list[int], prompt: int, window: int, exempt: tuple[int, ...], vocab: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens seen in the last `window` of a text, 0 for all, and output counts."""
+    """Returns the tokens seen in the last `window` of a text (0 for all), and output counts."""
     start = max(len(text) - window, 0) if window else 0
     seen, counts = np.full(vocab, False), np.zeros(vocab, int)
     for place, token in enumerate(text):
@@ -30,7 +30,7 @@ def counted(
 
 
 def match(text: list[int], end: int) -> int:
-    """Returns how many tokens before `end` are the last tokens of the text."""
+    """Returns how many tokens before `end` match the end of the text."""
     n = 0
     while n < end and text[end - 1 - n] == text[-1 - n]:
         n += 1
@@ -47,7 +47,7 @@ def dry(
     exempt: tuple[int, ...] = (),
 ) -> np.ndarray:
     row = row.astype(np.float64)
-    reach = 0  # the tokens behind the last breaker
+    reach = 0  # the number of tokens after the last breaker
     while reach < len(text) and text[-1 - reach] not in breakers:
         reach += 1
     longest: dict[int, int] = {}
@@ -62,7 +62,7 @@ def dry(
 
 
 def no_repeat_ngram(row: np.ndarray, text: list[int], n: int) -> np.ndarray:
-    """Returns the tokens that complete no n-gram of the text."""
+    """Returns the tokens that do not complete a repeated n-gram."""
     kept = np.full(row.size, True)
     if n > 0 and len(text) >= n:
         tail = text[len(text) - (n - 1) :]

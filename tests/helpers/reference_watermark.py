@@ -1,4 +1,4 @@
-"""The definitions of the watermarks in plain Python and NumPy float64, a row at a time."""
+"""The definitions of the watermarks in plain Python and NumPy float64, one row at a time."""
 
 import functools
 
@@ -10,7 +10,7 @@ MASK = 0xFFFFFFFF
 
 
 def threefry(key, counter):
-    """Threefry-2x32 with 20 rounds, Salmon et al. 2011."""
+    """Computes Threefry-2x32 with 20 rounds, Salmon et al. 2011."""
     schedule = [key[0], key[1], key[0] ^ key[1] ^ 0x1BD11BDA]
     a, b = (counter[0] + schedule[0]) & MASK, (counter[1] + schedule[1]) & MASK
     rotations = [13, 15, 26, 6, 17, 29, 16, 24]
@@ -65,7 +65,7 @@ def coins(key, context, token, depth):
 
 
 def noise(key, context, token):
-    """The uniform noise `1 - u`."""
+    """Returns the uniform noise `1 - u`."""
     high = word(key, context, token)
     low = mix(high ^ seed(key, context)[0] ^ 0x9E3779B9)
     return high / 2**32 + (low + 0.5) / 2**64
@@ -77,7 +77,7 @@ def green_list(row, key, context, gamma, delta, scheme):
 
 
 def synthid(row, key, context, depth):
-    """The probabilities after the tournament."""
+    """Returns the probabilities after the tournament."""
     p = softmax(row)
     for g in np.array([coins(key, context, token, depth) for token in range(row.size)]).T:
         p = p * (1 + g - np.sum(g * p))
@@ -92,7 +92,7 @@ def gumbel(row, key, context):
 
 
 def grams(tokens, width):
-    """The (context, token) pairs of a text without missing tokens."""
+    """Returns the (context, token) pairs of a text without missing tokens."""
     for i in range(width, len(tokens)):
         gram = tuple(int(token) for token in tokens[i - width : i + 1])
         if min(gram) >= 0:
@@ -100,7 +100,7 @@ def grams(tokens, width):
 
 
 def detect_green_list(key, tokens, gamma, width, scheme):
-    """z, p-value, green and scored."""
+    """Returns the z-score, the p-value, and the numbers of green and scored tokens."""
     words = {green_word(key, *gram, scheme) for gram in grams(tokens, width)}
     n, green = len(words), sum(w < gamma * 2**32 for w in words)
     z = (green - gamma * n) / np.sqrt(max(n, 1) * gamma * (1 - gamma))
@@ -108,7 +108,7 @@ def detect_green_list(key, tokens, gamma, width, scheme):
 
 
 def detect_synthid(key, tokens, depth, width):
-    """Score, p-value and scored."""
+    """Returns the score, the p-value and the number of scored tokens."""
     first = {}
     for context, token in grams(tokens, width):
         first.setdefault(context, token)
@@ -122,7 +122,7 @@ def detect_synthid(key, tokens, depth, width):
 
 
 def detect_gumbel(key, tokens, width):
-    """Score, p-value and scored."""
+    """Returns the score, the p-value and the number of scored tokens."""
     different = set(grams(tokens, width))
     score = sum(-np.log(noise(key, *gram)) for gram in different)
     tail = stats.gamma.sf(score, len(different)) if different else 1.0

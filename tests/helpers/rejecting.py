@@ -1,4 +1,4 @@
-"""Rejection sampling by its definition, and texts of several steps beside their exact law."""
+"""Rejection sampling by its definition, and texts of several steps with their exact law."""
 
 import itertools
 
@@ -11,7 +11,7 @@ import jaxsample as js
 
 ERROR_RATE = 1e-4
 DRAFTER = 1
-"""The upper half of the seeds of the drafter, which shares no key with the target."""
+"""The upper half of the seeds of the draft model, which shares no key with the target."""
 
 GROUP = 1000
 
@@ -22,7 +22,7 @@ def softmax(x):
 
 
 def factors(p, q, drafts):
-    """`w_0` to `w_n` of block verification, of one row."""
+    """Returns `w_0` to `w_n` of block verification for one row."""
     w = [1.0]
     for i, d in enumerate(drafts):
         w.append(min(1.0, w[-1] * p[i, d] / q[i, d]))
@@ -30,7 +30,7 @@ def factors(p, q, drafts):
 
 
 def chances(p, q, drafts, method):
-    """The probability that each number of drafts passes its own test, of one row.
+    """Returns the probability that each number of drafts passes its own test, for one row.
 
     Chain accepts drafts up to the first that fails, block up to the last that passes.
     """
@@ -52,9 +52,9 @@ def number_accepted(chance, uniforms, method):
 
 
 def expected_number(p, q, number, method):
-    """The number of accepted drafts, over all drafts and all uniforms.
+    """Returns the expected number of accepted drafts, over all drafts and all uniforms.
 
-    Rows are the same whatever the drafts in front of them.
+    Logits do not depend on the previous drafts.
     """
     total = 0.0
     for drafts in itertools.product(range(p.shape[-1]), repeat=number):
@@ -69,21 +69,21 @@ def expected_number(p, q, number, method):
 
 
 def draft_keys(requests, position, i):
-    """A key a request, step and draft, of the drafter's own."""
+    """Returns a key for each request, step and draft, distinct from those of the target."""
     words = jnp.stack([jnp.full_like(requests, DRAFTER), requests], -1).astype(jnp.uint32)
     keys = js.request_keys(words, position)
     return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
 
 
 def texts(target, draft, rows, length, number, params, verify, state=None):
-    """Writes texts, several drafts a step, by the documented keys.
+    """Writes texts, several drafts per step, with the documented keys.
 
     Args:
-      target, draft: logits `[vocab, vocab]` behind each token.
+      target, draft: logits `[vocab, vocab]` after each token.
       verify: `verify(requests, position, keys, logits, drafts, draft_logits, params, state)`.
 
     Returns:
-      int `[rows, length]`, and the number of steps that the longest took.
+      int `[rows, length]`, and the number of steps of the longest row.
     """
     vocab = target.shape[-1]
     target, draft = jnp.asarray(target), jnp.asarray(draft)
@@ -102,7 +102,7 @@ def texts(target, draft, rows, length, number, params, verify, state=None):
         return verify(requests, position, *args).tokens
 
     @jax.jit
-    def in_groups(last, position, state):  # of rows that fit a cache
+    def in_groups(last, position, state):  # groups of rows that fit into the cache
         requests = jnp.arange(rows, dtype=jnp.int32)
         split = jax.tree.map(
             lambda a: a.reshape(rows // GROUP, GROUP, *a.shape[1:]),
@@ -129,7 +129,7 @@ def texts(target, draft, rows, length, number, params, verify, state=None):
 
 
 def law(target, length, params, state=None):
-    """The probability of every text, by the rules applied to every beginning."""
+    """Returns the probability of every text, by applying the rules to every prefix."""
     vocab, most = target.shape[-1], target.shape[-1] ** (length - 1)
     probability = np.ones(1)
     for number in range(length):
@@ -142,7 +142,7 @@ def law(target, length, params, state=None):
                 jax.tree.map(lambda a: jnp.repeat(a[:1], most, 0), state),
                 np.resize(before, (most, number)),
             )
-        # In one program for all numbers.
+        # One program serves all numbers.
         x = jnp.asarray(target)[np.resize(last, most)]
         p = softmax(js.process_logits(x, params, here))[: len(before)]
         probability = (probability[:, None] * p).reshape(-1)
@@ -156,7 +156,7 @@ def p_value(text, probability, vocab):
     assert not observed[probability == 0].any()
     order = np.argsort(probability)
     expected = probability[order] * len(text)
-    # Texts that are rarer are counted together.
+    # Rarer texts share a bin.
     rare = np.cumsum(expected) < 10
     groups = [expected[rare].sum(), *expected[~rare]]
     counts = [observed[order][rare].sum(), *observed[order][~rare]]

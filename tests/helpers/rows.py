@@ -1,4 +1,4 @@
-"""Rows of logits of every kind that a sampler meets."""
+"""Rows of logits of every kind."""
 
 import inspect
 
@@ -13,27 +13,27 @@ several_devices = pytest.mark.skipif(len(jax.devices()) < 8, reason="needs 8 dev
 
 
 def slow(*values):
-    """A case that only continuous integration runs."""
+    """Marks a case that only continuous integration runs."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def exhaustive(*values):
-    """A case of a kind that others have shown to hold: for a release, not for each change."""
+    """Marks a case covered by others, which runs before a release instead of for each change."""
     return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
 def traces(function):
-    """Returns how often the program of a public function was traced."""
+    """Returns the number of traces of a public function."""
     return inspect.getclosurevars(function).nonlocals["program"]._cache_size()
 
 
 SHORT_TURN = 32
-"""Vectors of a kernel's turn, for `short_turns`: a CPU compiles as long as a turn is."""
+"""The vectors of a kernel step under `short_turns`: compile time on a CPU grows with the step."""
 
 DTYPES = ("float32", "bfloat16", slow("float16"))
 KINDS = ("normal", "flat", "peaked", "ties", "equal", "masked", "one", "offset", "zeros")
-# Odd lengths, a chunk more or less, more and fewer tokens than candidates, and the blocks that
-# the ranking looks through only above 4096 tokens: each in some dtype.
+# Odd lengths, one chunk more or less, more and fewer tokens than candidates, and the blocks that
+# the ranking uses only above 4096 tokens: each in some dtype.
 SIZES = (
     slow(1, "float32"),
     slow(64, "float16"),
@@ -67,11 +67,11 @@ def make(kind: str, batch: int, vocab: int, dtype: str = "float32", seed: int = 
         x[np.arange(batch), rng.integers(vocab, size=batch)] = rng.normal(size=batch)
     elif kind == "offset":
         x = x * 3 - 1000
-    elif kind == "zeros":  # 0 and -0 are one logit
+    elif kind == "zeros":  # 0 and -0 are equal logits
         x = rng.choice([0.0, -0.0, -1.0], size=x.shape)
     return np.asarray(x.astype(jnp.dtype(dtype)))
 
 
 def every_kind(batch: int, vocab: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:
-    """Rows of all kinds, one below the other."""
+    """Returns rows of all kinds, stacked."""
     return np.concatenate([make(kind, batch, vocab, dtype, seed) for kind in KINDS])

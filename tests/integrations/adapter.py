@@ -23,7 +23,7 @@ def params_of(requests):
 
 
 class Client:
-    """A model of 64 tokens in the loop of a client, of which 0 is padding and 1 stops."""
+    """A model of 64 tokens in the loop of a client; token 0 is padding and token 1 stops."""
 
     def draw(self, params, seeds, prompts):
         """Returns the output of each row by the adapter, without the prompt, up to STOP."""
@@ -42,14 +42,14 @@ class Client:
 
 
 class Adapter:
-    """Tests of an adapter, in a module with the fixture `client`."""
+    """Tests of an adapter, for a module with the fixture `client`."""
 
-    def test_greedy_text_is_that_of_the_client(self, client):
+    def test_greedy_text_matches_the_client(self, client):
         expected = client.greedy(PROMPTS)
         assert client.serve([{"temperature": 0}] * 4) == expected
         mixed = client.serve()
         assert mixed[0] == expected[0]
-        assert mixed[2] != expected[2]  # which has a penalty
+        assert mixed[2] != expected[2]  # this row has a penalty
 
     def test_outputs_are_tokens_of_the_vocabulary(self, client):
         for output in client.serve():

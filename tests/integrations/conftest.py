@@ -1,4 +1,4 @@
-"""The environment of clients: JAX promotes types as it does by default, and Keras uses JAX."""
+"""The environment of clients: JAX promotes types by its default rules, and Keras uses JAX."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ PROMOTION = {"jax_numpy_dtype_promotion": "standard", "jax_numpy_rank_promotion"
 @pytest.fixture(scope="module", autouse=True)
 def _standard_promotion():
     before = {name: getattr(jax.config, name) for name in PROMOTION}
-    for name, value in PROMOTION.items():  # in all threads, of which some clients have several
+    for name, value in PROMOTION.items():  # in all threads, since some clients start several
         jax.config.update(name, value)
     yield
     for name, value in before.items():
@@ -29,7 +29,7 @@ def _standard_promotion():
 
 @pytest.fixture
 def compilations():
-    """Returns a context that gives the list of programs compiled inside."""
+    """Returns a context that yields the list of programs compiled inside."""
 
     @contextlib.contextmanager
     def listened():

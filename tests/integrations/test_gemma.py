@@ -44,7 +44,7 @@ class Gemma(Client):
     def nan_embedding(self, token):
         before, embedder = self.sampler, self.settings["params"]["embedder"]
         changed = embedder["input_embedding"].at[token].set(np.nan)
-        # The embedding gives the logits, too: of other rows one is NaN, which is masked.
+        # The embedding also computes the logits: other rows get one NaN logit, which is masked.
         self.sampler = dataclasses.replace(
             before,
             params=before.params | {"embedder": embedder | {"input_embedding": changed}},

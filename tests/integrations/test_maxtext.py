@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
 
 def outputs_of(rows):
-    """Returns the output of each row up to its stop token: the loop writes on behind it."""
+    """Returns the output of each row up to its stop token; the loop continues after it."""
     return [row[: row.index(STOP)] if STOP in row else row for row in rows]
 
 
@@ -58,7 +58,7 @@ def client():
 
 
 class TestMaxText(Adapter):
-    def test_greedy_logprobs_are_those_of_the_client(self, client):
+    def test_greedy_logprobs_match_the_client(self, client):
         prompt, params = PROMPTS[0], params_of([{"temperature": 0}])
         own = {"sampling_params": params, "seed": 3}
         _, drawn = prefilled(client.engine, client.weights, prompt, **own)

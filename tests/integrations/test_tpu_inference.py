@@ -1,4 +1,4 @@
-"""The function in the place of tpu-inference's `sample`, on a stand-in for its metadata."""
+"""The replacement of tpu-inference's `sample`, on a substitute for its metadata."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def drawn():
     return sample(jax.random.key(1), MESH, LOGITS, ROWS)
 
 
-def test_greedy_rows_and_padding_have_the_likeliest_token_and_all_logits(drawn):
+def test_greedy_rows_and_padding_get_the_most_likely_token_and_all_logits(drawn):
     tokens, processed = drawn
     np.testing.assert_array_equal(tokens[2:], np.argmax(LOGITS[2:], -1))
     np.testing.assert_array_equal(processed[2:], LOGITS[2:])

@@ -57,13 +57,13 @@ def client():
 
 
 class TestTunix(Adapter):
-    def test_greedy_logprobs_are_those_of_the_client(self, client):
+    def test_greedy_logprobs_match_the_client(self, client):
         drawn = client.output(params_of([{"temperature": 0}] * 4), SEEDS, PROMPTS)
         expected = client.greedy_output(PROMPTS)
         for got, want in zip(drawn.logprobs, expected.logprobs, strict=True):
             np.testing.assert_allclose(got, want, rtol=1e-5)
 
-    def test_logprobs_are_those_of_the_trainer(self, client):
+    def test_logprobs_match_the_trainer(self, client):
         requests = [{"temperature": 0.7, "top_p": p} for p in (1.0, 0.9, 0.8, 0.5)]
         drawn = client.output(params_of(requests), SEEDS, PROMPTS)
         completions = [[*tokens, *[0] * (STEPS - len(tokens))] for tokens in drawn.tokens]

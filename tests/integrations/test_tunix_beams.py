@@ -1,8 +1,8 @@
-"""Beam search beside that of Tunix, by the logits of one model.
+"""Beam search compared with that of Tunix, on the logits of one model.
 
-Tunix compares sums of log-probs, which is a length penalty of 0. A text that has ended keeps the
-place of a beam, which it does not in `beam_step`, so that the two may differ behind the first end.
-Tunix's loop takes one step more than it has room for: its best beam is the best with that token.
+Tunix compares sums of log-probs, like a length penalty of 0. In Tunix a finished text keeps the
+place of a beam, in `beam_step` it does not, so the two may differ after the first text ends. The
+loop of Tunix takes one step more than it stores: its best beam is the best including that token.
 """
 
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ def model():
 
 @nnx.jit
 def logits_of(model, texts):
-    """Returns the logits behind each token of texts `[texts, length]`."""
+    """Returns the logits after each token of texts `[texts, length]`."""
     positions = jnp.broadcast_to(jnp.arange(texts.shape[1]), texts.shape)
     seen = jnp.tril(jnp.ones((texts.shape[1],) * 2, bool))
     return model(texts, positions, None, jnp.broadcast_to(seen, (len(texts), *seen.shape)))[0]
@@ -69,7 +69,7 @@ def searched_by_tunix(model, num_beams, stops):
 
 @pytest.mark.parametrize("num_beams", [1, 2, 4])
 @pytest.mark.parametrize("stops", [[-1], [7, 19, 33, 50]], ids=["none end", "some end"])
-def test_best_texts_are_those_of_tunix(model, num_beams, stops):
+def test_best_texts_match_tunix(model, num_beams, stops):
     texts = [text[:STEPS] for text in searched(model, num_beams, stops)]
     ended = [text[-1] in stops for text in texts]
     expected = searched_by_tunix(model, num_beams, stops)

@@ -1,4 +1,4 @@
-"""A rollout by the adapter of Tunix in Tunix's own learner, on kept sets."""
+"""A rollout by the adapter of Tunix in Tunix's own learner, with kept sets."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def example(learner):
 
 
 def ratios(loss, learner, example):
-    """Returns the least, the mean and the largest of pi / pi_old over all tokens, by the loss."""
+    """Returns the minimum, mean and maximum of pi / pi_old over all tokens, as in the loss."""
     policy = learner.rl_cluster.actor_trainer.model
     found = loss(policy, example, algo_config=learner.algo_config, pad_id=0, eos_id=1)[1]
     assert all(np.isfinite(value) for value in found.values())

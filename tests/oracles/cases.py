@@ -6,13 +6,13 @@ import numpy as np
 from rows import KINDS, every_kind
 
 SIZES = ((257, "float32", 24, 12), (1000, "bfloat16", 8, 8), (32003, "float32", 1, 4))
-"""Vocabulary, dtype, rows of each kind, parameters."""
+"""Vocabulary, dtype, rows per kind, parameters."""
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
 
 def groups(draw: Draw, sizes=SIZES) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Logits `[parameters, rows, vocab]` and the parameters, of one dtype and vocabulary each."""
+    """Yields logits `[parameters, rows, vocab]` and their parameters by dtype and vocabulary."""
     for seed, (vocab, dtype, batch, number) in enumerate(sizes):
         values = draw(np.random.default_rng(seed), number)
         yield np.stack([every_kind(batch, vocab, dtype, i) for i in range(number)]), values
@@ -31,14 +31,14 @@ def integers(low: int, high: int) -> Draw:
 
 
 def on_a_grid(x: np.ndarray) -> np.ndarray:
-    """Logits so far apart that those not equal stay so as log-probabilities."""
+    """Returns logits spaced so widely that unequal ones have unequal log-probabilities."""
     return np.round(x.astype(np.float32) * 2**14).astype(np.float32) / 2**14
 
 
 def with_texts(
     batch: int, vocab: int, alphabet: int, size: int = 40, dtype: str = "float32"
 ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, np.ndarray]:
-    """Logits, and for each row a text that repeats itself: as a list, and as tokens and lengths."""
+    """Returns logits, and for each row a repetitive text: as lists, and as tokens and lengths."""
     x, rng = every_kind(batch, vocab, dtype), np.random.default_rng([batch, alphabet])
     tokens = rng.integers(alphabet, size=(len(x), size)).astype(np.int32)
     lengths = rng.integers(size // 2, size, len(x), endpoint=True)

@@ -1,4 +1,4 @@
-"""Kept sets compared token by token, except where rounding decides or equal logits are cut."""
+"""Token-by-token comparison of kept sets, except for rounding and for ties at a cut."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class Compared(NamedTuple):
-    """The number of rows of a comparison, and of those that rounding made unlike."""
+    """The number of compared rows, and the number of rows that differ by rounding."""
 
     rows: int
     unlike: int
@@ -22,11 +22,12 @@ def assert_same_kept(
     tolerance: float,
     least_decided: float,
 ) -> Compared:
-    """Compares bool `[rows, vocab]`, the tokens that ours and theirs keep of the logits.
+    """Compares the tokens that both systems keep, bool `[rows, vocab]`.
 
-    Of equal logits only our rules say which are kept. A system that `keeps_ties` keeps all that
-    equal a kept one, and so must ours for the comparison; for others their number is compared.
-    `margins` is in the order of the ranking; within `tolerance` of 0 either is right.
+    Only our rules define which of equal logits are kept. A system that `keeps_ties` keeps all
+    tokens equal to a kept one, and ours are extended likewise; for other systems the numbers of
+    kept ties are compared. `margins` is in ranking order; within `tolerance` of 0 both results are
+    right.
     """
     ranked = -np.sort(-x, axis=-1)
     order = np.argsort(-x, axis=-1, kind="stable")
@@ -64,9 +65,9 @@ def _widest(ranked: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def assert_same_values(ours: np.ndarray, theirs: np.ndarray, tolerance: float = 2e-6) -> None:
-    """Compares logits: masked alike, the others equal up to a relative (near 0 absolute) rounding.
+    """Compares logits: equal masks, and other logits up to a relative (near 0 absolute) error.
 
-    No rounding makes a masked token of another.
+    Rounding must not mask or unmask a token.
     """
     np.testing.assert_array_equal(ours == -np.inf, theirs == -np.inf)
     finite = np.isfinite(theirs)

@@ -1,8 +1,8 @@
-"""Tells at the end how many rows were compared with each system."""
+"""Reports how many rows were compared with each system."""
 
 import pytest
 
-collect_ignore_glob = ["*_oracle.py"]  # each imports a package that may be missing
+collect_ignore_glob = ["*_oracle.py"]  # each imports a package that may not be installed
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

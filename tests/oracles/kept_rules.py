@@ -1,4 +1,4 @@
-"""The rules that drop tokens: ours, their margins, and the parameters they are compared at."""
+"""The rules that drop tokens: our functions, their margins, and the compared parameters."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""llama.cpp through llama-cpp-python: its samplers on NumPy rows, a row at a time."""
+"""llama.cpp through llama-cpp-python: its samplers on NumPy rows, one row at a time."""
 
 import ctypes
 from collections.abc import Callable
@@ -10,9 +10,9 @@ TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
 
 def apply(sampler, row: np.ndarray) -> tuple[np.ndarray, int]:
-    """New logits of a row, -inf for the tokens that were dropped, and the token drawn or -1.
+    """Returns new logits of a row, -inf for dropped tokens, and the drawn token or -1.
 
-    Masked tokens are not handed over: a token that is dropped leaves llama.cpp's list.
+    Masked tokens are not passed, since llama.cpp removes dropped tokens from its list.
     """
     ids = np.flatnonzero(row > -np.inf)
     tokens = np.zeros(ids.size, TOKEN)
@@ -30,7 +30,7 @@ def apply(sampler, row: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def process(make: Callable, logits: np.ndarray, history=None) -> np.ndarray:
-    """New logits `[rows, vocab]`; `make()` is a sampler, `history` the tokens that it accepted."""
+    """Returns new logits `[rows, vocab]`; `make()` returns a sampler, which accepts `history`."""
     out = []
     for i, row in enumerate(logits):
         sampler = make()
@@ -62,7 +62,7 @@ def temperature(logits: np.ndarray, t: float, delta: float, exponent: float) -> 
 def penalties(
     logits: np.ndarray, history, repeat: float, frequency: float, presence: float, last: int = 1024
 ):
-    """The last tokens of a history count."""
+    """Counts only the last tokens of a history."""
     vocab = logits.shape[-1]
     return process(
         lambda: llama_cpp.llama_sampler_init_penalties(vocab, last, repeat, frequency, presence),
@@ -89,12 +89,12 @@ class _Vector(ctypes.Structure):
     def of(cls, array: ctypes.Array) -> "_Vector":
         start = ctypes.addressof(array)
         vector = cls(start, start + ctypes.sizeof(array), start + ctypes.sizeof(array))
-        vector.array = array  # kept alive
+        vector.array = array  # keeps the array alive
         return vector
 
 
 def dry(multiplier: float, base: float, allowed_length: int, breakers: list[int]):
-    """A sampler with breakers of one token each: the public function reads them from a model."""
+    """Returns a sampler with single-token breakers; the public function takes them from a model."""
     if not breakers:
         return llama_cpp.llama_sampler_init_dry(
             None, multiplier, base, allowed_length, 1024, None, 0
@@ -126,7 +126,7 @@ def accept(sampler, token: int) -> None:
 
 
 def pipeline(row: np.ndarray, values: dict, text: np.ndarray) -> np.ndarray:
-    """New logits of a row, by the samplers of llama.cpp's default chain in its order."""
+    """Returns new logits of a row by the samplers of llama.cpp's default chain, in its order."""
     size, vocab = len(values["logit_bias"]), row.size
     pairs = zip(values["logit_bias_token_ids"].tolist(), values["logit_bias"].tolist(), strict=True)
     penalties = ("repetition_penalty", "frequency_penalty", "presence_penalty")

@@ -1,13 +1,13 @@
-"""Distances of tokens from the edge of a rule's kept set, in float64: near 0, rounding decides.
+"""Distances of tokens from the edge of a rule's kept set, in float64; near 0, rounding decides.
 
-Rows come sorted by their ranking, `x [rows, vocab]` with one parameter a row. A margin is positive
-where the rule keeps a token and infinite where it must.
+Rows `x [rows, vocab]` are sorted by rank, with one parameter per row. A margin is positive if the
+rule keeps a token and infinite if it must.
 """
 
 import numpy as np
 
 SCORE_SLACK = 5e-5
-"""Typical tokens whose scores differ by less may come in any order."""
+"""Typical tokens whose scores differ by less may be in any order."""
 
 
 def probabilities(x: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def typical_p(x: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def _typical(x: np.ndarray, share: float) -> np.ndarray:
-    """The share less the mass of the tokens before, whichever order the slack gives them."""
+    """Returns the share minus the mass of the tokens before, for all orders within the slack."""
     p = probabilities(x[None])[0]
     information = -np.log(np.where(p > 0, p, 1e-300))
     score = abs(information - p @ information)
@@ -57,7 +57,7 @@ def _typical(x: np.ndarray, share: float) -> np.ndarray:
     ahead = np.concatenate([[0], np.cumsum(p[order])])
     least = ahead[np.searchsorted(score[order], score - SCORE_SLACK)]
     most = ahead[np.searchsorted(score[order], score + SCORE_SLACK)]
-    # Equal logits have equal scores and come by their ids.
+    # Equal logits have equal scores and are ordered by id.
     _, start, group = np.unique(-x, return_index=True, return_inverse=True)
     place = np.arange(x.size) - start[group]
     most -= p * (np.bincount(group)[group] - place)
@@ -74,14 +74,14 @@ def top_n_sigma(x: np.ndarray, n: np.ndarray) -> np.ndarray:
 
 
 def top_h(x: np.ndarray, h: np.ndarray) -> np.ndarray:
-    """In shares of the entropy, and where that is small in thirds of a hundredth nat."""
+    """Returns margins as shares of the entropy, but at small entropy in units of 0.03 nats."""
     terms = entropy_terms(probabilities(x))
     entropy = terms.sum(axis=-1, keepdims=True)
     return _best_stays((h[:, None] * entropy - np.cumsum(terms, axis=-1)) / (entropy + 0.03))
 
 
 def xtc(x: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """1 or -1; 0 where a token as likely as the threshold could be one of the top choices."""
+    """Returns 1 or -1, or 0 if the top choices depend on tokens near the threshold."""
     p, place = probabilities(x), np.arange(x.shape[-1])
     dropped = [
         place < (p >= t[:, None] * (1 + slack)).sum(axis=-1, keepdims=True) - 1

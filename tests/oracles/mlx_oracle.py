@@ -25,7 +25,7 @@ def xtc(logits: np.ndarray, threshold: float, exempt: list[int]) -> np.ndarray:
 
 
 def process(processor, logits: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """New logits of a row with a text."""
+    """Returns new logits of a row with a text."""
     return np.array(processor(mx.array(text), mx.array(logits[None])))[0]
 
 

@@ -1,4 +1,4 @@
-"""Whole pipelines: rows that each ask for other rules, through `sample` and through a system."""
+"""Complete pipelines: rows with different rules, through `sample` and through another system."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,17 +13,17 @@ import jaxsample
 from jaxsample._core._bits import unpacked
 
 VOCAB, SIZE = 97, 24
-# Equal logits are cut in another way by each system, and next to -1000 float32 is coarse.
+# Systems cut equal logits in different ways, and near -1000 float32 is coarse.
 KINDS = ("normal", "flat", "peaked", "masked")
 SLACK = 1e-4
-"""A row is compared if its kept set stays when all thresholds move by this share, up and down."""
+"""Rows are compared if moving all thresholds by this share, up or down, keeps the same tokens."""
 THRESHOLDS = {
     "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_h", "top_n_sigma",
     "xtc_threshold",
 }  # fmt: skip
 
 Values = dict[str, Any]
-"""What a row asks for: the fields of `SamplingParams`."""
+"""The rules of a row: fields of `SamplingParams`."""
 
 _FIELDS: dict[str, tuple[Callable, Any]] = {
     "temperature": (lambda rng: rng.choice([0.0, *rng.uniform(0.3, 2, 9)]), 1.0),
@@ -53,7 +53,7 @@ _FIELDS: dict[str, tuple[Callable, Any]] = {
 
 @dataclasses.dataclass
 class Batch:
-    """Rows `[rows, vocab]` with what each asks for, its text and the length of its prompt."""
+    """Rows `[rows, vocab]` with the rules, the text and the prompt length of each."""
 
     logits: np.ndarray
     values: list[Values]
@@ -62,7 +62,7 @@ class Batch:
 
 
 def batch(fields: tuple[str, ...], rows: int, *, prompts: bool, greedy: bool = True) -> Batch:
-    """Each row asks for about half the fields; without prompts all text is output."""
+    """Returns rows with random halves of the fields; without prompts the whole text is output."""
     rng = np.random.default_rng(rows)
     logits = np.concatenate([make(kind, rows // len(KINDS), VOCAB) for kind in KINDS])
     texts = [rng.integers(8, size=rng.integers(SIZE // 2, SIZE)) for _ in logits]
@@ -75,7 +75,7 @@ def batch(fields: tuple[str, ...], rows: int, *, prompts: bool, greedy: bool = T
             own[name] = draw(rng) if rng.random() < 0.5 else neutral
         if not greedy:
             own["temperature"] = own["temperature"] or 1.0
-        own["stop_token_ids"] = rng.integers(8, VOCAB, 2)  # no bad words: those it does not ban
+        own["stop_token_ids"] = rng.integers(8, VOCAB, 2)  # transformers never bans them
         own["logit_bias_token_ids"] = rng.permutation(VOCAB)[:4]
         own["bad_words"] = rng.integers(8, size=(3, 3))
         own["unconditional_logits"] = 2 * rng.normal(size=VOCAB)
@@ -119,7 +119,7 @@ def _state(batch: Batch) -> jaxsample.SamplerState:
 
 
 def check(batch: Batch, order: jaxsample.Order, theirs: np.ndarray) -> str:
-    """Compares with the logits that a system made: what is kept, the token drawn, its log-prob."""
+    """Compares kept tokens, drawn tokens and log-probs with the logits of another system."""
     keys = jax.random.split(jax.random.key(1), len(batch.logits))
     out, *moved = (ours(batch, order, keys, slack) for slack in (0.0, SLACK, -SLACK))
     decided = (theirs > -np.inf).any(axis=-1)
@@ -131,7 +131,7 @@ def check(batch: Batch, order: jaxsample.Order, theirs: np.ndarray) -> str:
     assert (np.asarray(out.tokens)[~(theirs > -np.inf).any(axis=-1)] == -1).all()
     drawn = np.asarray(jaxsample.categorical_sample(keys, jnp.asarray(theirs, jnp.float32)))
     unlike = int((np.asarray(out.tokens) != drawn)[decided].sum())
-    assert unlike <= 0.005 * len(drawn)  # a draw decided by the last bits of a logit
+    assert unlike <= 0.005 * len(drawn)  # the last bits of a logit may decide a draw
     want = jaxsample.token_logprobs(jnp.asarray(theirs, jnp.float32), out.tokens)
     np.testing.assert_allclose(out.logprobs[decided], want[decided], rtol=1e-4, atol=1e-4)
     number = int(decided.sum())

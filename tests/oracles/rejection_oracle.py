@@ -1,9 +1,10 @@
 """Rejection samplers of vLLM and tpu-inference in NumPy, by their published rules.
 
-Both follow arXiv 2211.17192: a draft d is accepted if p(d) / q(d) >= u, the first rejected one is
-replaced by a draw from max(p - q, 0), and behind the last draft a bonus is drawn from p. vLLM draws
-the replacement as the largest of max(p - q, 0) over exponential noise, tpu-inference as the largest
-of its logarithm plus Gumbel noise. Here noise is integrated out: the law of the output is left.
+Both follow arXiv 2211.17192: a draft d is accepted if p(d) / q(d) >= u, the first rejected draft is
+replaced by a draw from max(p - q, 0), and after the last draft a bonus token is drawn from p. vLLM
+draws the replacement as the largest of max(p - q, 0) over exponential noise, tpu-inference as the
+largest of its logarithm plus Gumbel noise. The functions integrate over the noise and return the
+law of the output.
 """
 
 import itertools
@@ -15,12 +16,12 @@ Law = dict[tuple[int, ...], float]
 
 
 def vllm(p: np.ndarray, q: np.ndarray) -> Law:
-    """The probability of each output for targets `[n + 1, vocab]` and drafters `[n, vocab]`."""
+    """Returns the probability of each output; targets `[n + 1, vocab]`, drafters `[n, vocab]`."""
     return _law(p, q, lambda rates: rates / rates.sum())
 
 
 def tpu_inference(p: np.ndarray, q: np.ndarray) -> Law:
-    """As `vllm`."""
+    """Returns the same for tpu-inference."""
 
     def softmax_of_logs(rates: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):

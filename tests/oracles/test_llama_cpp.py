@@ -17,8 +17,8 @@ pytestmark = pytest.mark.oracle
 UNMASKED = [kind for kind in cases.KINDS if kind not in ("masked", "one")]
 
 
-# It adds up in float32, one token after the other: a long row's mass is off by 1e-4 and more, its
-# entropy by too much for a comparison.
+# llama.cpp sums in float32, one token after another: the mass of a long row has errors of 1e-4 and
+# more, and the error of its entropy prevents a comparison.
 @pytest.mark.parametrize("rule", oracle.KEPT)
 def test_kept_tokens(rule, record_property):
     kept_rules.check(
@@ -33,7 +33,7 @@ def test_kept_tokens(rule, record_property):
 
 def test_temperature(record_property):
     rng = np.random.default_rng(0)
-    # Of the entropy of a peaked row its sums in float32 keep no digit.
+    # Its float32 sums do not resolve the entropy of a peaked row.
     kinds = [kind for kind in UNMASKED if kind != "peaked"]
     x = np.stack(
         [np.concatenate([make(kind, 8, 257, seed=i) for kind in kinds]) for i in range(20)]
@@ -67,7 +67,7 @@ def test_penalties(record_property):
 
 
 def test_penalties_of_a_window(record_property):
-    """Its window counts the prompt; here all of the text is output."""
+    """llama.cpp's window counts the prompt; here the whole text is output."""
     x, texts, tokens, lengths = cases.with_texts(100, 257, alphabet=20)
     rng = np.random.default_rng(2)
     penalties = rng.uniform(0.5, 2, (3, len(x))).astype(np.float32)
@@ -91,7 +91,7 @@ def test_bias(record_property):
     rng = np.random.default_rng(2)
     ids = rng.integers(257, size=(len(x), 20)).astype(np.int32)
     bias = (rng.normal(size=ids.shape) * 5).astype(np.float32)
-    masked = (x == -np.inf).any(axis=-1)  # it takes an id for a place, and adds up no other way
+    masked = (x == -np.inf).any(axis=-1)  # llama.cpp sums biases only if ids are positions
     x, ids, bias = x[~masked], ids[~masked], bias[~masked]
     ours = jaxsample.biased_logits(x, ids, bias)
     theirs = [oracle.biased(row[None], i, b)[0] for row, i, b in zip(x, ids, bias, strict=True)]
@@ -127,9 +127,9 @@ def test_pipeline(record_property):
     )  # fmt: skip
     batch = pipelines.batch(fields, 1200, prompts=False)
     for own in batch.values:
-        if own["dynamic"][1]:  # one temperature or the other
+        if own["dynamic"][1]:  # both temperatures exclude each other
             own["temperature"] = 1.0
-        if own["top_n_sigma"]:  # leaves masked tokens, which typical-p takes for NaN, N counts
+        if own["top_n_sigma"]:  # masked tokens remain: NaN in typical-p, counted in dynatemp
             own["typical_p"], own["dynamic"] = 1.0, np.array([1.0, 0.0])
     rows = zip(batch.logits, batch.values, batch.texts, strict=True)
     theirs = np.stack([oracle.pipeline(*row) for row in rows])

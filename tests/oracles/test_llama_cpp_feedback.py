@@ -27,7 +27,7 @@ def bits(row: np.ndarray) -> np.ndarray:
 
 
 def decides_v1(row: np.ndarray, mu: float) -> bool:
-    """Whether k is not near a whole number; one beyond its integers is undefined in llama.cpp."""
+    """Returns whether k is not near an integer, nor beyond the integers of llama.cpp."""
     k = reference.zipf_k(row, mu)
     bounded = k < 0.99 or 1.01 * VOCAB < k < 2**31
     return bounded or abs(k - round(k)) > 1e-3 * k
@@ -61,7 +61,8 @@ def test_mirostat(version, record_property):
         for i in np.flatnonzero(decided):
             want = reference.next_mu(x[i], kept[i], int(ours[i]), tau[i], eta[i], mu[i])
             np.testing.assert_allclose(state.mu[i], want, rtol=1e-5, atol=2e-5)
-        # Their own token moves their state, of which only what they keep next is seen.
+        # The state is updated by llama.cpp's own token, so it is compared through the next kept
+        # set.
         mu = np.array(
             [
                 reference.next_mu(row, keep, token, *values)
@@ -103,5 +104,5 @@ def test_adaptive_p(record_property):
                 got = [field[i] for field in following]
                 np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
                 memory[i] = reference.next_memory(x[i], token, decay[i], *memory[i])
-    assert unlike <= 0.002 * STEPS * len(x)  # a draw decided by the last bits of a logit
+    assert unlike <= 0.002 * STEPS * len(x)  # the last bits of a logit may decide a draw
     record_property("compared", f"adaptive_p: {STEPS * len(x)} steps, {unlike} unlike by rounding")

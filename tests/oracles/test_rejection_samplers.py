@@ -1,4 +1,4 @@
-"""Outputs of a step follow the law of the rejection samplers of other systems, by enumeration."""
+"""The law of the outputs of a step equals that of other systems, by enumeration."""
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ def softmax(x):
 
 @pytest.fixture(scope="module")
 def outputs():
-    """How often each output came."""
+    """Returns the frequency of each output."""
     x, y = models()
     drafts = jax.random.categorical(jax.random.key(1), jnp.asarray(y), shape=(ROWS, NUMBER))
     keys = js.request_keys(np.arange(ROWS), np.zeros(ROWS, int))
@@ -42,7 +42,7 @@ def outputs():
 @pytest.mark.parametrize("system", ["vllm", "tpu_inference"])
 def test_outputs_of_a_step(system, outputs, record_property):
     x, y = models()
-    p = softmax(js.top_k_logits(x, 3))  # both systems cut the target before they verify
+    p = softmax(js.top_k_logits(x, 3))  # both systems truncate the target before verification
     law = getattr(oracle, system)(p, softmax(y))
     np.testing.assert_allclose(sum(law.values()), 1)
     possible = {output for output, chance in law.items() if chance > 0}
@@ -55,7 +55,7 @@ def test_outputs_of_a_step(system, outputs, record_property):
     record_property("compared", f"{system}, rejection: {ROWS} rows, {expected.size} outputs")
 
 
-def test_both_systems_have_one_law():
+def test_both_systems_have_the_same_law():
     x, y = models()
     laws = [getattr(oracle, of)(softmax(x), softmax(y)) for of in ("vllm", "tpu_inference")]
     assert laws[0].keys() == laws[1].keys()

@@ -29,7 +29,7 @@ def test_kept_tokens(rule, record_property):
 
 
 def test_kept_tokens_of_top_h(record_property):
-    def first_100(x):  # it looks at no more
+    def first_100(x):  # transformers uses no more
         order = np.argsort(-x.astype(np.float32), axis=-1, kind="stable")
         x = x.copy()
         np.put_along_axis(x, order[..., 100:], -np.inf, axis=-1)
@@ -41,7 +41,7 @@ def test_kept_tokens_of_top_h(record_property):
         record_property,
         keeps_ties=False,
         prepare=first_100,
-        least_decided=0.9,  # no float32 resolves the entropy of a row with one likely token
+        least_decided=0.9,  # float32 does not resolve the entropy of a row with one likely token
     )
 
 
@@ -97,7 +97,7 @@ def test_bad_words(record_property):
 
 
 def test_sequence_bias(record_property):
-    """Of each token one sequence at most: it takes them as keys, and adds up those of others."""
+    """Sequences of a row are distinct, since transformers uses them as dictionary keys."""
     x, texts, tokens, lengths = cases.with_texts(60, 257, alphabet=4)
     rng = np.random.default_rng(2)
     words = rng.integers(4, size=(len(x), 8, 4)).astype(np.int32)
@@ -175,7 +175,7 @@ def test_synthid(record_property):
     ours -= scipy.special.logsumexp(ours, axis=-1, keepdims=True)
     theirs = oracle.synthid(x, g)
     size = np.abs(x, where=x > -np.inf, out=np.zeros_like(x)).max(axis=-1, keepdims=True)
-    rounding = depth * np.finfo(np.float32).eps * np.maximum(size, 8)  # ours stays in float32
+    rounding = depth * np.finfo(np.float32).eps * np.maximum(size, 8)  # ours computes in float32
     ours, theirs = np.exp(ours), np.exp(theirs)
     assert (abs(ours - theirs) <= rounding * theirs + 2e-6).all()
     record_property("compared", f"synthid: {len(x)} rows")
@@ -189,7 +189,7 @@ def test_pipeline(record_property):
     )  # fmt: skip
     batch = pipelines.batch(fields, 1200, prompts=True, greedy=False)
     for own, kind in zip(batch.values, np.repeat(pipelines.KINDS, 300), strict=True):
-        if kind == "peaked":  # no float32 resolves the entropy of a row with one likely token
+        if kind == "peaked":  # float32 does not resolve the entropy of a row with one likely token
             own["top_h"] = 1.0
     rows = zip(batch.logits, batch.values, batch.texts, batch.prompts, strict=True)
     theirs = np.stack([oracle.pipeline(*row) for row in rows])
@@ -198,7 +198,7 @@ def test_pipeline(record_property):
 
 
 def test_a_generation_config_becomes_params():
-    """Every name that the class has is known; its defaults ask for nothing."""
+    """All names of the class are known, and its defaults set no rule."""
     names = GenerationConfig._get_default_generation_params()
     nothing = GenerationConfig(**names | {"do_sample": True, "top_k": 0})
     some = GenerationConfig(do_sample=True, temperature=0.5, top_p=0.25, suppress_tokens=[3])

@@ -1,4 +1,4 @@
-"""Beam search beside `generate` of transformers, by the logits of one model."""
+"""Beam search compared with `generate` of transformers, on the logits of one model."""
 
 import itertools
 
@@ -26,7 +26,7 @@ def model():
 
 
 def searched(model, num_beams, settings, rules=None, **options):
-    """Our searches by the logits of the model: `[settings, prompts]`, all at once."""
+    """Returns our searches on the logits of the model, `[settings, prompts]`, in one batch."""
     shape = (len(settings), len(oracle.PROMPTS))
     stops = np.array([[*stops, -1, -1][:3] for stops, _ in settings])[:, None]
     penalties = np.array([penalty for _, penalty in settings], np.float32)[:, None]
@@ -48,7 +48,7 @@ def searched(model, num_beams, settings, rules=None, **options):
 
 
 def assert_same(got, tokens, scores=None):
-    """All hypotheses of some prompts, in order."""
+    """Compares all hypotheses of some prompts, in order."""
     for i, length in np.ndenumerate(got.lengths):
         np.testing.assert_array_equal(got.tokens[i][:length], tokens[i][:length])
         assert (tokens[i][length:] == oracle.PAD).all()

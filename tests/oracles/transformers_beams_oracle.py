@@ -9,7 +9,7 @@ PROMPTS = ([5, 9, 17], [23], [8, 8, 31, 2, 39], [12, 30])
 
 
 def model() -> GPT2LMHeadModel:
-    torch.set_num_threads(1)  # so small a model is not worth more
+    torch.set_num_threads(1)  # the model is too small for more
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=VOCAB,
@@ -27,7 +27,7 @@ def model() -> GPT2LMHeadModel:
 
 
 def padded() -> tuple[torch.Tensor, torch.Tensor]:
-    """The prompts, padded on the left, and their attention mask."""
+    """Returns the prompts, padded on the left, and their attention mask."""
     width = max(map(len, PROMPTS))
     ids = [[PAD] * (width - len(p)) + p for p in PROMPTS]
     mask = [[0] * (width - len(p)) + [1] * len(p) for p in PROMPTS]
@@ -36,7 +36,7 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 
 @torch.no_grad()
 def logits_behind(model: GPT2LMHeadModel, written: np.ndarray) -> np.ndarray:
-    """Logits `[..., prompts, beams, vocab]` behind the prompts and what the beams have written."""
+    """Returns logits `[..., prompts, beams, vocab]` after the prompts and the text of each beam."""
     new = torch.tensor(written, dtype=torch.long).clamp(min=0)
     ids, mask = (x[:, None].expand(*new.shape[:-1], -1) for x in padded())
     ids = torch.cat([ids, new], dim=-1).flatten(0, -2)
@@ -47,7 +47,7 @@ def logits_behind(model: GPT2LMHeadModel, written: np.ndarray) -> np.ndarray:
 
 
 def generated(model: GPT2LMHeadModel, **settings) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens `[prompts, num_return, <= MAX_LENGTH]` behind the prompts, and scores."""
+    """Returns tokens `[prompts, num_return, <= MAX_LENGTH]` after the prompts, and scores."""
     ids, mask = padded()
     out = model.generate(
         ids,

@@ -10,7 +10,7 @@ from transformers.utils import ModelOutput
 
 
 def process(processor: hf.LogitsProcessor, logits: np.ndarray, ids=None) -> np.ndarray:
-    """New logits `[rows, vocab]`; `ids [rows, length]` is the text so far."""
+    """Returns new logits `[rows, vocab]`; `ids [rows, length]` is the text so far."""
     if ids is None:
         ids = np.zeros((len(logits), 1))
     scores = processor(torch.as_tensor(np.asarray(ids), dtype=torch.long), torch.tensor(logits))
@@ -33,7 +33,7 @@ KEPT = {
 
 
 def each(make, logits: np.ndarray, texts: list[np.ndarray]) -> np.ndarray:
-    """New logits of rows with texts of several lengths; `make(row number)` is a processor."""
+    """Returns new logits of rows with texts of any lengths; `make(row)` returns a processor."""
     return np.concatenate(
         [process(make(i), logits[i : i + 1], [text]) for i, text in enumerate(texts)]
     )
@@ -55,14 +55,14 @@ def guidance(conditional: np.ndarray, unconditional: np.ndarray, scale: float) -
 
 
 def synthid(logits: np.ndarray, g_values: np.ndarray) -> np.ndarray:
-    """The tournament over `g_values [rows, vocab, depth]`, in float64."""
+    """Runs the tournament over `g_values [rows, vocab, depth]`, in float64."""
     processor = hf.SynthIDTextWatermarkLogitsProcessor(5, [0], 2, 0, 1, torch.device("cpu"))
     scores = torch.tensor(logits, dtype=torch.float64)
     return processor.update_scores(scores, torch.tensor(g_values, dtype=torch.float64)).numpy()
 
 
 def pipeline(row: np.ndarray, values: dict, text: np.ndarray, prompt: int) -> np.ndarray:
-    """New logits of a row, by the processors of `generate` in its own order."""
+    """Returns new logits of a row by the processors of `generate`, in its order."""
     config = GenerationConfig(do_sample=True, num_beams=1)
     config.update(**_settings(values))
     config._eos_token_tensor = torch.tensor(values["stop_token_ids"])
@@ -98,7 +98,7 @@ def _settings(values: dict) -> dict:
 
 
 class _Model(GenerationMixin):
-    """Says the same whatever it is asked: what guidance takes for the unconditional logits."""
+    """A model with constant logits, which guidance takes as the unconditional ones."""
 
     config = types.SimpleNamespace(is_encoder_decoder=False)
 

@@ -1,15 +1,16 @@
-"""vLLM, which does not install here: its order and rules in NumPy float64, from its source's words.
+"""vLLM, which cannot be installed here: its order and rules in NumPy float64, from its source.
 
-Masks, bias, penalties (repetition of prompt and output, the others of the output alone), then
-greedy rows take the largest logit; temperature, min-p, top-k and, on what is left, top-p. Bad words
-are matched with prompt and output, where vLLM matches the output alone: see docs/differences.md.
+First masks, bias and penalties (repetition over prompt and output, the others over the output),
+then greedy rows take the largest logit. Other rows apply temperature, min-p, top-k and, to the
+remaining tokens, top-p. Bad words are matched with prompt and output, where vLLM matches only the
+output: see docs/differences.md.
 """
 
 import numpy as np
 
 
 def process(row: np.ndarray, values: dict, text: np.ndarray, prompt: int) -> np.ndarray:
-    """New logits of a row."""
+    """Returns new logits of a row."""
     x = np.where(values["allowed"], row.astype(np.float64), -np.inf)
     for word, size in zip(values["bad_words"], values["bad_word_lengths"], strict=True):
         if 0 < size <= len(text) + 1 and (text[len(text) - size + 1 :] == word[: size - 1]).all():

@@ -6,7 +6,7 @@ import xgrammar
 
 
 def bitmask(logits: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """New logits `[rows, vocab]` of packed masks `[rows, ceil(vocab / 32)]`."""
+    """Returns new logits `[rows, vocab]` for packed masks `[rows, ceil(vocab / 32)]`."""
     scores = torch.tensor(logits)
     xgrammar.apply_token_bitmask_inplace(scores, torch.tensor(words), vocab_size=logits.shape[-1])
     return scores.numpy()

@@ -1,4 +1,4 @@
-"""Programs that the TPU compiler makes of the functions for drafts."""
+"""Programs of the TPU compiler for the functions of drafts."""
 
 import dataclasses
 import functools
@@ -24,8 +24,8 @@ class Bounds(NamedTuple):
     """Bounds of a program, as multiples of the target's logits.
 
     Attributes:
-      read, written: in HBM, where the candidates settle every row.
-      temporaries: in every case.
+      read, written: the HBM traffic if the candidates settle every row.
+      temporaries: the memory in every case.
     """
 
     read: float
@@ -39,13 +39,13 @@ BOUNDS = {
     "chain": Bounds(2.3, 0.1, 0.15),
     "block": Bounds(2.3, 0.1, 2.1),
 }
-"""Penalised logits are written once. Block copies logits where it adds up whole rows, which the
-models may hold in two orders.
+"""Penalised logits are written once. Block copies logits to sum whole rows, since the two models
+may order them differently.
 """
 
 
 def call(name):
-    """A function and its arguments."""
+    """Returns a function and its arguments."""
     x, drafts = jnp.zeros((BATCH, DRAFTS + 1, VOCAB)), jnp.zeros((BATCH, DRAFTS), jnp.int32)
     keys = js.request_keys(np.arange(BATCH)[:, None], np.arange(DRAFTS + 1)[None])
     each = jnp.full(BATCH, 0.9)
@@ -63,7 +63,7 @@ def call(name):
 def program_of(name, topology):
     found = []
 
-    def arguments():  # of which no array is made
+    def arguments():  # evaluated for shapes only
         function, arguments = call(name)
         found.append(function)
         return arguments
@@ -84,7 +84,7 @@ def program_of(name, topology):
     ],
 )
 def test_logits_are_not_copied(name, topology):
-    """Though a TPU holds nine positions of a text in tiles of eight rows."""
+    """Although the nine positions of a text do not fit into tiles of eight rows."""
     program, bounds = program_of(name, topology), BOUNDS[name]
     logits = 4 * BATCH * (DRAFTS + 1) * VOCAB
     costs = settled(program, topology)

@@ -1,4 +1,4 @@
-"""Programs that the TPU compiler makes of every function, for chips of three generations."""
+"""Programs of the TPU compiler for every function, for chips of three generations."""
 
 import functools
 import itertools
@@ -28,9 +28,9 @@ VOCABS = (32000, 128256, 151936, 262144)
 DTYPES = ("float32", "bfloat16")
 ROWS = 32
 MANY_ROWS = 128
-FEW_ROWS = 8  # where bytes a row are counted: with 16 and 32 they differ by less than 1%
+FEW_ROWS = 8  # to count bytes per row: 16 and 32 rows differ by less than 1%
 CHEAP = ("greedy_sample", "categorical_sample")
-# Temporaries of at most so many times the logits, where a function writes some of their size.
+# Bounds of the temporaries as multiples of the logits, for functions that write such arrays.
 MOST = {
     "sample": 2,
     "sample, masks": 6,
@@ -46,18 +46,18 @@ LISTS += ("min_tokens_logits", "bad_words_logits")
 
 
 def most(name, topology, x):
-    """The bound of a function for a chip."""
+    """Returns the bound of a function for a chip."""
     if name in MOST:
         return MOST[name]
     if topology.startswith("tpu7x") or (topology.startswith("v6e") and x.nbytes >= 2**25):
         return 6  # in another layout, for which vector memory is too small
     if topology.startswith("v6e") and name == "dry_penalized_logits":
-        return 1.2  # TPU v6e has other cores scatter, which copies the logits
+        return 1.2  # TPU v6e scatters on other cores, which copies the logits
     # Lists of tokens become bits, whose matrices are transposed.
     return 0.3 if name in LISTS else 0.1
 
 
-# The most operations on the way of a batch that candidates settle, whatever the chip.
+# Bounds of the operations in the path of a settled batch, for every chip.
 OPERATIONS = {
     "greedy_sample": 25,
     "categorical_sample": 50,
@@ -65,12 +65,12 @@ OPERATIONS = {
     "sample": 130,
     "sample, masks": 200,
 }
-LONG = ("sample", "sample, masks")  # to compile
+LONG = ("sample", "sample, masks")  # by compile time
 USUAL = 128256
 
 
 def once():
-    """Short programs for all chips and dtypes, long ones for each chip or dtype."""
+    """Yields short programs for all chips and dtypes, and long ones for each chip or dtype."""
     for place, name in enumerate(OPERATIONS):
         for number, case in enumerate(itertools.product(GENERATIONS, DTYPES)):
             if name not in LONG or number % 3 == place % 3:
@@ -81,9 +81,10 @@ ONCE = [*once()]
 
 
 def covering():
-    """Each function in some case, a few in all, and before a release all for every generation.
+    """Yields each function in one case, a few in all, and before a release all for every
+    generation.
 
-    By then each has had both dtypes and parameters of each row and of all, too.
+    Each then has both dtypes, and both parameters per row and shared ones.
     """
     for i, name in enumerate(NAMES):
         if name in CHEAP:
@@ -96,7 +97,7 @@ def covering():
 
 
 def cases():
-    """Yields the cases that are not compiled for the test below."""
+    """Yields the cases that the test below does not compile."""
     for marked, name, topology, vocab, dtype, scalars in covering():
         if scalars or vocab != USUAL or (name, topology, dtype) not in ONCE:
             yield marked(name, topology, vocab, dtype, scalars)
@@ -117,13 +118,13 @@ def assert_bounded(program, name, topology, x):
     temporaries = program.memory_analysis().temp_size_in_bytes
     print(f"{name}: temporaries of {temporaries / x.nbytes:.2f} times the logits")
     assert temporaries <= most(name, topology, x) * x.nbytes
-    if name != "tail_free_logits":  # the rows whose tails candidates do not hold
+    if name != "tail_free_logits":  # rows whose tails are not among the candidates
         assert not sorts(program, x.shape[-1])
 
 
 @pytest.mark.parametrize(("name", "topology", "dtype"), ONCE)
 def test_the_logits_are_read_once_and_never_written(name, topology, dtype):
-    """Nor copied or converted; but the compiler may fetch them for a branch ahead of it."""
+    """They are not copied or converted either, but the compiler may prefetch them for a branch."""
     x = jnp.zeros((ROWS, USUAL), dtype)
     program = program_of(name, topology, x)
     assert_bounded(program, name, topology, x)
@@ -137,13 +138,13 @@ def test_the_logits_are_read_once_and_never_written(name, topology, dtype):
 
 
 def loops_over(program, size):
-    """The loops of a program that look at an array so large: a search without its kernel."""
+    """Returns the loops over an array of at least this size: searches without a kernel."""
     computations = hlo.parse(program.as_text()).computations.values()
     loops = [one for of in computations for one in of.values() if one.opcode == "while"]
     return [loop for loop in loops if holds(loop.result, size)]
 
 
-def test_a_search_without_its_kernel_would_be_seen():
+def test_a_search_without_its_kernel_is_detected():
     x = jnp.zeros((FEW_ROWS, USUAL))
     function, arguments = shapes("top_p_logits", x)
     place = SingleDeviceSharding(devices("v5e:2x2")[0])
@@ -169,7 +170,7 @@ def test_the_search_compiles_for_the_longest_rows(topology, dtype):
     assert temporaries.temp_size_in_bytes < 0.3 * x.nbytes  # the mask, transposed
 
 
-# How often rows, more than vector memory holds, are read from HBM and results written there.
+# The reads of the rows, which exceed vector memory, and the writes of results, in HBM.
 PASSES = {
     **dict.fromkeys(["token_logprobs", "replay_logprobs"], (1, 0)),
     **dict.fromkeys(["bitmask_logits", "suppressed_logits", "min_tokens_logits"], (1, 1)),
@@ -181,11 +182,11 @@ PASSES = {
 
 
 @pytest.mark.parametrize("name", PASSES)
-def test_logits_are_read_and_written_no_more_often_than_they_must(name):
+def test_logits_are_read_and_written_no_more_often_than_necessary(name):
     dtype = DTYPES[[*PASSES].index(name) % 2]
     x = jnp.zeros((MANY_ROWS, USUAL), dtype)
     function, arguments = shapes(name, x)
-    result = jax.eval_shape(function, *arguments)  # float32 where logits are computed
+    result = jax.eval_shape(function, *arguments)  # float32 if logits are computed
     costs = settled(program_of(name, "v5e:2x2", x), "v5e:2x2")
     read, written = PASSES[name]
     assert sum(cost.read for cost in costs) < (read + 0.1) * x.nbytes
@@ -194,7 +195,7 @@ def test_logits_are_read_and_written_no_more_often_than_they_must(name):
 
 
 def sorts(program, vocab):
-    """The sorts and top-k of rows near as long as the vocabulary."""
+    """Returns the sorts and top-k of at least a quarter of the vocabulary."""
     found = []
     for line in program.as_text().splitlines():
         if " sort(" in line or "TopK" in line:
@@ -204,12 +205,12 @@ def sorts(program, vocab):
 
 
 def holds(result, size):
-    """Whether there is an array so large in the text of a shape."""
+    """Returns whether the text of a shape contains an array of at least this size."""
     shapes = re.findall(r"\[([\d,]+)\]", result)
     return any(math.prod(int(n) for n in dims.split(",")) >= size for dims in shapes)
 
 
-def test_a_copy_would_be_seen():
+def test_a_copy_is_detected():
     x = jnp.zeros((ROWS, 128256))
     place = SingleDeviceSharding(devices("v5e:2x2")[0])
     costs = settled(compiled(jnp.transpose, (x,), lambda _: place), "v5e")
@@ -217,7 +218,7 @@ def test_a_copy_would_be_seen():
     assert sum(cost.written for cost in costs) >= x.nbytes
 
 
-def test_a_sort_would_be_seen():
+def test_a_sort_is_detected():
     place = SingleDeviceSharding(devices("v5e:2x2")[0])
     assert sorts(compiled(jnp.sort, (jnp.zeros((8, 4096)),), lambda _: place), 4096)
 
@@ -229,7 +230,7 @@ def test_a_sort_would_be_seen():
     "name",
     ["greedy_sample", "categorical_sample", "top_p_logits", "sample, masks", "sample, full call"],
 )
-def test_no_chip_asks_for_the_rows_of_another(name, topology, shape):
+def test_no_chip_requests_the_rows_of_another(name, topology, shape):
     x = jnp.zeros((FEW_ROWS, 131072))
     types = (AxisType.Auto, AxisType.Auto)
     mesh = jax.make_mesh(shape, ("batch", "vocab"), types, devices=devices(topology))
@@ -248,7 +249,7 @@ def test_no_chip_asks_for_the_rows_of_another(name, topology, shape):
 
 
 @pytest.mark.parametrize("name", ["greedy_sample", "categorical_sample", "top_p_logits"])
-def test_nor_inside_shard_map(name):
+def test_no_chip_requests_the_rows_of_another_inside_shard_map(name):
     x = jnp.zeros((FEW_ROWS, 131072), "bfloat16")
     mesh = jax.make_mesh((2, 8), ("batch", "vocab"), devices=devices("v5e:4x4"))
     function, arguments = shapes(name, x)

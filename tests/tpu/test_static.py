@@ -74,13 +74,13 @@ ENTRY %main (x: f32[8,1000]) -> f32[8,128] {
 """
 
 
-def test_bundles_count_as_often_as_their_loops_turn():
-    # One ahead and one that branches back; ten turns of two, one, five of two, and one of one.
+def test_bundles_count_once_per_iteration():
+    # Two bundles outside; ten iterations of two, five times two, one, one (the inner loop) and one.
     assert bundles.schedule(DUMP) == (2 + 10 * (2 + 5 * 2 + 1 + 1 + 1), 1)
     assert bundles.schedule(DUMP, [3]) == (2 + 10 * (2 + 5 * 2 + 1 + 3 + 1), 1)
 
 
-def test_a_bundle_of_outside_does_not_end_a_loop():
+def test_a_bundle_from_outside_does_not_end_a_loop():
     dump = """
      0   :  { %1 = vsyncpa [#allocation1], 0 }
    0x1 LB: > { %v1 = vld [vmem:[%s1] sm:$0xff] }
@@ -106,7 +106,7 @@ def test_bytes_in_hbm_are_padded_to_tiles(shape, size):
     assert hlo.hbm_bytes(shape) == size
 
 
-def test_slices_read_and_updates_write_what_they_touch():
+def test_slices_and_updates_count_only_the_bytes_they_access():
     module = hlo.parse("""
 ENTRY %main (x: f32[64,128], i: s32[]) -> f32[64,128] {
   %x = f32[64,128]{1,0:T(8,128)} parameter(0)
@@ -133,7 +133,7 @@ ENTRY %main (x: f32[64,128], i: s32[]) -> f32[64,128] {
         ("and(%i, %n)", None),
     ],
 )
-def test_turns_of_a_counted_loop(test, turns):
+def test_iterations_of_a_counted_loop(test, turns):
     module = hlo.parse(f"""
 %count (c: (s32[], f32[8])) -> pred[] {{
   %c = (s32[]{{:T(128)}}, /*index=1*/f32[8]{{0:T(128)}}) parameter(0)
@@ -149,13 +149,14 @@ ENTRY %main (x: (s32[], f32[8])) -> (s32[], f32[8]) {{
     assert hlo.turns(module, module.computations["main"]["w"]) == turns
 
 
-def test_loops_conditionals_and_copies_are_walked():
-    chip = CHIPS["v5e"]._replace(bandwidth=CHIPS["v5e"].clock)  # a byte a cycle
+def test_loops_conditionals_and_copies_are_counted():
+    chip = CHIPS["v5e"]._replace(bandwidth=CHIPS["v5e"].clock)  # one byte per cycle
     bundle = "   0x1   :  { nop }\n"
     program = Compiled(MODULE, {"f": 5000 * bundle, "dear": 100 * bundle})
     settled, searched = cheapest(program, chip), dearest(program, chip)
     read, copied = 8 * 128 * 4, 8 * 1024 * 4
-    # While the fusion runs its 5,000 bundles, HBM is busy for it and idle for the copy.
+    # While the fusion runs its 5,000 bundles, it uses HBM for a part and leaves it to the copy
+    # otherwise.
     assert settled.cycles == 5000 + copied - (5000 - read)
     assert settled.read == read + copied
     assert searched.cycles - settled.cycles == SEARCH_TURNS * read
@@ -163,7 +164,7 @@ def test_loops_conditionals_and_copies_are_walked():
     assert [cost.source for cost in searched.costs if cost.name == "dear"] == ["while/neg"]
 
 
-def test_the_mass_of_rows_is_taken_where_it_is_needed():
+def test_the_mass_of_rows_is_computed_if_it_is_needed():
     shape, loop = "f32[8,128]{1,0:T(8,128)}", "  ROOT %w ="
     mass = f'  %m = {shape} negate(%r), metadata={{op_name="jit(f)/row_mass/cond/neg"}}\n'
     program = Compiled(MODULE.replace(loop, mass + loop), {})
@@ -196,7 +197,7 @@ def test_a_maximum_reads_its_logits_once(chip):
         ("T .8, k 50, p .95, min-p .02", 1.2, 0.5),
     ],
 )
-def test_kernels_are_kept_where_they_are_estimated_to_win(name, of_argmax, of_xla):
+def test_kernels_are_used_if_they_are_estimated_to_be_faster(name, of_argmax, of_xla):
     ours, xla, argmax = map(on_v5e, (name, f"{name}, XLA", "jnp.argmax"))
     assert ours.cycles < of_argmax * argmax.cycles
     assert ours.cycles < of_xla * xla.cycles

@@ -1,4 +1,4 @@
-"""TPUs that are not there: the compiler alone, told what to compile for."""
+"""TPUs that need not be present: the compiler gets only their description."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ from bench.tpu.chips import CHIPS
 from bench.tpu.compiler import Compiled
 from bench.tpu.estimate import cheapest
 
-# What a machine with a TPU would be asked for.
+# A machine with a TPU would be queried for these.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -22,7 +22,7 @@ ENVIRONMENT = {
 
 @functools.cache
 def devices(topology):
-    """The devices of a topology, such as v5e:2x4."""
+    """Returns the devices of a topology, such as v5e:2x4."""
     pytest.importorskip("libtpu", reason="the extra tpu is not installed")
     os.environ.update(ENVIRONMENT)
     from jax.experimental import topologies
@@ -31,7 +31,7 @@ def devices(topology):
 
 
 def compiled(function, arguments, place):
-    """The program for arguments, or their shapes, that lie where `place` of each says."""
+    """Compiles for arguments, or their shapes, with the sharding `place` of each."""
 
     def shape(leaf):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place(leaf))
@@ -41,5 +41,5 @@ def compiled(function, arguments, place):
 
 
 def settled(program, topology):
-    """The operations of a program, each conditional by its cheapest branch."""
+    """Returns the operations of a program, with the cheapest branch of each conditional."""
     return cheapest(Compiled(program.as_text(), {}), CHIPS[topology.partition(":")[0]]).costs
