@@ -85,7 +85,7 @@ def measured(case: Case, *, with_peer: bool) -> dict[str, Found]:
 
 
 def with_kernels(plain: Mapping[str, Work]) -> dict[str, Work]:
-    """Our works with kernels of Mosaic GPU, which only `implementation` asks for."""
+    """Returns the works of jaxsample with the kernels of Mosaic GPU."""
     return {
         f"{name}, kernels": work._replace(
             function=functools.partial(work.function, implementation="pallas")

@@ -1,4 +1,4 @@
-"""The kernels of a GPU, interpreted on a CPU, give what XLA's way gives, bit for bit."""
+"""The kernels for GPUs, interpreted on a CPU, return the same results as XLA, bit for bit."""
 
 import functools
 import inspect
@@ -20,23 +20,23 @@ from jaxsample._core._search import Rules
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="kernels of a GPU need JAX 0.11"),
+    pytest.mark.skipif(jax.__version_info__ < (0, 11), reason="kernels for GPUs need JAX 0.11"),
 ]
 
 VOCAB = 18 * 256 + 77
-"""Two tiles of the scan, of which the second begins early, three of the search, and a short chunk,
-whose tokens are loaded one by one."""
+"""Two overlapping tiles of the scan, three of the search, and a short chunk, which is loaded token by
+token."""
 
 WHOLE = 4096
-"""The shortest vocabulary that has kernels, without a short chunk."""
+"""The smallest vocabulary with kernels, without a short chunk."""
 
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    """Interprets kernels where `implementation` asks for them; has the names of those that run.
+    """Interprets the kernels if `implementation="pallas"`, and returns a list of their names.
 
-    They are chosen when a function is traced: the interpreter has effects, which cannot be added
-    when it is lowered.
+    They are chosen when a function is traced, because the interpreter has effects, which cannot be
+    added when it is lowered.
     """
     from jaxsample._gpu import masses, search
     from jaxsample._gpu import rows as scan
@@ -64,7 +64,7 @@ def interpreted(monkeypatch):
 
 
 def semantic(dtype="float32", vocab=VOCAB):
-    """Rows of every kind, bad ones, and one whose few tokens above -inf are the last."""
+    """Returns rows of every kind, bad rows, and a row that is masked except for its last tokens."""
     normal = rows.make("normal", 4, vocab, dtype)
     normal[0, 7], normal[1, vocab - 1], normal[2] = np.nan, np.inf, -np.inf
     normal[3, : vocab - 3] = -np.inf
@@ -80,8 +80,8 @@ def same(a, b, message=""):
         np.testing.assert_array_equal(x, y, err_msg=message)
 
 
-def in_both_ways(function, *arguments):
-    """Asserts that a function gives the same with kernels and without."""
+def assert_same_as_xla(function, *arguments):
+    """Asserts that a function returns the same with and without kernels."""
     a, b = (
         compiled(functools.partial(function, implementation=implementation))(*arguments)
         for implementation in ("pallas", "xla")
@@ -97,7 +97,7 @@ def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, vocab, scaled
     from jaxsample._gpu.rows import chunk_maxima_and_sums
 
     x = semantic(dtype, vocab)
-    # From far below 1 to so large that all but the largest logits go to -inf.
+    # The largest rates map all but the largest logits to -inf.
     rate = jnp.geomspace(1e-3, 3e35, len(x)) if scaled else None
 
     @compiled
@@ -117,7 +117,7 @@ def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, vocab, scaled
 
 
 def varied(x):
-    """Parameters of top-k, top-p and min-p, a row; some are neutral."""
+    """Returns parameters of top-k, top-p and min-p for each row; some are neutral."""
 
     def repeated(*values, dtype="float32"):
         return jnp.asarray(np.resize(values, len(x)), dtype)
@@ -139,7 +139,7 @@ SEARCHES = [
 
 @pytest.mark.parametrize(("dtype", "vocab", "scaled", "order"), SEARCHES)
 def test_search(dtype, vocab, scaled, order):
-    """The kept sets of top-k, top-p and min-p, what they weigh, and the mass of all tokens."""
+    """The kept sets of top-k, top-p and min-p, their weights, and the mass of all tokens."""
     from jaxsample._gpu.masses import row_masses
 
     x = semantic(dtype, vocab)
@@ -173,14 +173,14 @@ def test_search(dtype, vocab, scaled, order):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_categorical(dtype, interpreted):
     x = semantic(dtype)
-    in_both_ways(js.categorical_sample, keys_of(x), x)
+    assert_same_as_xla(js.categorical_sample, keys_of(x), x)
     assert interpreted == ["chunk_maxima_and_sums"]
 
 
 def test_temperature_alone(interpreted):
     x = semantic()
     params = SamplingParams(temperature=jnp.asarray([0.7, 1.3, 0.0, 2.0, -1.0] * 3)[: len(x)])
-    in_both_ways(functools.partial(js.sample, return_kept=True), keys_of(x), x, params)
+    assert_same_as_xla(functools.partial(js.sample, return_kept=True), keys_of(x), x, params)
     assert interpreted == ["chunk_maxima_and_sums"]
 
 
@@ -192,16 +192,16 @@ def test_sample(interpreted):
         top_p=jnp.asarray([0.95, 1.0, 0.3] * 5)[: len(x)],
         min_p=jnp.asarray([0.0, 0.05] * 7)[: len(x)],
     )
-    in_both_ways(functools.partial(js.sample, return_kept=True), keys_of(x), x, params)
+    assert_same_as_xla(functools.partial(js.sample, return_kept=True), keys_of(x), x, params)
     assert interpreted == ["row_masses", "search"]
 
 
 def test_the_temperature_after_the_cut(interpreted):
-    """The search finds the cut alone, and the kept tokens are weighed at another temperature."""
+    """The search returns only the cut, since kept tokens are weighed at another temperature."""
     x = semantic("bfloat16", WHOLE)
     params = SamplingParams(temperature=0.6, top_p=0.97, top_k=500)
     order = ("top_k", "top_p", "temperature")
-    in_both_ways(functools.partial(js.sample, order=order), keys_of(x), x, params)
+    assert_same_as_xla(functools.partial(js.sample, order=order), keys_of(x), x, params)
     assert set(interpreted) == {"row_masses", "search"}
 
 
@@ -209,18 +209,18 @@ def test_positions_of_drafts_and_vmap(interpreted):
     x = rows.make("normal", 6, WHOLE).reshape(2, 3, WHOLE)
     keys = jax.random.split(jax.random.key(0), (2, 3))
     params = SamplingParams(top_p=jnp.linspace(0.1, 1, 6).reshape(2, 3))
-    in_both_ways(js.sample, keys, x, params)
+    assert_same_as_xla(js.sample, keys, x, params)
 
     def mapped(keys, x, *, implementation):
         sampled = functools.partial(js.categorical_sample, implementation=implementation)
         return jax.vmap(sampled)(keys, x)
 
-    in_both_ways(mapped, keys, x)
+    assert_same_as_xla(mapped, keys, x)
     assert set(interpreted) == {"row_masses", "search", "chunk_maxima_and_sums"}
 
 
 def test_a_golden_sample(monkeypatch, interpreted):
-    """Its integers; the last bits of others depend on the compiler."""
+    """Compares only integers; the last bits of floats depend on the compiler."""
     monkeypatch.setattr(js, "sample", functools.partial(js.sample, implementation="pallas"))
     name = "sample, in order"
     got = golden_cases.results(golden_cases.samples()[name]())
@@ -232,12 +232,12 @@ def test_a_golden_sample(monkeypatch, interpreted):
 
 
 def kernels_in(function, *arguments):
-    """The number of kernels in a program for NVIDIA GPUs."""
+    """Returns the number of kernels in a program for NVIDIA GPUs."""
     lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",))
     return lowered.as_text().count("@mosaic_gpu")
 
 
-def test_who_gets_a_kernel():
+def test_which_programs_have_kernels():
     def in_sample(vocab, dtype="float32", implementation="pallas", **fields):
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0)))
         x = jax.ShapeDtypeStruct((2, vocab), jnp.dtype(dtype))
@@ -257,11 +257,11 @@ def test_who_gets_a_kernel():
 
 def test_kernels_compute_in_32_bits():
     with jax.enable_x64(True):
-        test_who_gets_a_kernel()
+        test_which_programs_have_kernels()
 
 
 @several_devices
-def test_sharded_programs_get_none_but_inside_shard_map():
+def test_sharded_programs_have_kernels_only_inside_shard_map():
     mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,))
     spec = PartitionSpec("rows")
     x = jax.ShapeDtypeStruct((2, WHOLE), jnp.float32, sharding=jax.NamedSharding(mesh, spec))

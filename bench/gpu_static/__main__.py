@@ -54,11 +54,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=DTYPES[:1])
     parser.add_argument("--program", choices=NAMES, nargs="+", default=list(NAMES))
     parser.add_argument(
-        "--implementation", choices=["pallas"], help="with kernels, for one chip; else XLA's way"
+        "--implementation", choices=["pallas"], help="use kernels, for one chip (default: XLA)"
     )
     options = parser.parse_args(arguments)
     if options.implementation and len(options.chip) > 1:
-        parser.error("kernels are compiled for one chip a process: --chip")
+        parser.error("kernels can be compiled for only one chip: select it with --chip")
     return options
 
 

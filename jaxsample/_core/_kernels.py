@@ -1,8 +1,9 @@
 """The choice between kernels and XLA, made at lowering by the platform of the program.
 
-A compiler that shards a program over devices cannot look into a kernel: it would gather the logits
-for it. So the programs of one TPU get kernels, and those inside `shard_map`, where each device
-runs on its own. Those of a GPU get them only where they are asked for: no GPU has timed them.
+XLA cannot shard a kernel over devices: it would gather the logits for it. So kernels are used in
+programs for one device and inside `shard_map`, where each device runs independently. On a TPU they
+are the default for shapes for which the compiler estimates that they are faster. On a GPU, where
+they have not been timed, `implementation="pallas"` selects them.
 """
 
 import functools
@@ -20,7 +21,7 @@ from jaxsample._core._vmap import rowwise
 from jaxsample._tpu.rows import MAX_VOCAB, MIN_VOCAB, ROWS
 
 _MIN_VOCAB_ON_GPU = 16 * CHUNK
-"""A tile of the scan."""
+"""The number of tokens of a tile of the scan."""
 
 
 def choose(
@@ -31,16 +32,16 @@ def choose(
     cuda: Function | None = None,
     like: tuple[Array, ...] | None = None,
 ) -> tuple[Array, ...]:
-    """Calls `kernel(source, *rest, interpret=...)` where a kernel is chosen, else `otherwise`.
+    """Calls `kernel(source, *rest, interpret=...)` if a kernel is chosen, else `otherwise`.
 
-    Of both nothing has a gradient. The rest leads with the axes of the rows, too.
+    The results are not differentiable.
 
     Args:
       otherwise: the definition, `otherwise(source, *rest)`.
       source: the logits.
-      *rest: pytrees of arrays.
-      tpu: the kernel of a TPU.
-      cuda: that of an NVIDIA GPU, or None: it has none.
+      *rest: pytrees of arrays whose leading axes are those of the rows.
+      tpu: the kernel for TPUs.
+      cuda: the kernel for NVIDIA GPUs, or None.
       like: as in `at_lowering`.
     """
     if source.implementation == "xla":
@@ -68,7 +69,7 @@ def choose(
 
 
 def _suits(source: Source) -> bool:
-    """Whether kernels can look at logits, and by the compiler's estimates should."""
+    """Whether kernels support the logits and, by default, are estimated to be faster on a TPU."""
     logits = source.logits
     if 0 in logits.shape:
         return False
@@ -86,11 +87,11 @@ def _suits(source: Source) -> bool:
 
 
 def suits_gpu(source: Source) -> bool:
-    """Whether the kernels of a GPU can look at logits; XLA does where they cannot."""
+    """Whether the kernels for GPUs support the logits."""
     whole_tiles = source.logits.shape[-1] >= _MIN_VOCAB_ON_GPU
     return whole_tiles and source.mask is None and jax.__version_info__ >= (0, 11)
 
 
 def _compute_capability() -> float:
-    """Returns that of the GPU that a program is compiled for, as Mosaic GPU does."""
+    """Returns the compute capability of the target GPU, found in the same way as by Mosaic GPU."""
     return float(getattr(get_default_device(), "compute_capability", "9.0"))

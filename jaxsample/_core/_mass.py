@@ -120,8 +120,8 @@ def weights(
     """Returns the weights of logits of rows, by their places in a chunk and its shift.
 
     With `product` for `multiply` they are equal on every chip. With `jnp.multiply`, which makes a
-    pass over the logits up to a third faster, their last bit may differ.
-    `floor` is for kernels that have no operation for it.
+    pass over the logits up to a third faster, their last bit may differ. `floor` is a parameter
+    because Mosaic GPU has no such operation.
     """
     return _round(_power(_octaves(x, row_max), shift, multiply, floor), places, floor)
 
@@ -281,7 +281,7 @@ def _to_unsigned(x: Array) -> Array:
 
 
 def _whole(x: Array) -> Array:
-    """Returns positive numbers below 2**31 rounded down; not all kernels have a floor."""
+    """Returns positive numbers below 2**31 rounded down; Mosaic GPU has no floor."""
     return x.astype(jnp.int32).astype(jnp.float32)
 
 
@@ -307,7 +307,7 @@ def limbs(mass: Mass) -> list[Array]:
 
 
 def carried(limbs: Array | list[Array]) -> Mass:
-    """Returns the mass of four limbs that were added up, lowest first."""
+    """Returns the mass of four sums of limbs, lowest first."""
     a, b, c, d = limbs
     b += a >> 16
     c += b >> 16

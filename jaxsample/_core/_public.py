@@ -21,8 +21,8 @@ _OPTIONS = {
   axis_name: static, the mesh axis, or axes, over which the vocabulary is sharded inside
     `shard_map`; None if it is not.""",
     "implementation": """
-  implementation: static, "xla", or "pallas" for the kernels of a TPU or an NVIDIA GPU (those of a
-    TPU are interpreted elsewhere); None for kernels where a TPU should be faster with them. The
+  implementation: static, "xla", or "pallas" for kernels on TPUs and NVIDIA GPUs (on a CPU, those
+    for TPUs are interpreted); None for kernels on TPUs if they are estimated to be faster. The
     results are the same.""",
 }
 _RAISES = """

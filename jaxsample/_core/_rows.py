@@ -80,7 +80,7 @@ def scanned(
     """Returns the rows of a source, given their sortable block maxima and `largest` of each row."""
     dtype = source.logits.dtype
     if largest is None:
-        # A maximum of integers: one of floats over several devices may drop a NaN.
+        # A maximum of integers, since one of floats over several devices may drop a NaN.
         largest = jnp.max(sortable, axis=-1)
     raw_max = from_sortable(largest, dtype).astype(jnp.float32)
     bad = ~jnp.isfinite(raw_max)

@@ -23,7 +23,7 @@ from jaxsample._tpu.rows import Bins
 
 
 def scan(source: Source) -> Rows:
-    """Reads the logits, which have no mask, once and returns the maxima of the blocks."""
+    """Reads logits without a mask once and returns the maxima of the blocks."""
 
     def kernel(source: Source, *, interpret: bool) -> tuple[Array]:
         maxima = kernels.block_maxima(_flat(source.logits), interpret=interpret)
@@ -59,7 +59,7 @@ def scan_and_weigh(
         return sortable, jnp.max(sortable, axis=-1), *of_rows
 
     def on_gpu(source: Source, beta: Array | None, *, interpret: bool) -> tuple[Array, ...]:
-        from jaxsample._gpu import rows as kernels  # takes long to import
+        from jaxsample._gpu import rows as kernels  # slow to import
 
         lead = source.logits.shape[:-1]
         maxima, largest, *kept = kernels.chunk_maxima_and_sums(
@@ -113,8 +113,8 @@ def scan_and_rank(source: Source, beta: Array | None = None) -> tuple[Rows, Cand
 def _first(rows: Rows, bins: Bins, interpret: bool) -> Candidates:
     """Returns the first tokens of the bins.
 
-    They are the first of the row if all that the bins have left out comes behind them. Masked
-    tokens may be any.
+    They are the first tokens of the row if all tokens dropped from the bins rank after them. Masked
+    tokens are in any order.
     """
 
     def value(raw: Array) -> Array:
@@ -129,11 +129,11 @@ def _first(rows: Rows, bins: Bins, interpret: bool) -> Candidates:
         _tiles.unflat(x, rows.row_max.shape)[..., :number] for x in (from_sortable(sortable), token)
     )
     least = logit[..., -1:]
-    behind = (left < least) | (left == -jnp.inf)
+    after = (left < least) | (left == -jnp.inf)
     if rows.cut_beta is None:
-        # Of equal logits, a bin holds those of lower ids. Scaling makes more of them equal.
-        behind |= (left == least) & (last == least) & (bins.last_id >= token[..., -1:])
-    return Candidates(Cut(logit, token), jnp.all(behind, axis=-1))
+        # Of equal logits, a bin holds those of lower ids. Scaling makes more logits equal.
+        after |= (left == least) & (last == least) & (bins.last_id >= token[..., -1:])
+    return Candidates(Cut(logit, token), jnp.all(after, axis=-1))
 
 
 def _flat(x: Array) -> Array:

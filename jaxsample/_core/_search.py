@@ -1,4 +1,4 @@
-"""The search for prefixes of the ranking that end behind the candidates.
+"""The search for prefixes of the ranking that end after the candidates.
 
 The definition is in XLA, for groups of rows. Kernels of `_tpu` and `_gpu` find the same prefixes.
 """
@@ -33,9 +33,10 @@ class Rules:
     Attributes:
       values: the parameter of each rule, `[...]`: "top_k" int32 in [1, vocab], neutral vocab;
         "top_p" float32 in [0, 1], neutral 1; "min_p" float32 in [0, 1], neutral 0.
-      order: groups of rules. A group judges what those before it left, its rules jointly.
-      greedy: bool `[...]`, the rows that keep rank 0 alone; None where none does. Not a top-k of
-        1, for which a program would hold a search that never runs.
+      order: groups of rules. The rules of a group are applied jointly to the tokens that the
+        previous groups keep.
+      greedy: bool `[...]`, the rows that keep only rank 0, or None. They are not a top-k of 1, for
+        which programs would contain a search that never runs.
     """
 
     values: dict[str, Array]
@@ -47,8 +48,8 @@ class Kept(NamedTuple):
     """The weights and the number of the tokens of a kept set.
 
     Attributes:
-      sums: int32 `[..., chunks]`, its weights added up by chunk, for `_mass.place`.
-      num_kept: int32 `[...]`, the number of its tokens.
+      sums: int32 `[..., chunks]`, the weights added up by chunk, for `_mass.place`.
+      num_kept: int32 `[...]`, the number of tokens.
     """
 
     sums: Array
@@ -56,7 +57,7 @@ class Kept(NamedTuple):
 
 
 def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:
-    """Weighs and counts the tokens up to a cut, wherever it lies; without one, all."""
+    """Weighs and counts the tokens up to any cut, or all tokens if it is None."""
     keep = () if cut is None else _ranking.up_to(rows, cut)
     sums = _chunks.weigh(rows, scale, *keep)
     again, sums = _rows.read_beside(rows, sums, tested=cut is not None)
@@ -65,13 +66,13 @@ def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:
 
 
 def min_p_cut(rows: Rows, min_p: Array) -> Cut:
-    """Returns the cut of min-p alone: behind the last token that could have its least logit."""
+    """Returns the cut of min-p alone: all tokens with at least its smallest kept logit."""
     floor = rows.row_max + _elementary.log(min_p)
     return Cut(floor, jnp.full(floor.shape, rows.vocab, jnp.int32))
 
 
 def dropping(rows: Rows, rules: Rules, names: Iterable[str]) -> Array:
-    """Whether any of some rules can drop tokens of a row."""
+    """Whether any of the named rules can drop tokens of a row."""
     neutral = {"top_k": rows.vocab, "top_p": 1, "min_p": 0}
     found = jnp.full(rows.row_max.shape, False)
     for name in names:
@@ -80,7 +81,7 @@ def dropping(rows: Rows, rules: Rules, names: Iterable[str]) -> Array:
 
 
 def _in_xla(needed: Array, rows: Rows, rules: Rules, *, grouped: bool) -> Cut:
-    """Returns the cuts of rows whose prefix may end anywhere, for `update_rows`."""
+    """Returns the cuts of rows by a search with XLA, for `update_rows`."""
     needed &= dropping(rows, rules, rules.values)
     everything = _ranking.everything(rows)
     return lax.cond(
@@ -91,9 +92,9 @@ def _in_xla(needed: Array, rows: Rows, rules: Rules, *, grouped: bool) -> Cut:
 
 
 def _searched(rows: Rows, rules: Rules, needed: Array, grouped: bool) -> Cut:
-    """Returns the cuts that lie anywhere in the row: of one rule after the other.
+    """Returns the cuts of whole rows, searched for one rule after the other.
 
-    The rules are turns of one loop, so that a program holds a single search.
+    The rules are iterations of one loop, so that a program contains a single search.
     """
     scale = _chunks.probability(rows)
     if grouped:
@@ -128,7 +129,7 @@ def _searched(rows: Rows, rules: Rules, needed: Array, grouped: bool) -> Cut:
 
 
 def row_mass(rows: Rows, needed: Array) -> Mass:
-    """Returns the mass of all tokens `[...]`, of the rows that need it; the others get anything."""
+    """Returns the mass of all tokens of the needed rows `[...]`; undefined in other rows."""
 
     def on_tpu(_: Source, rows: Rows, needed: Array, *, interpret: bool) -> tuple[Array, ...]:
         found = masses.row_masses(_inputs(rows, {}, needed), interpret=interpret)
@@ -156,17 +157,17 @@ def update_beyond(
     *args: Any,
     weighed: bool,
 ) -> T:
-    """Returns `results` with those of `function(rows, cut, kept, *args)` in rows that need it.
+    """Returns `results` with those of `function(rows, cut, kept, *args)` in the needed rows.
 
     Args:
-      function: computes each row alone, from the cut of the prefix that the rules keep, and from
-        its tokens as `weigh_to` weighs them, or from None: they were not weighed.
-      needed: bool `[...]`, whether that prefix ends behind the candidates.
-      results: a pytree of arrays that lead with the axes of the rows.
+      function: computes each row independently, from the cut of the prefix that the rules keep and
+        from the result of `weigh_to` for it, or None if that was not computed.
+      needed: bool `[...]`, whether that prefix ends after the candidates.
+      results: a pytree of arrays whose leading axes are those of the rows.
       rows: the logits.
       rules: top-k, top-p and min-p.
-      *args: pytrees of arrays that lead with the axes of the rows.
-      weighed: whether the function wants the tokens weighed where that costs little.
+      *args: pytrees of arrays whose leading axes are those of the rows.
+      weighed: whether a kernel should also compute the result of `weigh_to`.
     """
 
     def searched(needed: Array, rows: Rows, rules: Rules, *args: Any, grouped: bool) -> T:
@@ -195,7 +196,7 @@ def update_beyond(
             return select(needed, function(rows, cut, kept, *args), results)
 
         if weighed:
-            # A launch that no row needs takes less than to ask the processor whether one does.
+            # An empty launch takes less time than waiting for the host to test the condition.
             return _leaves(computed())
         return _leaves(lax.cond(jnp.any(needed), computed, lambda: results))
 
@@ -217,7 +218,7 @@ def _leaves(tree: Any) -> tuple[Array, ...]:
 def _on_tpu(
     needed: Array, rows: Rows, rules: Rules, weighed: bool, interpret: bool
 ) -> tuple[Cut, Kept | None]:
-    """Returns the cuts of rows that need the search and, if asked for, what they keep."""
+    """Returns the cuts of the needed rows and, if `weighed`, the weights of their kept tokens."""
     inputs = _inputs(rows, rules.values, needed)
     found = kernels.search(inputs, rules.order, weighed=weighed, interpret=interpret)
     cut, *kept = jax.tree.map(lambda x: _tiles.unflat(x, needed.shape), found)
@@ -228,7 +229,7 @@ def _on_gpu(
     needed: Array, rows: Rows, rules: Rules, weighed: bool, interpret: bool
 ) -> tuple[Cut, Kept | None]:
     """As `_on_tpu`."""
-    from jaxsample._gpu import search as kernels  # takes long to import
+    from jaxsample._gpu import search as kernels  # slow to import
 
     inputs = _inputs_of_gpu(rows, rules.values, needed)
     found = kernels.search(inputs, rules.order, weighed=weighed, interpret=interpret)
@@ -237,7 +238,7 @@ def _on_gpu(
 
 
 def _inputs(rows: Rows, values: dict[str, Array], needed: Array) -> blocks.Inputs:
-    """Returns the inputs of the kernels of a TPU, with the parameters of rules."""
+    """Returns the inputs of the kernels for TPUs, with the parameters of the rules."""
     inputs = blocks.Inputs(
         rows.source.logits,
         rows.source.mask,
@@ -249,7 +250,7 @@ def _inputs(rows: Rows, values: dict[str, Array], needed: Array) -> blocks.Input
 
 
 def _inputs_of_gpu(rows: Rows, values: dict[str, Array] | None, needed: Array) -> Any:
-    """Returns the inputs of the kernels of a GPU, with the parameters of rules unless None."""
+    """Returns the inputs of the kernels for GPUs, with the parameters of the rules or without."""
     from jaxsample._gpu.masses import Inputs
 
     shifts = _chunks.probability(rows).shifts
@@ -261,7 +262,7 @@ def _inputs_of_gpu(rows: Rows, values: dict[str, Array] | None, needed: Array) -
 
 
 def _parameters(rows: Rows, values: dict[str, Array]) -> tuple[Array, Array, Array]:
-    """Returns k, p and the floor of min-p of each row, float32; neutral where a rule has none."""
+    """Returns k, p and the floor of min-p of each row, float32; neutral for missing rules."""
     neutral = {"top_k": rows.vocab, "top_p": 1.0, "min_p": 0.0}
     k, p, min_p = (rows.source.per_row(x).astype(jnp.float32) for x in (neutral | values).values())
     return k, p, min_p_cut(rows, min_p).logit

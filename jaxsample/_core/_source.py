@@ -20,7 +20,7 @@ CHUNK = 256
 """The size of the chunks of the draw."""
 
 Implementation = Literal["xla", "pallas"] | None
-"""No kernels, kernels wherever a program runs, or kernels where they are estimated to be faster."""
+"""No kernels, kernels, or None: kernels on TPUs if they are estimated to be faster."""
 
 
 @jax.tree_util.register_dataclass

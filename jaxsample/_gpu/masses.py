@@ -1,7 +1,7 @@
-"""Exact masses of the tokens of a row, and the kernel that returns those of all its tokens.
+"""Exact masses of tokens of a row, and the kernel for the mass of all its tokens.
 
-Logits are compared as sortable integers, among which a search halves distances without a conversion
-of the bits of a scalar, which Mosaic GPU does not have.
+Logits are compared as sortable integers. A search then needs no casts between the bits of integers
+and floats, which Mosaic GPU does not support for scalars.
 """
 
 from collections.abc import Callable
@@ -22,12 +22,10 @@ from jaxsample._gpu import tiles
 from jaxsample._gpu.tiles import Row, Tile
 
 PIVOTS = 8
-"""Sums that a pass adds up at most: with more of them, it would take longer than the passes that
-it saves.
-"""
+"""The number of sums of a pass. By the number of operations, the search is slower with 4 and 16."""
 
 _TOGETHER = 8
-"""Chunks of a tile: with 16, a thread would have no register left."""
+"""The number of chunks of a tile; 16 would need too many registers."""
 
 MOST = np.int32(np.iinfo(np.int32).max)
 LEAST = np.float32(-np.inf).view(np.int32) ^ MOST
@@ -39,13 +37,13 @@ class Inputs(NamedTuple):
 
     Attributes:
       logits: `[rows, vocab]`.
-      shifts: int32 `[rows, chunks]`, of the weights.
-      needed: bool `[rows]`, the rows to look at; the results of the others may be anything.
+      shifts: int32 `[rows, chunks]`, the shifts of the weights.
+      needed: bool `[rows]`, the rows to process; the results of other rows are undefined.
       row_max: float32 `[rows]`, the largest logit, multiplied by beta.
       beta: float32 `[rows]`, the inverse temperature, or None.
-      k: int32 `[rows]`, the number of tokens to keep; not less than the vocabulary: not asked for.
-      p: float32 `[rows]`, the share of the mass to keep; 1: not asked for.
-      floor: float32 `[rows]`, the least logit to keep; -inf: not asked for.
+      k: int32 `[rows]`, the number of tokens to keep; the size of the vocabulary is neutral.
+      p: float32 `[rows]`, the share of the mass to keep; 1 is neutral.
+      floor: float32 `[rows]`, the least logit to keep; -inf is neutral.
     """
 
     logits: Array
@@ -69,7 +67,7 @@ def row_masses(inputs: Inputs, *, interpret: bool) -> Mass:
 
 
 Tests = Callable[[Array, Array], list[Array]]
-"""Takes the sortable logits and the ids of tokens, returns which of them pass each test."""
+"""Takes the sortable logits and the ids of tokens, returns which tokens pass each test."""
 
 
 class Tokens(NamedTuple):
@@ -78,8 +76,8 @@ class Tokens(NamedTuple):
     Attributes:
       row: the row.
       sums: int32 `[PIVOTS, chunks]`, padded, in shared memory.
-      shifts: int32 `[chunks]`, of the weights, padded, in shared memory.
-      given: the parameters of the row, of the names in `Inputs`; the floor is a sortable integer.
+      shifts: int32 `[chunks]`, the shifts of the weights, padded, in shared memory.
+      given: the parameters of the row by their names in `Inputs`; the floor is a sortable integer.
       counting: whether each token weighs one unit.
     """
 
@@ -90,11 +88,11 @@ class Tokens(NamedTuple):
     counting: bool = False
 
     def everything(self) -> Cut:
-        """Returns the cut behind the last token."""
+        """Returns the cut after the last token."""
         return Cut(jnp.int32(LEAST), jnp.int32(self.row.vocab))
 
     def each(self, visit: Callable[[Tile, Array], None]) -> None:
-        """Calls a function for the tiles of the row, scaled, and the weights of their tokens."""
+        """Calls a function with each scaled tile of the row and the weights of its tokens."""
 
         def scaled(tile: Tile) -> None:
             if "beta" in self.given:
@@ -107,7 +105,7 @@ class Tokens(NamedTuple):
         self.row.each(scaled)
 
     def masses(self, tests: Tests, number: int = 1) -> list[Mass]:
-        """Returns the masses of the tokens that pass each of a number of tests."""
+        """Returns the masses of the tokens that pass each test."""
 
         def add_up(tile: Tile, weights: Array) -> None:
             for place, passed in enumerate(tests(sortable(tile.x), tile.ids)):
@@ -123,7 +121,7 @@ class Tokens(NamedTuple):
         return found
 
     def least(self, number: Array) -> Mass:
-        """Returns a lower bound of the weight of a token, by its sortable logit."""
+        """Returns a lower bound of the mass of a token, by its sortable logit."""
         if self.counting:
             return Mass(jnp.uint32(0), jnp.uint32(1))
         x = from_sortable(tiles.filled(number))
@@ -138,12 +136,12 @@ def up_to(cut: Cut) -> Tests:
 
 
 def is_kept(x: Array, ids: Array, cut: Cut) -> Array:
-    """As in `_ranking`, whose cuts have the axes of rows, which a number alone has not."""
+    """As `_ranking.is_kept`, with a scalar cut instead of one for each row."""
     return (x > cut.logit) | ((x == cut.logit) & (ids <= cut.token))
 
 
 def sortable(x: Array) -> Array:
-    """Returns `to_sortable` of logits that are not NaN, with one number for both zeros."""
+    """Returns `to_sortable` of logits that are not NaN; -0 and 0 are equal."""
     bits = lax.bitcast_convert_type(_ranking.unsigned_zero(x), jnp.int32)
     return bits ^ ((bits >> 31) & MOST)
 
@@ -151,7 +149,7 @@ def sortable(x: Array) -> Array:
 def call(
     name: str, body: Callable[..., None], inputs: Inputs, outputs: list[Any], interpret: bool
 ) -> tuple[Array, ...]:
-    """Runs a body for the rows that need it, with their tokens and the references to outputs."""
+    """Runs a body for the needed rows, with their tokens and the references to the outputs."""
     chunks = inputs.shifts.shape[1]
     size = tiles.padded(chunks)
     given = inputs._asdict()

@@ -1,6 +1,6 @@
-"""The first scan of the rows: the largest logits of their chunks, then the weights, in one launch.
+"""The first scan of the rows in one launch: the maxima of their chunks, then the weights.
 
-The second read of a row comes from the cache as far as that holds what all blocks read.
+A row is read twice. The second read hits the L2 cache if the rows of all running blocks fit in it.
 """
 
 from typing import Any
@@ -24,13 +24,13 @@ def chunk_maxima_and_sums(
     Args:
       logits: `[rows, vocab]`.
       beta: float32 `[rows]`, the inverse temperature, or None.
-      counted: whether tokens are counted, too.
+      counted: whether to also count the tokens.
       interpret: whether to run without a GPU.
 
     Returns:
-      The largest logits, not multiplied, +inf for a NaN, float32 `[rows, chunks]` and `[rows]`; the
-      sums, int32 `[rows, chunks]`; and int32 `[rows]`, the number of tokens whose scaled logit is
-      above -inf.
+      The largest logits, not multiplied by beta, +inf for a NaN, float32 `[rows, chunks]` and
+      `[rows]`; the sums, int32 `[rows, chunks]`; and int32 `[rows]`, the number of tokens whose
+      scaled logit is above -inf.
     """
     chunks = -(-logits.shape[1] // CHUNK)
     size = tiles.padded(chunks)
@@ -41,7 +41,7 @@ def chunk_maxima_and_sums(
         maxima[...] = jnp.full(size, -jnp.inf, jnp.float32)
 
         def look(tile: Tile) -> None:
-            # A maximum may drop a NaN; +inf makes the row a bad row, too.
+            # A maximum may drop a NaN; +inf also makes the row a bad row.
             maxima[tile.chunks] = jnp.max(jnp.where(tile.x == tile.x, tile.x, jnp.inf), axis=-1)
 
         row.each(look)

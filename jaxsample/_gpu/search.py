@@ -1,8 +1,8 @@
-"""The search for the last kept token of the rows that need it, in one launch.
+"""The search for the last kept token of rows, in one launch.
 
-The cut is that of `_core/_bisection`, from the same weights and the same exact masses. A pass over
-the row adds up the weights from eight pivots, evenly spaced between the bounds, so that it narrows
-them to a ninth. Pivots are sortable integers of logits, then ids among equal logits.
+The cut equals that of `_core/_bisection`, from the same weights and exact masses. A pass over the
+row adds up the weights at or above eight pivots, evenly spaced between the bounds, and so narrows
+the bounds to a ninth. Pivots are sortable integers of logits, then ids among equal logits.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Found(NamedTuple):
     """The results of the search for each row.
 
     Attributes:
-      cut: `[rows]`; it lies anywhere between the last kept token and the next one.
+      cut: `[rows]`; it may be anywhere between the last kept token and the next one.
       sums: int32 `[rows, chunks]`, the weights of the kept tokens, added up by chunk, or None.
       num_kept: int32 `[rows]`, the number of these tokens, or None.
     """
@@ -42,7 +42,7 @@ def search(
     Args:
       inputs: the rows and their parameters.
       order: the groups of rules.
-      weighed: whether to weigh and count the kept tokens, too.
+      weighed: whether to also weigh and count the kept tokens.
       interpret: whether to run without a GPU.
     """
 
@@ -66,7 +66,7 @@ def search(
 
 
 def _cut_of(tokens: Tokens, name: str, before: Cut) -> Cut:
-    """Returns the cut of a rule among the tokens up to a cut; its logit is a sortable integer."""
+    """Returns the cut of a rule, with a sortable integer, among the tokens up to another cut."""
     if name == "min_p":
         return tokens.everything()._replace(logit=tokens.given["floor"])
     k, p = tokens.given["k"], tokens.given["p"]
@@ -85,12 +85,12 @@ def _cut_of(tokens: Tokens, name: str, before: Cut) -> Cut:
 
 
 class _Bounds(NamedTuple):
-    """Bounds of the cut.
+    """Bounds of the cut. A number is a sortable integer, or minus an id.
 
     Attributes:
       low: the largest number known to reach the goal.
-      high: the least one known to miss it.
-      reached: the mass from `low` up.
+      high: the smallest one known to miss it.
+      reached: the mass at or above `low`.
     """
 
     low: Array
@@ -122,14 +122,14 @@ def _narrowed(
     least: Callable[[Array], Mass],
     bounds: _Bounds,
 ) -> _Bounds:
-    """Returns the bounds with no number between them, or from which every token is needed.
+    """Narrows bounds until no number is between them, or no token from `low` up can be dropped.
 
     Args:
       tokens: the tokens.
-      number: their numbers, from their sortable logits and ids.
+      number: takes sortable logits and ids, returns the numbers of tokens.
       goal: the mass to reach.
-      least: takes a number, returns a lower bound of what its tokens weigh.
-      bounds: those to begin with.
+      least: takes a number, returns a lower bound of the mass of a token with that number.
+      bounds: the initial bounds.
     """
 
     def unfinished(bounds: _Bounds) -> Array:
@@ -137,7 +137,7 @@ def _narrowed(
 
     def turn(bounds: _Bounds) -> _Bounds:
         low, high, reached = bounds
-        # Unsigned, since the distance may be more than a signed number holds.
+        # Unsigned, since the distance may overflow a signed integer.
         step = (high - low).astype(jnp.uint32) // jnp.uint32(PIVOTS + 1)
         step = jnp.maximum(step.astype(jnp.int32), 1)
         pivots = [jnp.minimum(low + step * i, high - 1) for i in range(1, PIVOTS + 1)]
@@ -156,13 +156,13 @@ def _narrowed(
 
 
 def _ends(bounds: _Bounds, goal: Mass, least: Mass) -> Array:
-    """Whether the goal would be missed without any one of the tokens from the lower bound up."""
+    """Whether removing any of the tokens from the lower bound up would miss the goal."""
     enough = _mass.add(goal, least)
     return _mass.reaches(bounds.reached, goal) & ~_mass.reaches(bounds.reached, enough)
 
 
 def _weigh_kept(tokens: Tokens, cut: Cut, sums_ref: Any, number_ref: Any) -> None:
-    """Writes the weights of the tokens up to a cut, by chunk, and their number."""
+    """Stores the sums of the weights of the tokens up to a cut, by chunk, and their number."""
     row, sums = tokens.row.number, tokens.sums
 
     def add_up(tile: Tile, weights: Array) -> None:

@@ -1,6 +1,6 @@
-"""The logits of a row in tiles of some chunks, which a block of 128 threads reads one by one.
+"""The tiles of a row, each of some chunks, which a block of 128 threads reads one after the other.
 
-A warp holds whole chunks of a tile, so that the sum or the maximum of a chunk is one of its lanes.
+A warp holds whole chunks of a tile, so that chunks are reduced within a warp.
 """
 
 import math
@@ -25,10 +25,9 @@ class Tile(NamedTuple):
     """Tokens of a row.
 
     Attributes:
-      x: float32 `[chunks, CHUNK]`; or `[CHUNK]`, the last tokens of the row, with -inf in front of
-        those of the short last chunk.
+      x: float32 `[chunks, CHUNK]`; or `[CHUNK]`, the short last chunk, preceded by -inf.
       ids: int32, their ids.
-      chunks: their chunks, as an index of arrays `[chunks]`.
+      chunks: the index of their chunks in arrays `[chunks]`.
     """
 
     x: Array
@@ -46,8 +45,8 @@ class Row(NamedTuple):
 
     Attributes:
       logits: the reference to the logits `[rows, vocab]`.
-      number: the number of the row.
-      together: chunks of a tile.
+      number: the index of the row.
+      together: the number of chunks of a tile.
       interpreted: whether the kernel is interpreted.
     """
 
@@ -61,7 +60,7 @@ class Row(NamedTuple):
         return int(self.logits.shape[1])
 
     def each(self, visit: Callable[[Tile], None]) -> None:
-        """Calls a function for the tiles that make up the row. Some chunks may come twice."""
+        """Calls a function for all tiles of the row. Some chunks may be in two tiles."""
         whole, shape = self.vocab // CHUNK, (self.together, CHUNK)
         layout = _layout(math.gcd(self.vocab, _WIDEST))
 
@@ -71,12 +70,12 @@ class Row(NamedTuple):
         def load(turn: Array) -> Array:
             start = first(turn) * CHUNK
             tokens = self.logits.at[self.number, pl.ds(start, self.together * CHUNK)]
-            if self.interpreted:  # which has no references of another shape
+            if self.interpreted:  # the interpreter cannot reshape references
                 return tokens[...].reshape(shape)
             return plgpu.load(tokens.reshape(*shape), layout=layout, optimized=False)
 
         def turn(number: Array, raw: Array) -> Array:
-            following = load(number + 1)  # which comes while this one is looked at
+            following = load(number + 1)  # overlaps with the computation
             chunk, place = (
                 plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=layout) for axis in (0, 1)
             )
@@ -90,7 +89,7 @@ class Row(NamedTuple):
             visit(self._last(whole))
 
     def _last(self, whole: int) -> Tile:
-        """Returns the short chunk behind so many whole ones."""
+        """Returns the short chunk after `whole` whole ones."""
         start = self.vocab - CHUNK
         layout = _strided(CHUNK, math.gcd(self.vocab, CHUNK // _THREADS))
         raw = plgpu.load(self.logits.at[self.number, pl.ds(start, CHUNK)], layout=layout)
@@ -100,22 +99,22 @@ class Row(NamedTuple):
 
 
 _WIDEST = 4
-"""Logits that a thread loads at once."""
+"""The largest number of logits of one load of a thread."""
 
 
 def _layout(vector: int) -> Any:
-    """Returns the layout of a tile: a chunk a warp, whose lanes have vectors of some tokens."""
+    """Returns the layout of a tile: each warp has whole chunks, each lane vectors of tokens."""
     tiling = plgpu.Tiling(((_WARPS, CHUNK), (_LANES * vector,), (vector,)))
     return plgpu.Layout.TILED(tiling, warp_dims=(-4,), lane_dims=(-2,), vector_dim=-1)
 
 
 def _strided(size: int, vector: int = 1) -> Any:
-    """Returns the layout of an array whose elements are shared out among all threads."""
+    """Returns the layout of an array that is distributed over all threads."""
     return plgpu.Layout.WG_STRIDED((size,), vec_size=vector)
 
 
 def weights(x: Array, places: Array, row_max: Array, shifts: Array) -> Array:
-    """Returns `_mass.weights`, rounded as by XLA, which contracts no product with a sum."""
+    """Returns `_mass.weights` without fused multiply-adds, which XLA does not emit on GPUs."""
     return _mass.weights(x, places, row_max, shifts, product, _floor)
 
 
@@ -125,17 +124,17 @@ def total(of_tokens: Array) -> Array:
 
 
 def load_all(ref: Any) -> Array:
-    """Returns an array `[n]`, with `n` a multiple of the threads."""
+    """Returns an array `[n]`, where `n` is a multiple of the number of threads."""
     return plgpu.load(ref, layout=_strided(*ref.shape))
 
 
 def filled(number: Array) -> Array:
-    """Returns an array of a number, whose bits can be looked at, unlike those of the number."""
+    """Returns an array filled with a number, since scalars do not support casts of bits."""
     return plgpu.layout_cast(jnp.full(_THREADS, number), _strided(_THREADS))
 
 
 def padded(chunks: int) -> int:
-    """Returns a number of chunks rounded up to a multiple of the threads."""
+    """Returns a number of chunks rounded up to a multiple of the number of threads."""
     return pl.cdiv(chunks, _THREADS) * _THREADS
 
 
@@ -153,14 +152,14 @@ def call(
     """Runs a body for each row.
 
     Args:
-      name: of the kernel.
-      body: takes the row, the references to what is given, those to the outputs, and the scratch by
-        name.
+      name: the name of the kernel.
+      body: takes the row, the references to `given`, the references to the outputs, and the scratch
+        arrays by name.
       logits: `[rows, vocab]`.
       given: other inputs.
-      outputs: the shape of each output of a row, and its dtype.
+      outputs: the shape and dtype of each output of a row.
       scratch: arrays in shared memory.
-      together: chunks of a tile.
+      together: the number of chunks of a tile.
       interpret: whether to run without a GPU.
     """
 
@@ -182,6 +181,6 @@ def call(
 
 
 def _floor(x: Array) -> Array:
-    """Returns the floor, for which Mosaic GPU has no operation."""
+    """Returns the floor, which is not an operation of Mosaic GPU."""
     nearest = lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)
     return nearest - jnp.where(nearest > x, np.float32(1), np.float32(0))
