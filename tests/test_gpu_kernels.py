@@ -24,8 +24,8 @@ pytestmark = [
 ]
 
 VOCAB = 18 * 256 + 77
-"""Two overlapping tiles of the scan, three of the search, and a short chunk, which is loaded token by
-token."""
+"""Two overlapping tiles of the scan, three of the search, and a short chunk, with scalar
+loads."""
 
 WHOLE = 4096
 """The smallest vocabulary with kernels, without a short chunk."""
