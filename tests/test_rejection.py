@@ -304,11 +304,11 @@ def correction_by_the_uniform_of_the_draft(old, requests, position):
 @pytest.mark.parametrize(
     ("part", "wrong", "method"),
     [
-        ("_behind", correction_from_target, "chain"),
+        ("_next_token", correction_from_target, "chain"),
         ("_uniforms", uniforms_by_position, "block"),
-        ("_behind", residual_of_chain, "block"),
-        ("_behind", correction_by_noise_of_the_draft, "chain"),
-        ("_behind", correction_by_the_uniform_of_the_draft, "chain"),
+        ("_next_token", residual_of_chain, "block"),
+        ("_next_token", correction_by_noise_of_the_draft, "chain"),
+        ("_next_token", correction_by_the_uniform_of_the_draft, "chain"),
     ],
 )
 def test_wrong_variants_fail_the_same_test(part, wrong, method):
