@@ -132,11 +132,11 @@ def text(found: Mapping[Case, Mapping[str, Found]], missing: str) -> str:
 
     pip install -e ".[bench]" && python -m bench.gpu
 
-GPU: microseconds that kernels and copies run, added up, by the profiler. Call: from the call to its
-end, the median of calls that take turns; it has the processor's part too, which launches them and
-looks at conditions. Rows are sure of their tokens, 12 hold .95 of the mass, unless a line says that
-they are flat. Kernels: `implementation="pallas"`. {PEER}, which `pip install flashinfer-python`
-brings, hands its tokens to the processor, and has no log-probs and no min-p."""
+GPU: the total time of kernels and copies in microseconds, by the profiler. Call: the median time of
+interleaved calls, which includes the time of the host to launch kernels and to test conditions. In
+each row 12 tokens have .95 of the probability, unless a line says that rows are flat. Kernels:
+`implementation="pallas"`. {PEER} (`pip install flashinfer-python`) copies its tokens to the host,
+and has no log-probs and no min-p."""
     if missing:
         head += f"\n\nNot measured: {PEER} ({missing})."
     return "\n\n".join([head, *(table(*of) for of in found.items())]) + "\n"

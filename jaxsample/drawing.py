@@ -20,9 +20,9 @@ from jaxsample._core import (
 from jaxsample._core._draw import Drawn
 from jaxsample._core._mass import Mass
 from jaxsample._core._prefix import Candidates
-from jaxsample._core._ranking import Cut
+from jaxsample._core._ranking import Cut, Kept
 from jaxsample._core._rows import Rows
-from jaxsample._core._search import Kept, Rules
+from jaxsample._core._search import Rules
 from jaxsample._core._source import Source, opened
 from jaxsample.orders import Order
 from jaxsample.params import SamplingParams

@@ -11,6 +11,7 @@ import pytest
 import rows
 from jax.sharding import AxisType, PartitionSpec
 from rows import several_devices
+from searches import varied
 from unoptimised import compiled
 
 import jaxsample as js
@@ -114,19 +115,6 @@ def test_maxima_sums_and_counts_are_those_of_the_definition(dtype, vocab, scaled
     assert bad.sum() == 3
     assert not np.isfinite(found[1][bad]).any()
     same([one[~bad] for one in found], [one[~bad] for one in expected])
-
-
-def varied(x):
-    """Returns parameters of top-k, top-p and min-p for each row; some are neutral."""
-
-    def repeated(*values, dtype="float32"):
-        return jnp.asarray(np.resize(values, len(x)), dtype)
-
-    return {
-        "top_k": repeated(70, 1000, x.shape[1], 4000, 300, dtype="int32"),
-        "top_p": repeated(0.95, 0.5, 0.999, 1, 0.9, 0.7, 1e-9),
-        "min_p": repeated(0, 0.01, 0.001, 1e-5),
-    }
 
 
 SEARCHES = [

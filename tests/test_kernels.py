@@ -12,6 +12,7 @@ import rows
 from catalogue import NAMES, VARIED, calls
 from jax.sharding import AxisType, PartitionSpec
 from rows import SHORT_TURN, exhaustive, several_devices
+from searches import varied
 from unoptimised import compiled
 
 import jaxsample as js
@@ -190,19 +191,6 @@ def to_search(dtype, vocab):
     close = np.linspace(-14, -14.01, vocab, dtype=x.dtype)
     close[5] = 0
     return jnp.asarray(np.concatenate([x[:8], others, x[8:], close[None]]))
-
-
-def varied(x):
-    """Returns parameters of top-k, top-p and min-p for each row; some are neutral."""
-
-    def repeated(*values, dtype="float32"):
-        return jnp.asarray(np.resize(values, len(x)), dtype)
-
-    return {
-        "top_k": repeated(70, 1000, x.shape[1], 5000, 300, dtype="int32"),
-        "top_p": repeated(0.95, 0.5, 0.999, 1, 0.9, 0.7, 1e-9),
-        "min_p": repeated(0, 0.01, 0.001, 1e-5),
-    }
 
 
 WHOLE = VOCAB // kernels.LANES * kernels.LANES

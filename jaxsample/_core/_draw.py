@@ -31,9 +31,9 @@ from jaxsample._core._gather import take_chunk
 from jaxsample._core._lookup import take
 from jaxsample._core._mass import Mass, Scale
 from jaxsample._core._prefix import Candidates
-from jaxsample._core._ranking import Cut
+from jaxsample._core._ranking import Cut, Kept
 from jaxsample._core._rows import Rows
-from jaxsample._core._search import Kept, Rules, update_beyond
+from jaxsample._core._search import Rules, update_beyond
 from jaxsample._core._sortable import from_sortable, to_sortable
 from jaxsample._core._source import CHUNK
 
@@ -84,8 +84,8 @@ def nearest(noise: Array, rows: Rows, scale: Scale, sums: Array, cut: Cut, numbe
     """Returns the token of `draw` and the tokens that came nearest to being drawn.
 
     The distance of a token is the log of the ratio of its chunk's time to that of the first chunk,
-    plus the log of the ratio of its own time to that of the first token of its chunk. These are the
-    factors by which rates would have to change for another winner. Ties are ordered by id.
+    plus the log of the ratio of its own time to that of the first token of its chunk. Each ratio is
+    the factor by which a rate would have to change for another winner. Ties are ordered by id.
 
     Returns:
       int32 `[..., number]`, padded with -1; undefined on bad rows.

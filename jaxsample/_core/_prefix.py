@@ -14,9 +14,9 @@ from jaxsample._core import _lookup, _mass, _ranking, _search
 from jaxsample._core._lookup import sums_by_index
 from jaxsample._core._mass import Mass
 from jaxsample._core._parameters import SHARE, TOP_K
-from jaxsample._core._ranking import Cut
+from jaxsample._core._ranking import Cut, Kept
 from jaxsample._core._rows import Rows
-from jaxsample._core._search import Kept, Rules, dropping, min_p_cut, update_beyond
+from jaxsample._core._search import Rules, dropping, min_p_cut, update_beyond
 from jaxsample._core._source import CHUNK
 from jaxsample._core._vmap import rowwise
 

@@ -34,6 +34,18 @@ class Cut(NamedTuple):
     token: Array
 
 
+class Kept(NamedTuple):
+    """The weights and the number of the tokens of a kept set.
+
+    Attributes:
+      sums: int32 `[..., chunks]`, the weights added up by chunk, for `_mass.place`.
+      num_kept: int32 `[...]`, the number of tokens.
+    """
+
+    sums: Array
+    num_kept: Array
+
+
 def is_kept(x: Array, ids: Array, cut: Cut) -> Array:
     """Whether tokens `[..., *]` with these logits and ids are in the prefix of a cut."""
     logit, token = (to_elements(of, x) for of in cut)

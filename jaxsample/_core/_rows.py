@@ -119,7 +119,7 @@ def read_again(rows: Rows, after: Any) -> tuple[Rows, Any]:
     return rows._replace(source=source, beta=beta, cut_beta=cut_beta), after
 
 
-def read_beside(rows: Rows, after: Array, *, tested: bool) -> tuple[Rows, Array]:
+def read_again_unless_fused(rows: Rows, after: Array, *, tested: bool) -> tuple[Rows, Array]:
     """As `read_again`, but not on TPU and CUDA, where XLA fuses two independent passes into one.
 
     If both passes test which tokens to include (`tested`), there is a barrier on CUDA as well: XLA

@@ -75,7 +75,7 @@ def scan_and_weigh(
         sortable = _chunks.sortable_maxima(source, CHUNK)
         rows = _rows.scanned(source, sortable, beta)
         if source.mask is not None:
-            rows, sortable = _rows.read_beside(rows, sortable, tested=False)
+            rows, sortable = _rows.read_again_unless_fused(rows, sortable, tested=False)
         scale = _chunks.probability(rows)
         largest = jnp.max(sortable, axis=-1)
         if counted:

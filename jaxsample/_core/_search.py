@@ -5,7 +5,7 @@ The definition is in XLA, for groups of rows. Kernels of `_tpu` and `_gpu` find 
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from jaxsample._core._bisection import by_logit, search
 from jaxsample._core._groups import select, update_rows
 from jaxsample._core._kernels import choose
 from jaxsample._core._mass import Mass, Scale
-from jaxsample._core._ranking import Cut
+from jaxsample._core._ranking import Cut, Kept
 from jaxsample._core._rows import Rows
 from jaxsample._core._source import Source
 from jaxsample._tpu import blocks, masses
@@ -44,23 +44,11 @@ class Rules:
     greedy: Array | None = None
 
 
-class Kept(NamedTuple):
-    """The weights and the number of the tokens of a kept set.
-
-    Attributes:
-      sums: int32 `[..., chunks]`, the weights added up by chunk, for `_mass.place`.
-      num_kept: int32 `[...]`, the number of tokens.
-    """
-
-    sums: Array
-    num_kept: Array
-
-
 def weigh_to(rows: Rows, scale: Scale, cut: Cut | None) -> Kept:
     """Weighs and counts the tokens up to any cut, or all tokens if it is None."""
     keep = () if cut is None else _ranking.up_to(rows, cut)
     sums = _chunks.weigh(rows, scale, *keep)
-    again, sums = _rows.read_beside(rows, sums, tested=cut is not None)
+    again, sums = _rows.read_again_unless_fused(rows, sums, tested=cut is not None)
     counts = _chunks.weigh(again, _chunks.tally(rows), *keep)
     return Kept(sums, jnp.sum(counts, axis=-1, dtype=jnp.int32))
 
@@ -136,7 +124,7 @@ def row_mass(rows: Rows, needed: Array) -> Mass:
         return tuple(_tiles.unflat(x, needed.shape) for x in found)
 
     def on_gpu(_: Source, rows: Rows, needed: Array, *, interpret: bool) -> tuple[Array, ...]:
-        from jaxsample._gpu.masses import row_masses
+        from jaxsample._gpu.masses import row_masses  # slow to import
 
         found = row_masses(_inputs_of_gpu(rows, None, needed), interpret=interpret)
         return tuple(x.reshape(needed.shape) for x in found)
@@ -179,33 +167,35 @@ def update_beyond(
         shared = rows.source.shards is not None
         return _leaves(update_rows(searched, needed, results, shared, rows, *args))
 
-    def on_tpu(
-        _: Source, needed: Array, results: T, rows: Rows, rules: Rules, *args: Any, interpret: bool
-    ) -> tuple[Array, ...]:
-        def computed() -> T:
-            cut, kept = _on_tpu(needed, rows, rules, weighed, interpret)
-            return select(needed, function(rows, cut, kept, *args), results)
+    def by_kernel(
+        search_rows: Callable[..., tuple[Cut, Kept | None]], *, conditional: bool
+    ) -> Callable[..., tuple[Array, ...]]:
+        def kernel(
+            _: Source,
+            needed: Array,
+            results: T,
+            rows: Rows,
+            rules: Rules,
+            *args: Any,
+            interpret: bool,
+        ) -> tuple[Array, ...]:
+            def computed() -> T:
+                cut, kept = search_rows(needed, rows, rules, weighed, interpret)
+                return select(needed, function(rows, cut, kept, *args), results)
 
-        return _leaves(lax.cond(jnp.any(needed), computed, lambda: results))
+            if not conditional:
+                return _leaves(computed())
+            return _leaves(lax.cond(jnp.any(needed), computed, lambda: results))
 
-    def on_gpu(
-        _: Source, needed: Array, results: T, rows: Rows, rules: Rules, *args: Any, interpret: bool
-    ) -> tuple[Array, ...]:
-        def computed() -> T:
-            cut, kept = _on_gpu(needed, rows, rules, weighed, interpret)
-            return select(needed, function(rows, cut, kept, *args), results)
-
-        if weighed:
-            # An empty launch takes less time than waiting for the host to test the condition.
-            return _leaves(computed())
-        return _leaves(lax.cond(jnp.any(needed), computed, lambda: results))
+        return kernel
 
     leaves = choose(
         otherwise,
         rows.source,
         *(needed, results, rows, rules, *args),
-        tpu=on_tpu,
-        cuda=on_gpu,
+        tpu=by_kernel(_on_tpu, conditional=True),
+        # On a GPU, the host would wait for the condition. Blocks of other rows return at once.
+        cuda=by_kernel(_on_gpu, conditional=not weighed),
         like=_leaves(results),
     )
     return jax.tree.unflatten(jax.tree.structure(results), leaves)
@@ -221,20 +211,18 @@ def _on_tpu(
     """Returns the cuts of the needed rows and, if `weighed`, the weights of their kept tokens."""
     inputs = _inputs(rows, rules.values, needed)
     found = kernels.search(inputs, rules.order, weighed=weighed, interpret=interpret)
-    cut, *kept = jax.tree.map(lambda x: _tiles.unflat(x, needed.shape), found)
-    return cut, Kept(*kept) if weighed else None
+    return jax.tree.map(lambda x: _tiles.unflat(x, needed.shape), found)
 
 
 def _on_gpu(
     needed: Array, rows: Rows, rules: Rules, weighed: bool, interpret: bool
 ) -> tuple[Cut, Kept | None]:
-    """As `_on_tpu`."""
+    """As `_on_tpu`, on a GPU."""
     from jaxsample._gpu import search as kernels  # slow to import
 
     inputs = _inputs_of_gpu(rows, rules.values, needed)
     found = kernels.search(inputs, rules.order, weighed=weighed, interpret=interpret)
-    cut, *kept = jax.tree.map(lambda x: x.reshape(*needed.shape, *x.shape[1:]), found)
-    return cut, Kept(*kept) if weighed else None
+    return jax.tree.map(lambda x: x.reshape(*needed.shape, *x.shape[1:]), found)
 
 
 def _inputs(rows: Rows, values: dict[str, Array], needed: Array) -> blocks.Inputs:

@@ -22,7 +22,7 @@ from jaxsample._gpu import tiles
 from jaxsample._gpu.tiles import Row, Tile
 
 PIVOTS = 8
-"""The number of sums of a pass. By the number of operations, the search is slower with 4 and 16."""
+"""The number of sums of a pass, for which a search takes the fewest operations (bench/NOTES.md)."""
 
 _TOGETHER = 8
 """The number of chunks of a tile; 16 would need too many registers."""

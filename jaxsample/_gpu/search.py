@@ -13,31 +13,19 @@ from jax import Array, lax
 
 from jaxsample._core import _mass, _ranking
 from jaxsample._core._mass import Mass
-from jaxsample._core._ranking import Cut
+from jaxsample._core._ranking import Cut, Kept
 from jaxsample._core._sortable import from_sortable
 from jaxsample._gpu import masses, tiles
 from jaxsample._gpu.masses import LEAST, MOST, PIVOTS, Inputs, Tokens
 from jaxsample._gpu.tiles import Tile
 
 
-class Found(NamedTuple):
-    """The results of the search for each row.
-
-    Attributes:
-      cut: `[rows]`; it may be anywhere between the last kept token and the next one.
-      sums: int32 `[rows, chunks]`, the weights of the kept tokens, added up by chunk, or None.
-      num_kept: int32 `[rows]`, the number of these tokens, or None.
-    """
-
-    cut: Cut
-    sums: Array | None = None
-    num_kept: Array | None = None
-
-
 def search(
     inputs: Inputs, order: tuple[tuple[str, ...], ...], *, weighed: bool, interpret: bool
-) -> Found:
-    """Returns the cut of the tokens that top-k, top-p and min-p keep.
+) -> tuple[Cut, Kept | None]:
+    """Returns the cuts of the tokens that top-k, top-p and min-p keep, and if `weighed` these.
+
+    A cut may be anywhere between the last kept token and the next one.
 
     Args:
       inputs: the rows and their parameters.
@@ -62,7 +50,7 @@ def search(
     outputs += [((tiles.padded(chunks),), jnp.int32), ((), jnp.int32)] * weighed
     number, token, *kept = masses.call("search", body, inputs, outputs, interpret)
     cut = Cut(from_sortable(number), token)
-    return Found(cut, kept[0][:, :chunks], kept[1]) if weighed else Found(cut)
+    return cut, Kept(kept[0][:, :chunks], kept[1]) if weighed else None
 
 
 def _cut_of(tokens: Tokens, name: str, before: Cut) -> Cut:

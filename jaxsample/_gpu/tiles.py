@@ -20,6 +20,9 @@ from jaxsample._core._source import CHUNK
 
 _THREADS, _WARPS, _LANES = 128, 4, 32
 
+_WIDEST = 4
+"""The largest number of logits of one load of a thread."""
+
 
 class Tile(NamedTuple):
     """Tokens of a row.
@@ -96,10 +99,6 @@ class Row(NamedTuple):
         ids = start + plgpu.broadcasted_iota(jnp.int32, (CHUNK,), 0, layout=layout)
         x = jnp.where(ids < whole * CHUNK, -jnp.inf, raw.astype(jnp.float32))
         return Tile(x, ids, whole)
-
-
-_WIDEST = 4
-"""The largest number of logits of one load of a thread."""
 
 
 def _layout(vector: int) -> Any:

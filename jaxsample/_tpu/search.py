@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 
 from jaxsample._core import _mass
 from jaxsample._core._mass import Mass
-from jaxsample._core._ranking import Cut, is_kept
+from jaxsample._core._ranking import Cut, Kept, is_kept
 from jaxsample._core._sortable import mean
 from jaxsample._core._source import CHUNK
 from jaxsample._tpu import blocks, masses
@@ -36,24 +36,12 @@ _STEP_DOWN = 2.0
 """The first step, in logits, of the search for a lower bound."""
 
 
-class Found(NamedTuple):
-    """The results of the search for each row.
-
-    Attributes:
-      cut: `[rows]`; it may be anywhere between the last kept token and the next one.
-      sums: int32 `[rows, chunks]`, the weights of the kept tokens, added up by chunk, or None.
-      num_kept: int32 `[rows]`, the number of these tokens, or None.
-    """
-
-    cut: Cut
-    sums: Array | None = None
-    num_kept: Array | None = None
-
-
 def search(
     inputs: blocks.Inputs, order: tuple[tuple[str, ...], ...], *, weighed: bool, interpret: bool
-) -> Found:
-    """Returns the cut of the tokens that top-k, top-p and min-p keep.
+) -> tuple[Cut, Kept | None]:
+    """Returns the cuts of the tokens that top-k, top-p and min-p keep, and if `weighed` these.
+
+    A cut may be anywhere between the last kept token and the next one.
 
     Args:
       inputs: the rows and their parameters.
@@ -74,9 +62,9 @@ def search(
     )
     cut = Cut(logit[:, 0], token[:, 0])
     if not weighed:
-        return Found(cut)
+        return cut, None
     sums, counts = kept
-    return Found(cut, sums[:, :chunks], jnp.sum(counts, axis=1, dtype=jnp.int32))
+    return cut, Kept(sums[:, :chunks], jnp.sum(counts, axis=1, dtype=jnp.int32))
 
 
 def _search_body(
