@@ -23,7 +23,7 @@ from jaxsample._gpu.tiles import Tile
 def search(
     inputs: Inputs, order: tuple[tuple[str, ...], ...], *, weighed: bool, interpret: bool
 ) -> tuple[Cut, Kept | None]:
-    """Returns the cuts of the tokens that top-k, top-p and min-p keep, and if `weighed` these.
+    """Returns the cuts of top-k, top-p and min-p, and if `weighed` the weights of the kept tokens.
 
     A cut may be anywhere between the last kept token and the next one.
 
