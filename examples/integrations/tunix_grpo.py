@@ -43,10 +43,10 @@ class Draws:
 
     def padded(self, length):
         """Returns the draws, padded with log-probs 0 and full kept sets."""
-        behind = [0, length - len(self.logprobs)]
+        padding = [0, length - len(self.logprobs)]
         return Draws(
-            np.pad(self.logprobs, behind),
-            np.pad(self.kept_mask, [behind, [0, 0]], constant_values=-1),
+            np.pad(self.logprobs, padding),
+            np.pad(self.kept_mask, [padding, [0, 0]], constant_values=-1),
         )
 
 
